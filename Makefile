@@ -1,0 +1,90 @@
+# Everything a newcomer needs is `make demo` and `make test`; `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Caches live outside the clone, so that a clean clone does not compile RocksDB again (13 minutes on 2 cores).
+export BALSA_CACHE ?= $(HOME)/.cache/balsa
+export CARGO_TARGET_DIR ?= $(BALSA_CACHE)/target
+export BALSA_KUBE ?= /run/balsa-kube
+export PATH := $(BALSA_CACHE)/bin:$(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
+BIN := $(CARGO_TARGET_DIR)/debug
+# Always the whole workspace: building one package alone selects other features and compiles RocksDB once more.
+CARGO := cargo
+SCENARIO ?=
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Bring up Kubernetes, the operator and a cluster of 3, use it, scale it to 5 and back
+	@e2e/demo
+
+.PHONY: demo-down
+demo-down: ## Remove all that the demo left running
+	@e2e/demo-down
+
+.PHONY: run
+run: build ## Start 3 nodes as plain local processes, no Kubernetes (ctrl-C ends them)
+	@e2e/local/run
+
+.PHONY: install
+install: ## Install what building and testing need (Debian packages, Go tools)
+	@e2e/install all
+
+.PHONY: build
+build: ## Build all binaries
+	@e2e/install packages rust
+	$(CARGO) build --workspace --locked
+
+.PHONY: test
+test: ## All tests: checks, unit, simulation, processes, end-to-end on a real Kubernetes
+	@.ci/phases
+
+.PHONY: test-unit
+test-unit: ## Tests that need no Kubernetes
+	$(CARGO) test --workspace --locked
+
+.PHONY: test-long
+test-long: ## More seeds of the simulations and repeated end-to-end runs
+	BALSA_SEEDS=20000 $(CARGO) test --workspace --locked simulation -- --nocapture
+
+.PHONY: e2e
+e2e: images ## End-to-end scenarios on Kubernetes; SCENARIO=name runs one
+	@e2e/run $(SCENARIO)
+
+.PHONY: images
+images: build ## Build the container images and hand them to the local Kubernetes
+	@e2e/images/build
+
+.PHONY: kube-up
+kube-up: ## Bring up the local Kubernetes alone
+	@e2e/install all
+	@e2e/kubernetes/up
+
+.PHONY: kube-down
+kube-down: ## Take the local Kubernetes down, leaving nothing
+	@e2e/kubernetes/down
+
+.PHONY: bench
+bench: build ## Compare with etcd in one run; writes the table for docs/benchmarks.md
+	@e2e/install etcd
+	@e2e/bench/run
+
+.PHONY: lint
+lint: ## Formatting and clippy, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+.PHONY: check
+check: lint verify-generated test-unit ## What a change must pass before it is pushed, without Kubernetes
+
+.PHONY: generate
+generate: ## Rewrite generated files (CRD YAML, chart copies) and golden files
+	UPDATE_GOLDEN=1 $(CARGO) test --workspace --locked golden -- --nocapture
+
+.PHONY: verify-generated
+verify-generated: ## Fail when a generated file is stale
+	$(CARGO) test --workspace --locked generated

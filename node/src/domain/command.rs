@@ -1,0 +1,45 @@
+//! What clients ask of the replicated state, and what applying it answers. The vocabulary is etcd's own messages.
+
+use balsa_proto::{etcdserverpb as pb, log};
+
+/// A command as it stands in the log.
+pub use balsa_proto::log::proposal::Command;
+
+/// The Raft group that a call is meant for. One group today; sharding by consistent hash adds more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct GroupId(pub u32);
+
+/// Names one proposal for its waiter. Never used twice: `incarnation` is drawn anew by each process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProposalId {
+    /// Raft id of the member that took the request from its client.
+    pub origin: u64,
+    /// Process incarnation of that member.
+    pub incarnation: u64,
+    /// Counts up within the incarnation.
+    pub sequence: u64,
+}
+
+impl ProposalId {
+    /// The id of a decoded proposal.
+    pub const fn of(proposal: &log::Proposal) -> Self {
+        Self { origin: proposal.origin, incarnation: proposal.incarnation, sequence: proposal.sequence }
+    }
+}
+
+/// What an applied command answers. Headers carry only `revision`; the service fills ids and term.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Of a put.
+    Put(pb::PutResponse),
+    /// Of a delete.
+    DeleteRange(pb::DeleteRangeResponse),
+    /// Of a transaction.
+    Txn(pb::TxnResponse),
+    /// Of a compaction; physical deletion goes on in the background.
+    Compact(pb::CompactionResponse),
+    /// Of a member publishing itself.
+    Publish,
+    /// Of a membership change: the membership after it.
+    Membership(log::Membership),
+}

@@ -1,0 +1,6 @@
+//! The model, pure: no clock, no thread, no async runtime, no RocksDB, no tonic. It is driven by values and answers in
+//! values, so golden scripts and seeded simulations can drive it.
+
+pub mod command;
+pub mod mvcc;
+pub mod raft;

@@ -1,0 +1,1 @@
+//! Consensus: the sans-IO replica and the membership it obeys.

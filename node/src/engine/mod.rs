@@ -1,0 +1,1 @@
+//! Placeholder until its slice lands in this branch.
