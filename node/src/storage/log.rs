@@ -45,18 +45,18 @@ pub struct LogWrite<'a> {
     pub sync: bool,
 }
 
-/// The log of one Raft group.
-pub trait LogStore: Send + 'static {
+/// The log of one Raft group. One thread writes; others may read.
+pub trait LogStore: Send + Sync + 'static {
     /// Reads what the disk holds.
     fn initial(&self) -> Result<InitialState>;
 
     /// Writes atomically.
-    fn write(&mut self, write: LogWrite<'_>) -> Result<()>;
+    fn write(&self, write: LogWrite<'_>) -> Result<()>;
 
     /// Entries in `[low, high)`, at least one, stopping before `max_bytes` is exceeded.
     fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>>;
 
     /// Drops entries below `index`, and moves the snapshot point to `point` (index - 1). Not synced: a crash may bring
     /// them back, which does no harm.
-    fn trim(&mut self, point: &SnapshotPoint) -> Result<()>;
+    fn trim(&self, point: &SnapshotPoint) -> Result<()>;
 }

@@ -6,6 +6,10 @@
 
 pub mod key_space;
 pub mod log;
+pub mod marker;
+pub mod memory;
+pub mod rocks;
+pub mod snapshot;
 
 pub use key_space::{KeySpace, Table, View, WriteBatch};
 pub use log::{InitialState, LogStore, LogWrite, SnapshotPoint};

@@ -1,0 +1,1 @@
+//! The state machine: committed entries in, one atomic write batch, outcomes and events out.

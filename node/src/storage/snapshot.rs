@@ -1,0 +1,1 @@
+//! Snapshot directories: a manifest, checksummed files, staging and verification.
