@@ -25,6 +25,7 @@ use super::kv::KvApi;
 use super::maintenance::MaintenanceApi;
 use super::node::NodeApi;
 use super::http;
+use crate::config::url::Url;
 use crate::service::Member;
 use crate::service::metrics::Metrics;
 
@@ -122,11 +123,12 @@ impl Listeners {
     ///
     /// # Errors
     /// An address that cannot be bound, with the address in the text.
-    pub fn serve(&mut self, addresses: &[SocketAddr], routes: &Routes) -> io::Result<Vec<SocketAddr>> {
-        let mut bound = Vec::with_capacity(addresses.len());
-        for address in addresses {
-            let in_context = |error: io::Error| io::Error::new(error.kind(), format!("listen on {address}: {error}"));
-            let incoming = TcpIncoming::bind(*address).map_err(in_context)?.with_nodelay(Some(true));
+    pub fn serve(&mut self, urls: &[Url], routes: &Routes) -> io::Result<Vec<SocketAddr>> {
+        let mut bound = Vec::with_capacity(urls.len());
+        for url in urls {
+            let address = url.listen_address().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+            let in_context = |error: io::Error| io::Error::new(error.kind(), format!("listen on {url}: {error}"));
+            let incoming = TcpIncoming::bind(address).map_err(in_context)?.with_nodelay(Some(true));
             bound.push(incoming.local_addr()?);
             let closing = self.closing.clone();
             let server = server().add_routes(routes.clone());

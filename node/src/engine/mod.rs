@@ -3,10 +3,12 @@
 
 pub mod failure;
 pub mod handle;
+pub mod node;
 pub mod status;
 
 pub use failure::Failure;
 pub use handle::Handle;
+pub use node::{Exit, Node, NodeConfig};
 pub use status::Status;
 
 /// The key space that a running member uses.
