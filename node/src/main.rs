@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use balsa_node::api::server::{Listeners, Services};
 use balsa_node::config::{Config, Invocation, logging};
-use balsa_node::engine::{Exit, Node, NodeConfig};
+use balsa_node::engine::fatal::Fatal;
+use balsa_node::engine::{Node, NodeConfig};
 use balsa_node::process::{StopSignals, Termination, end_by};
 use balsa_node::service::metrics::Metrics;
-use balsa_node::service::{Member, Settings, health, stop};
+use balsa_node::service::{Member, Settings, stop};
+use balsa_node::storage::marker;
 use tonic::service::Routes;
 
 #[global_allocator]
@@ -26,28 +28,33 @@ fn main() {
     };
     match ended {
         Ok(signal) => end_by(signal),
-        Err(termination) => termination.end(),
+        Err(termination) => termination.of(marker::read(&config.data_dir).ok().flatten().as_ref()).end(),
     }
 }
 
 /// Runs until a signal, which is the answer, or until the node cannot go on.
 async fn run(config: &Config) -> Result<i32, Termination> {
     let mut signals = StopSignals::listen().map_err(failed)?;
-    let node = Node::open(NodeConfig::from(config)).await.map_err(exited)?;
+    let (fatal, metrics) = (Fatal::default(), Arc::new(Metrics::new().map_err(failed)?));
+    let node = tokio::select! {
+        node = Node::open(NodeConfig::from(config), fatal.clone()) => node.map_err(|error| {
+            Termination::typed(error.exit_code(), error.reason(), error.to_string())
+        })?,
+        signal = signals.next() => return Ok(signal),
+    };
     let member = Arc::new(Member::new(node.clone(), Settings::from(config)));
-    let metrics = Arc::new(Metrics::new().map_err(failed)?);
-    let services = Services { member: member.clone(), metrics, max_request_bytes: config.max_request_bytes };
+    let services = Services::new(member.clone(), metrics, config);
 
     let mut listeners = Listeners::default();
     listeners.serve(&config.listen_metrics_urls, &services.metrics_routes()).map_err(failed)?;
     listeners.serve(&config.listen_peer_urls, &services.peer_routes(Routes::default())).map_err(failed)?;
-    let client = services.client_routes(Routes::default()).map_err(failed)?;
-    listeners.serve(&config.listen_client_urls, &client).map_err(failed)?;
-    tokio::spawn(health::announce(member.clone()));
+    listeners.serve(&config.listen_client_urls, &services.client_routes().map_err(failed)?).map_err(failed)?;
 
     let signal = tokio::select! {
         signal = signals.next() => signal,
-        exit = node.failed() => return Err(exited(exit)),
+        ending = fatal.ended() => {
+            return Err(Termination::typed(ending.code as i32, &Termination::reason_of(ending.code), ending.message));
+        }
         what = listeners.failed() => return Err(failed(what)),
     };
     tokio::select! {
@@ -56,18 +63,10 @@ async fn run(config: &Config) -> Result<i32, Termination> {
         _ = signals.next() => member.stopping().cancel(),
     }
     listeners.close().await;
-    if let Ok(handle) = member.handle() {
-        handle.stop().await;
-    }
+    node.stop().await;
     Ok(signal)
 }
 
 fn failed(error: impl ToString) -> Termination {
     Termination::failed(1, error.to_string())
-}
-
-fn exited(exit: Exit) -> Termination {
-    let Exit { code, cluster_id, raft_id, incarnation, message } = exit;
-    let reason = Termination::reason_of(code);
-    Termination { code: code as i32, reason, cluster_id, raft_id, incarnation, message }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::{env, fs, io};
 
+use balsa_proto::log::Marker;
 use balsa_proto::node::ExitCode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -54,7 +55,12 @@ pub struct Termination {
 impl Termination {
     /// A failure without a typed code.
     pub fn failed(code: i32, message: impl Into<String>) -> Self {
-        let reason = if code == 2 { "Usage" } else { "Failed" }.to_owned();
+        Self::typed(code, if code == 2 { "Usage" } else { "Failed" }, message)
+    }
+
+    /// A failure with a code and a reason of its own.
+    pub fn typed(code: i32, reason: &str, message: impl Into<String>) -> Self {
+        let reason = reason.to_owned();
         Self { code, reason, cluster_id: 0, raft_id: 0, incarnation: 0, message: message.into() }
     }
 
@@ -75,6 +81,16 @@ impl Termination {
             "message": self.message,
         })
         .to_string()
+    }
+
+    /// With what the disk says of itself.
+    pub fn of(mut self, marker: Option<&Marker>) -> Self {
+        if let Some(marker) = marker {
+            self.cluster_id = marker.cluster_id;
+            self.raft_id = marker.member_id;
+            self.incarnation = marker.incarnation;
+        }
+        self
     }
 
     /// Says it on stderr and in the termination log, and ends the process.

@@ -2,7 +2,6 @@
 //! 2 s, on a voter that is not on its way out and that its operator holds for the right cluster. Liveness depends on
 //! nothing outside the process: never on quorum or peers.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::failure::Error;
@@ -11,9 +10,6 @@ use crate::engine::Failure;
 
 /// How old the last confirmed read index may be. Longer than an election, so that one does not unready the cluster.
 pub const READ_INDEX_FRESH: Duration = Duration::from_secs(2);
-
-/// How often the membership is looked at until this member has joined.
-const ANNOUNCE_POLL: Duration = Duration::from_millis(20);
 
 /// One named check and its result; the error says why it failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,22 +58,6 @@ pub async fn health(member: &Member, serializable: bool) -> Result<(), String> {
         return Err("RAFT NO LEADER".to_owned());
     }
     handle.read_index().await.map_err(|failure| range_error(failure.into()))
-}
-
-/// Says once that the member has joined and answers. Test frameworks written for etcd wait for this very text.
-pub async fn announce(member: Arc<Member>) {
-    while !has_joined(&member) {
-        tokio::time::sleep(ANNOUNCE_POLL).await;
-    }
-    tracing::info!(name = member.settings().name, "ready to serve client requests");
-}
-
-/// Whether the membership shows that this member has started, under a leader.
-fn has_joined(member: &Member) -> bool {
-    member.handle().is_ok_and(|handle| {
-        let status = handle.status();
-        status.leader != 0 && status.membership.members.iter().any(|m| m.id == status.raft_id && m.started)
-    })
 }
 
 fn serializable_read(member: &Member, while_uninitialized: bool) -> Result<(), String> {

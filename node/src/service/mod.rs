@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod node;
 pub mod reconfigure;
 pub mod stop;
+pub mod watch;
 
 pub use failure::Error;
 pub use member::{Member, Settings};
