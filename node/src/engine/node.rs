@@ -241,11 +241,10 @@ impl Node {
         Ok(marker)
     }
 
-    /// Hands leadership over, then stops all threads and flushes.
+    /// Stops all threads of the member, if one runs, and flushes.
     pub async fn stop(&self) {
         let handle = self.handle();
         if let Ok(handle) = handle {
-            handle.hand_over().await;
             handle.stop().await;
         }
     }
