@@ -1,1 +1,3 @@
 //! Consensus: the sans-IO replica and the membership it obeys.
+
+pub mod validate;
