@@ -23,7 +23,8 @@ start() {
 
 is_running() {
     local pid started
-    read -r pid started <"$KUBE/pids/$1" 2>/dev/null || return 1
+    [[ -e $KUBE/pids/$1 ]] || return 1
+    read -r pid started <"$KUBE/pids/$1"
     [[ -n $started && $(start_time "$pid") == "$started" ]]
 }
 
