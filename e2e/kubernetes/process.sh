@@ -1,5 +1,5 @@
-# Starting programs in the background, and ending exactly those again: a pid file holds the process id with the start time
-# of the process, so that an id which the kernel gave to another process since is never taken for ours.
+# Starting programs in the background, and ending exactly those again: a pid file holds the process id with the start
+# time of the process, so that an id which the kernel gave to another process since is never taken for ours.
 # shellcheck shell=bash
 
 # The start time of a process in clock ticks since boot, empty when there is no such process or it is a zombie.
