@@ -26,7 +26,7 @@ use crate::domain::apply::{AppliedPoint, StateMachine};
 use crate::domain::raft::recovery::repair;
 use crate::domain::raft::{Replica, ReplicaConfig};
 use crate::storage::rocks::RocksLog;
-use crate::storage::{self, LogStore, LogWrite, SnapshotPoint};
+use crate::storage::{self, KeySpace, LogStore, LogWrite, SnapshotPoint};
 use crate::transport::Peers;
 use crate::transport::tonic::{TonicPeers, TonicPeersConfig};
 

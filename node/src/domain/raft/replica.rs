@@ -354,6 +354,8 @@ impl<L: LogStore> Replica<L> {
             term: self.raw.raft.term,
             committed: log.committed,
             last_index: log.last_index(),
+            persisted: log.persisted,
+            leads: self.raw.raft.state == StateRole::Leader,
         }
     }
 
