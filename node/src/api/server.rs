@@ -20,6 +20,7 @@ use tonic::transport::server::TcpIncoming;
 use wire::node_server::NodeServer;
 
 use super::cluster::ClusterApi;
+use super::ending::Ending;
 use super::forward::GrpcLeader;
 use super::grpc_metrics::GrpcMetricsLayer;
 use super::kv::KvApi;
@@ -86,7 +87,8 @@ impl Services {
         let cluster = ClusterServer::new(ClusterApi::new(self.member.clone(), leader));
         let maintenance = MaintenanceServer::new(MaintenanceApi::new(self.member.clone()));
         let member = self.member.clone();
-        let watch = WatchServer::new(WatchApi::new(move || member.handle(), self.watch, self.max_request_bytes));
+        let watch = WatchApi::new(move || member.handle(), self.watch, self.max_request_bytes);
+        let watch = WatchServer::new(Ending::new(watch, self.member.stopping().clone()));
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = || {
             tonic_reflection::server::Builder::configure()
