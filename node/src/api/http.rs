@@ -9,9 +9,10 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use crate::config::version::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use crate::service::health::{self, Check};
 use crate::service::metrics::Metrics;
-use crate::service::{ETCD_CLUSTER_VERSION, ETCD_VERSION, Member};
+use crate::service::Member;
 
 /// What the handlers read.
 #[derive(Clone)]

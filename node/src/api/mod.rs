@@ -10,3 +10,4 @@ pub mod maintenance;
 pub mod node;
 pub mod server;
 pub mod status;
+pub mod watch;

@@ -10,6 +10,7 @@ use balsa_proto::{FILE_DESCRIPTOR_SET, node as wire};
 use pb::cluster_server::ClusterServer;
 use pb::kv_server::KvServer;
 use pb::maintenance_server::MaintenanceServer;
+use pb::watch_server::WatchServer;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -25,8 +26,12 @@ use super::kv::KvApi;
 use super::maintenance::MaintenanceApi;
 use super::node::NodeApi;
 use super::http;
+use super::watch::WatchApi;
+use crate::config::Config;
+use crate::config::url::Url;
 use crate::service::Member;
 use crate::service::metrics::Metrics;
+use crate::service::watch::WatchSettings;
 
 /// What a request may be larger than the limit on the command in it; etcd's own allowance.
 const REQUEST_OVERHEAD: usize = 512 * 1024;
@@ -50,37 +55,47 @@ const CLOSE_BOUND: Duration = Duration::from_secs(5);
 /// What the routes are made of.
 #[derive(Clone)]
 pub struct Services {
-    /// The member that is served.
-    pub member: Arc<Member>,
-    /// Its metrics.
-    pub metrics: Arc<Metrics>,
-    /// The limit on one command, in bytes.
-    pub max_request_bytes: usize,
+    member: Arc<Member>,
+    metrics: Arc<Metrics>,
+    max_request_bytes: usize,
+    watch: WatchSettings,
 }
 
 impl Services {
+    /// Serves `member`, with the limits of `config`.
+    pub fn new(member: Arc<Member>, metrics: Arc<Metrics>, config: &Config) -> Self {
+        let watch = WatchSettings {
+            progress_interval: config.watch_progress_notify_interval,
+            election_timeout: config.election_timeout,
+        };
+        Self { member, metrics, max_request_bytes: config.max_request_bytes, watch }
+    }
+
     fn decode_limit(&self) -> usize {
         self.max_request_bytes.saturating_add(REQUEST_OVERHEAD)
     }
 
-    /// gRPC and HTTP of the client port. `more` are services of other modules (watch).
+    /// gRPC and HTTP of the client port.
     ///
     /// # Errors
     /// The reflection service cannot be built from the contract's descriptors.
-    pub fn client_routes(&self, more: Routes) -> Result<Routes, tonic_reflection::server::Error> {
+    pub fn client_routes(&self) -> Result<Routes, tonic_reflection::server::Error> {
         let limit = self.decode_limit();
         let leader = Arc::new(GrpcLeader);
         let kv = KvServer::new(KvApi::new(self.member.clone()));
         let cluster = ClusterServer::new(ClusterApi::new(self.member.clone(), leader));
         let maintenance = MaintenanceServer::new(MaintenanceApi::new(self.member.clone()));
+        let member = self.member.clone();
+        let watch = WatchServer::new(WatchApi::new(move || member.handle(), self.watch, self.max_request_bytes));
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let routes = more
+        let routes = Routes::default()
             .add_service(kv.max_decoding_message_size(limit).max_encoding_message_size(usize::MAX))
+            .add_service(watch.max_decoding_message_size(limit).max_encoding_message_size(usize::MAX))
             .add_service(cluster.max_decoding_message_size(limit))
             .add_service(maintenance.max_decoding_message_size(limit))
             .add_service(health)
@@ -122,11 +137,12 @@ impl Listeners {
     ///
     /// # Errors
     /// An address that cannot be bound, with the address in the text.
-    pub fn serve(&mut self, addresses: &[SocketAddr], routes: &Routes) -> io::Result<Vec<SocketAddr>> {
-        let mut bound = Vec::with_capacity(addresses.len());
-        for address in addresses {
-            let in_context = |error: io::Error| io::Error::new(error.kind(), format!("listen on {address}: {error}"));
-            let incoming = TcpIncoming::bind(*address).map_err(in_context)?.with_nodelay(Some(true));
+    pub fn serve(&mut self, urls: &[Url], routes: &Routes) -> io::Result<Vec<SocketAddr>> {
+        let mut bound = Vec::with_capacity(urls.len());
+        for url in urls {
+            let address = url.listen_address().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+            let in_context = |error: io::Error| io::Error::new(error.kind(), format!("listen on {url}: {error}"));
+            let incoming = TcpIncoming::bind(address).map_err(in_context)?.with_nodelay(Some(true));
             bound.push(incoming.local_addr()?);
             let closing = self.closing.clone();
             let server = server().add_routes(routes.clone());

@@ -9,6 +9,7 @@ pub mod flags;
 pub mod logging;
 pub mod sources;
 pub mod url;
+pub mod version;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

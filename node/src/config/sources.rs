@@ -9,8 +9,8 @@ use clap::{Arg, ArgAction, Command, value_parser};
 use serde_yaml::Value;
 
 use super::flags::{self, Flag, Kind};
+use super::version::{BALSA_VERSION, ETCD_VERSION};
 use super::{ConfigError, duration};
-use crate::service::{BALSA_VERSION, ETCD_VERSION};
 
 /// Prefixes of variables, ours first.
 const PREFIXES: [&str; 2] = ["BALSA_", "ETCD_"];

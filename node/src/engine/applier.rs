@@ -127,7 +127,9 @@ impl Applier {
         *self.store.write() = store;
         let old = std::mem::replace(&mut self.name, name.to_owned());
         self.keeper.installed();
-        self.hub.reset();
+        if let Err(error) = self.hub.reset() {
+            tracing::warn!(%error, "watchers could not be told of the snapshot");
+        }
         self.publish_status();
         info!(index = point.index, name, "snapshot installed");
         // Readers that still hold the old store keep its files open; what is left over goes at the next start.

@@ -19,7 +19,6 @@ use crate::domain::command::Outcome;
 use crate::domain::membership;
 use crate::domain::raft::replica::CAUGHT_UP_ENTRIES;
 use crate::domain::raft::{NotProposed, Replica, Role};
-use crate::domain::refusal::Refusal;
 use crate::storage::LogStore;
 
 /// See the module.
@@ -53,7 +52,7 @@ impl Changes {
         }
         self.sequence += 1;
         let sequence = CHANGE_SEQUENCES | self.sequence;
-        let conf_change = conf_change(&change, &status.membership);
+        let conf_change = conf_change(&change);
         let context = log::MembershipChange { origin, incarnation, sequence, planned_on, change: Some(change) };
         let answer = waiters.register(sequence, Bytes::new());
         waiters.sent(sequence, replica.role().term);
@@ -141,11 +140,8 @@ fn check<L: LogStore>(
     if replica.change_in_flight() || replica.transferring() {
         return Err(Failure::ChangeInFlight);
     }
-    let current = status.membership.index;
-    if planned_on != 0 && planned_on != current {
-        return Err(Refusal::ConfigChanged { current, planned_on }.into());
-    }
-    membership::check(change, &status.membership)?;
+    let planned = log::MembershipChange { planned_on, change: Some(change.clone()), ..Default::default() };
+    membership::check(&planned, &status.membership)?;
     match change {
         Change::Remove(remove) => may_remove(replica, status, remove.id),
         Change::Promote(promote) => may_promote(replica, promote.id),
@@ -176,21 +172,14 @@ fn may_promote<L: LogStore>(replica: &Replica<L>, id: u64) -> Result<(), Failure
     Err(Failure::NotCaughtUp { id, matched, commit })
 }
 
-fn conf_change(change: &Change, membership: &log::Membership) -> ConfChange {
-    let mut conf_change = ConfChange::default();
-    let (kind, id) = match change {
-        Change::Add(add) if add.is_learner => (ConfChangeType::AddLearnerNode, add.id),
-        Change::Add(add) => (ConfChangeType::AddNode, add.id),
-        Change::Promote(promote) => (ConfChangeType::AddNode, promote.id),
-        Change::Remove(remove) => (ConfChangeType::RemoveNode, remove.id),
-        Change::Update(update) => {
-            let is_learner = membership.members.iter().any(|member| member.id == update.id && member.is_learner);
-            (if is_learner { ConfChangeType::AddLearnerNode } else { ConfChangeType::AddNode }, update.id)
-        }
-    };
-    conf_change.set_change_type(kind);
-    conf_change.node_id = id;
-    conf_change
+/// What Raft is asked to log. Raft never applies the change of an `Update`, which has none: its entry only has to be one
+/// of its kind.
+fn conf_change(change: &Change) -> ConfChange {
+    membership::conf_change(change).unwrap_or_else(|| {
+        let mut unapplied = ConfChange::default();
+        unapplied.set_change_type(ConfChangeType::AddLearnerNode);
+        unapplied
+    })
 }
 
 fn not_proposed(reason: NotProposed, role: Role) -> Failure {

@@ -12,7 +12,7 @@ use super::Store;
 use super::fatal::Fatal;
 use super::inbox::{Inbox, Input};
 use super::snapshot;
-use crate::domain::apply;
+use crate::domain::apply::{ApplyError, StateMachine};
 use crate::domain::mvcc::compaction;
 use crate::storage::KeySpace;
 
@@ -103,7 +103,7 @@ impl Keeper {
             }
             if flush || stop {
                 if let Err(error) = self.flush() {
-                    return self.fatal.storage(&error);
+                    return self.fatal.apply(&error);
                 }
             }
             if stop {
@@ -137,19 +137,20 @@ impl Keeper {
         }
     }
 
-    fn flush(&self) -> crate::storage::Result<()> {
+    fn flush(&self) -> Result<(), ApplyError> {
         let store = self.store.read().clone();
         store.flush()?;
-        let flushed = apply::flushed_index(&*store)?;
+        let flushed = StateMachine::open(store)?.flushed_index()?;
         self.inbox.report(Input::Flushed(flushed));
         Ok(())
     }
 
-    /// Deletes what is compacted, step by step; the cursor is kept in the store, so a restart goes on where this ended.
+    /// Deletes what is compacted, step by step; the store keeps where to begin, so a restart goes on where this ended.
     fn compact_all(&self) -> crate::storage::Result<()> {
+        let store = self.store.read().clone();
+        let mut cursor = compaction::Cursor::default();
         loop {
-            let store = self.store.read().clone();
-            let Some(batch) = compaction::step(&store.view()?, COMPACTION_ROWS)? else { return Ok(()) };
+            let Some(batch) = compaction::step(&store.view()?, &mut cursor, COMPACTION_ROWS)? else { return Ok(()) };
             store.write(batch)?;
             if self.tasks.lock().stop {
                 return Ok(());

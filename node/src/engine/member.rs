@@ -20,13 +20,13 @@ use super::node::{NodeConfig, StartError};
 use super::snapshot::Snapshots;
 use super::status::Status;
 use super::waiters::Waiters;
-use super::watch::WatchHub;
-use super::Store;
-use crate::domain::apply::StateMachine;
+use super::watch::{ViewSource, WatchHub};
+use super::{Failure, Store};
+use crate::domain::apply::{AppliedPoint, StateMachine};
 use crate::domain::raft::recovery::repair;
 use crate::domain::raft::{Replica, ReplicaConfig};
 use crate::storage::rocks::RocksLog;
-use crate::storage::{self, LogStore, LogWrite, SnapshotPoint};
+use crate::storage::{self, KeySpace, LogStore, LogWrite, SnapshotPoint};
 use crate::transport::Peers;
 use crate::transport::tonic::{TonicPeers, TonicPeersConfig};
 
@@ -50,6 +50,11 @@ impl Layout {
     pub(crate) fn snapshots(&self) -> PathBuf {
         self.0.join("snapshot")
     }
+}
+
+/// Where a state machine stands, as the log and snapshots name it.
+pub(crate) fn point_of(applied: &AppliedPoint) -> SnapshotPoint {
+    SnapshotPoint { index: applied.index, term: applied.term, conf_state: applied.conf_state.clone() }
 }
 
 /// Writes the first state of a founder's disk, or of one of the members that found a cluster together: a snapshot point,
@@ -101,8 +106,8 @@ pub(crate) fn open<'a>(config: &'a NodeConfig, marker: &'a Marker) -> Result<Dis
     storage::snapshot::remove_others(&layout.key_spaces(), &name)?;
     let store = Arc::new(Store::open(&layout.key_spaces().join(&name), &config.key_space)?);
     let machine = StateMachine::open(store.clone())?;
-    let applied = machine.applied();
-    let fixes = repair(&initial, applied);
+    let applied = point_of(machine.applied());
+    let fixes = repair(&initial, &applied);
     if !fixes.is_empty() {
         info!(index = applied.index, "repairing the log from the key space");
         log.write(fixes.as_write())?;
@@ -155,7 +160,10 @@ impl Disk<'_> {
         })));
         let peers = self.peers(&inbox, &runtime, incarnation);
         let (leader, leader_seen) = watch::channel((0, 0));
-        let hub = WatchHub::new(super::watch::store_source(&slot, &status), config.watch.clone());
+        let viewed = slot.clone();
+        let view = move || viewed.read().view().map_err(Failure::from);
+        let hub = WatchHub::new(Arc::new(ViewSource(view)), config.watch.clone())
+            .map_err(|error| StartError::Disk(error.to_string()))?;
         let keeper = Arc::new(Keeper::new(
             slot.clone(),
             inbox.clone(),
@@ -262,7 +270,7 @@ impl Disk<'_> {
 async fn keep_read_index(handle: Handle) {
     loop {
         match tokio::time::timeout(READ_INDEX_EVERY * 4, handle.read_index()).await {
-            Ok(Err(super::Failure::Stopped)) => return,
+            Ok(Err(Failure::Stopped)) => return,
             Ok(_) | Err(_) => tokio::time::sleep(READ_INDEX_EVERY).await,
         }
     }

@@ -23,6 +23,7 @@ pub mod watch;
 pub use failure::Failure;
 pub use handle::Handle;
 pub use node::{Bootstrap, Node, NodeConfig, StartError};
+pub(crate) use snapshot::make as make_checkpoint;
 pub use status::Status;
 
 /// The key space that a running member uses.

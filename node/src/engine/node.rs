@@ -241,11 +241,10 @@ impl Node {
         Ok(marker)
     }
 
-    /// Hands leadership over, then stops all threads and flushes.
+    /// Stops all threads of the member, if one runs, and flushes.
     pub async fn stop(&self) {
         let handle = self.handle();
         if let Ok(handle) = handle {
-            handle.hand_over().await;
             handle.stop().await;
         }
     }
@@ -310,7 +309,7 @@ impl Node {
     async fn check_disk_not_lost(&self) -> Result<(), StartError> {
         let mut siblings = Vec::new();
         for url in &self.config.peer_urls {
-            siblings.extend(transport::siblings(url, ASK_TIMEOUT).await);
+            siblings.extend(transport::siblings::siblings(url, ASK_TIMEOUT).await);
         }
         check_not_started(&self.config.peer_urls, &ask(&siblings).await)
     }

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
 use super::Store;
-use crate::domain::apply;
+use crate::domain::apply::{ApplyError, StateMachine};
 use crate::storage::{self, KeySpace, SnapshotPoint, StorageError};
 use crate::transport::tonic::TonicPeers;
 
@@ -28,7 +28,7 @@ pub(crate) struct Checkpoint {
 
 /// Makes a checkpoint below `parent`. Index, term and configuration are read out of the checkpoint itself, because the
 /// live store goes on.
-pub(crate) fn make(store: &Store, parent: &Path, cluster_id: u64) -> storage::Result<Checkpoint> {
+pub(crate) fn make(store: &Store, parent: &Path, cluster_id: u64) -> Result<Checkpoint, ApplyError> {
     let failed = |what: &str, error: &dyn std::fmt::Display| StorageError::Failed {
         what: format!("{what} {}", parent.display()),
         cause: error.to_string(),
@@ -38,20 +38,19 @@ pub(crate) fn make(store: &Store, parent: &Path, cluster_id: u64) -> storage::Re
     let id = format!("{:x}", since_epoch.as_nanos());
     let directory = parent.join(&id);
     store.checkpoint(&directory)?;
-    let copy = Store::open_read_only(&directory)?;
-    let view = copy.view()?;
-    let (applied, revision) = (apply::applied_point(&view)?, apply::revision(&view)?);
-    drop(view);
+    let copy = StateMachine::open(Arc::new(Store::open_read_only(&directory)?))?;
+    let point = super::member::point_of(copy.applied());
+    let revision = copy.revision();
     drop(copy);
     let facts = storage::snapshot::Facts {
         snapshot_id: id,
         cluster_id,
-        point: applied.clone(),
+        point: point.clone(),
         revision,
         unix_seconds: since_epoch.as_secs() as i64,
     };
     let manifest = storage::snapshot::manifest(&directory, &facts)?;
-    Ok(Checkpoint { point: applied, manifest, directory })
+    Ok(Checkpoint { point, manifest, directory })
 }
 
 /// The sender's side; it lives with the driver.

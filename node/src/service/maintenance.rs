@@ -8,7 +8,7 @@ use balsa_proto::etcdserverpb as pb;
 use super::failure::Error;
 use super::kv::read_error;
 use super::member::{Member, header};
-use super::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
+use crate::config::version::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use crate::domain::mvcc::{self, HashKv};
 use crate::engine::{Failure, Handle};
 use crate::storage::KeySpace;

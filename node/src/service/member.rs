@@ -1,5 +1,6 @@
 //! What all use cases of one process share: the way into the engine, the limits, and the two flags that make it unready.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -7,6 +8,7 @@ use balsa_proto::etcdserverpb as pb;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Error;
+use crate::config::Config;
 use crate::engine::{Failure, Handle, Node, Status};
 
 /// Limits and facts of the configuration that use cases need.
@@ -20,10 +22,27 @@ pub struct Settings {
     pub max_learners: usize,
     /// Whether etcd's membership calls are refused when they would endanger the quorum.
     pub strict_reconfig_check: bool,
-    /// What Status reports as the quota, in bytes; 0 when none is enforced.
+    /// What Status reports as the quota, in bytes; negative when none is enforced.
     pub quota_bytes: i64,
     /// Fingerprint of the active configuration.
     pub config_hash: String,
+    /// Where checkpoints for snapshot streams are made; on the file system of the store, emptied at start.
+    pub scratch_dir: PathBuf,
+}
+
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Self {
+        Self {
+            name: config.name.clone(),
+            max_txn_ops: config.max_txn_ops,
+            max_learners: config.max_learners,
+            strict_reconfig_check: config.strict_reconfig_check,
+            // As etcd reports a quota that is switched off.
+            quota_bytes: -1,
+            config_hash: config.hash.clone(),
+            scratch_dir: config.data_dir.join("snapshot"),
+        }
+    }
 }
 
 /// One process that is, or may become, a member.

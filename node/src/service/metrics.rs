@@ -8,7 +8,8 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registr
 
 use super::failure::Error;
 use super::member::Member;
-use super::{BALSA_VERSION, ETCD_VERSION, health};
+use super::health;
+use crate::config::version::{BALSA_VERSION, ETCD_VERSION};
 use crate::engine::Status;
 use crate::metrics;
 use crate::storage::KeySpace;
@@ -339,13 +340,13 @@ mod tests {
     use super::*;
     use crate::engine::status::Progress;
 
-    fn text(metrics: &Metrics) -> String {
+    fn rendered(metrics: &Metrics) -> String {
         TextEncoder::new().encode_to_string(&metrics.registry.gather()).unwrap()
     }
 
     #[test]
     fn every_method_is_there_from_the_start() {
-        let text = text(&Metrics::new().unwrap());
+        let text = rendered(&Metrics::new().unwrap());
         let line = r#"grpc_server_started_total{grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"} 0"#;
         assert!(text.contains(line));
         let line = r#"grpc_server_handled_total{grpc_code="Unavailable",grpc_method="Txn",grpc_service="etcdserverpb.KV",grpc_type="unary"} 0"#;
@@ -359,7 +360,7 @@ mod tests {
         status.progress = Arc::new(vec![Progress { id: 0xcd, match_index: 5, active: true, ..Progress::default() }]);
         metrics.observed.set(&status);
         metrics.observed.set(&status);
-        let text = text(&metrics);
+        let text = rendered(&metrics);
         for line in [
             "etcd_server_has_leader 1",
             "etcd_server_is_leader 1",
@@ -372,7 +373,7 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
         metrics.observed.set(&Status::default());
-        assert!(!text(&metrics).contains("balsa_raft_match_index{"), "a member that is gone leaves no series behind");
+        assert!(!rendered(&metrics).contains("balsa_raft_match_index{"), "a member that is gone leaves no series behind");
     }
 
 

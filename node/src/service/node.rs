@@ -11,11 +11,13 @@ use balsa_proto::{log, node as wire};
 use super::failure::Error;
 use super::forward::{Leader, Place, place};
 use super::member::Member;
-use super::{BALSA_VERSION, health, stop};
+use super::{health, stop};
 use crate::config::url;
+use crate::config::version::BALSA_VERSION;
 use crate::domain::refusal::Refusal;
 use crate::engine::handle::Change;
-use crate::engine::{Failure, Handle, Status};
+use crate::engine::fatal::ExitCode;
+use crate::engine::{Failure, Handle, StartError, Status};
 
 /// The node service as use cases.
 #[derive(Clone)]
@@ -65,7 +67,7 @@ impl NodeService {
             return Err(Error::InvalidRequest("the cluster id is 0".into()));
         }
         let peer_urls = peer_urls(&request.peer_urls)?;
-        self.member.node().bootstrap(cluster_id, request.name, peer_urls).await?;
+        self.member.node().bootstrap(cluster_id, peer_urls).await.map_err(|error| self.not_started(&error))?;
         Ok(founded(&self.member.handle()?.status()))
     }
 
@@ -85,8 +87,27 @@ impl NodeService {
             return Err(wrong_disk(&status, &asked));
         }
         check_join(&request)?;
-        self.member.node().join(request).await?;
+        let others = request.peers.into_iter().filter(|peer| peer.id != request.raft_id);
+        let marker = log::Marker {
+            cluster_id: request.cluster_id,
+            member_id: request.raft_id,
+            incarnation: request.incarnation,
+            seeds: others.map(|peer| log::Seed { id: peer.id, peer_urls: peer.urls }).collect(),
+            ..log::Marker::default()
+        };
+        self.member.node().join(marker).await.map_err(|error| self.not_started(&error))?;
         Ok(wire::JoinResponse {})
+    }
+
+    /// A disk that is another member's stays as it is and says so; any other fault ends the process with its code.
+    fn not_started(&self, error: &StartError) -> Error {
+        if let StartError::WrongDisk(what) = error {
+            return Error::WrongDisk(what.clone());
+        }
+        if let Ok(code) = ExitCode::try_from(error.exit_code()) {
+            self.member.node().fatal().end(code, error.to_string());
+        }
+        Error::Internal(error.to_string())
     }
 
     /// The members, linearizable, with the leader's view of each.

@@ -2,11 +2,10 @@
 //! frames. Nothing here knows what a frame is for, who leads or what a member's disk holds.
 
 pub mod messages;
+pub mod siblings;
 pub mod tonic;
 
 use balsa_proto::peer;
-
-pub use self::tonic::siblings;
 
 /// The other members, as the engine sees them.
 pub trait Peers: Send + Sync + 'static {
