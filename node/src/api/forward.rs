@@ -63,15 +63,15 @@ where
 
 impl Leader for GrpcLeader {
     fn member_add(&self, urls: Vec<String>, request: pb::MemberAddRequest) -> Answer<pb::MemberAddResponse> {
-        call(urls, |channel| async move { ClusterClient::new(channel).member_add(marked(request)).await })
+        call(urls, move |channel| async move { ClusterClient::new(channel).member_add(marked(request)).await })
     }
 
     fn member_remove(&self, urls: Vec<String>, request: pb::MemberRemoveRequest) -> Answer<pb::MemberRemoveResponse> {
-        call(urls, |channel| async move { ClusterClient::new(channel).member_remove(marked(request)).await })
+        call(urls, move |channel| async move { ClusterClient::new(channel).member_remove(marked(request)).await })
     }
 
     fn member_update(&self, urls: Vec<String>, request: pb::MemberUpdateRequest) -> Answer<pb::MemberUpdateResponse> {
-        call(urls, |channel| async move { ClusterClient::new(channel).member_update(marked(request)).await })
+        call(urls, move |channel| async move { ClusterClient::new(channel).member_update(marked(request)).await })
     }
 
     fn member_promote(
@@ -79,26 +79,26 @@ impl Leader for GrpcLeader {
         urls: Vec<String>,
         request: pb::MemberPromoteRequest,
     ) -> Answer<pb::MemberPromoteResponse> {
-        call(urls, |channel| async move { ClusterClient::new(channel).member_promote(marked(request)).await })
+        call(urls, move |channel| async move { ClusterClient::new(channel).member_promote(marked(request)).await })
     }
 
     fn list(&self, urls: Vec<String>, request: wire::ListRequest) -> Answer<wire::ListResponse> {
-        call(urls, |channel| async move { NodeClient::new(channel).list(marked(request)).await })
+        call(urls, move |channel| async move { NodeClient::new(channel).list(marked(request)).await })
     }
 
     fn add(&self, urls: Vec<String>, request: wire::AddRequest) -> Answer<wire::ChangeResponse> {
-        call(urls, |channel| async move { NodeClient::new(channel).add(marked(request)).await })
+        call(urls, move |channel| async move { NodeClient::new(channel).add(marked(request)).await })
     }
 
     fn promote(&self, urls: Vec<String>, request: wire::PromoteRequest) -> Answer<wire::ChangeResponse> {
-        call(urls, |channel| async move { NodeClient::new(channel).promote(marked(request)).await })
+        call(urls, move |channel| async move { NodeClient::new(channel).promote(marked(request)).await })
     }
 
     fn remove(&self, urls: Vec<String>, request: wire::RemoveRequest) -> Answer<wire::ChangeResponse> {
-        call(urls, |channel| async move { NodeClient::new(channel).remove(marked(request)).await })
+        call(urls, move |channel| async move { NodeClient::new(channel).remove(marked(request)).await })
     }
 
     fn move_leader(&self, urls: Vec<String>, request: wire::MoveLeaderRequest) -> Answer<wire::MoveLeaderResponse> {
-        call(urls, |channel| async move { NodeClient::new(channel).move_leader(marked(request)).await })
+        call(urls, move |channel| async move { NodeClient::new(channel).move_leader(marked(request)).await })
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -34,11 +34,8 @@ pub fn routes(member: Arc<Member>, metrics: Arc<Metrics>) -> Router {
         .with_state(Context { member, metrics })
 }
 
-/// Query parameters in order; a name may repeat.
-type Parameters = Query<Vec<(String, String)>>;
-
-async fn get_health(State(context): State<Context>, Query(parameters): Parameters) -> Response {
-    let serializable = value(&parameters, "serializable") == Some("true");
+async fn get_health(State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
+    let serializable = parameters(query.as_deref()).any(|parameter| parameter == ("serializable", "true"));
     let result = health::health(&context.member, serializable).await;
     let code = if result.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = serde_json::json!({
@@ -48,16 +45,16 @@ async fn get_health(State(context): State<Context>, Query(parameters): Parameter
     (code, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
-async fn get_live(State(context): State<Context>, Query(parameters): Parameters) -> Response {
-    render(&health::live(&context.member), &parameters)
+async fn get_live(State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
+    render(&health::live(&context.member), query.as_deref())
 }
 
 async fn get_live_check(State(context): State<Context>, Path(name): Path<String>) -> Response {
     render_one(&health::live(&context.member), &name)
 }
 
-async fn get_ready(State(context): State<Context>, Query(parameters): Parameters) -> Response {
-    render(&health::ready(&context.member), &parameters)
+async fn get_ready(State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
+    render(&health::ready(&context.member), query.as_deref())
 }
 
 async fn get_ready_check(State(context): State<Context>, Path(name): Path<String>) -> Response {
@@ -78,26 +75,28 @@ async fn get_metrics(State(context): State<Context>) -> Response {
     }
 }
 
-fn value<'a>(parameters: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+/// The parameters of a query in order; a name may repeat. The names and values that are looked for need no decoding.
+fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
+    let parts = query.unwrap_or_default().split('&');
+    parts.map(|part| part.split_once('=').unwrap_or((part, "")))
 }
 
 /// `ok` when all checks pass; with `verbose`, or when one fails, a line per check. `exclude=name` skips one.
-fn render(checks: &[Check], parameters: &[(String, String)]) -> Response {
-    let excluded = |name: &str| parameters.iter().any(|(key, value)| key == "exclude" && value == name);
+fn render(checks: &[Check], query: Option<&str>) -> Response {
+    let excluded = |name: &str| parameters(query).any(|parameter| parameter == ("exclude", name));
     let checks: Vec<_> = checks.iter().filter(|check| !excluded(check.name)).collect();
     let lines: String = checks.iter().map(|check| line(check)).collect();
     if checks.iter().any(|check| check.result.is_err()) {
         return (StatusCode::SERVICE_UNAVAILABLE, lines).into_response();
     }
-    let verbose = parameters.iter().any(|(key, _)| key == "verbose");
+    let verbose = parameters(query).any(|(name, _)| name == "verbose");
     if verbose { format!("{lines}ok\n").into_response() } else { "ok\n".into_response() }
 }
 
 fn render_one(checks: &[Check], name: &str) -> Response {
     match checks.iter().find(|check| check.name == name) {
         None => StatusCode::NOT_FOUND.into_response(),
-        Some(check) => render(std::slice::from_ref(check), &[]),
+        Some(check) => render(std::slice::from_ref(check), None),
     }
 }
 
@@ -122,20 +121,16 @@ mod tests {
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
 
-    fn parameters(list: &[(&str, &str)]) -> Vec<(String, String)> {
-        list.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
-    }
-
     #[tokio::test]
     async fn a_failed_check_is_named() {
         let good = checks(Ok(()));
-        assert_eq!(text(render(&good, &[])).await, (StatusCode::OK, "ok\n".into()));
-        let verbose = text(render(&good, &parameters(&[("verbose", "")]))).await;
+        assert_eq!(text(render(&good, None)).await, (StatusCode::OK, "ok\n".into()));
+        let verbose = text(render(&good, Some("verbose"))).await;
         assert_eq!(verbose.1, "[+]first ok\n[+]second ok\nok\n");
         let bad = checks(Err("no leader".into()));
-        let failed = text(render(&bad, &[])).await;
+        let failed = text(render(&bad, None)).await;
         assert_eq!(failed, (StatusCode::SERVICE_UNAVAILABLE, "[+]first ok\n[-]second failed: no leader\n".into()));
-        assert_eq!(text(render(&bad, &parameters(&[("exclude", "second")]))).await.0, StatusCode::OK);
+        assert_eq!(text(render(&bad, Some("a=b&exclude=second"))).await.0, StatusCode::OK);
     }
 
     #[tokio::test]

@@ -150,6 +150,12 @@ impl Config {
         }
     }
 
+    /// The election timeout in heartbeats, rounded up: it is never shorter than configured.
+    pub fn election_ticks(&self) -> u32 {
+        let ticks = self.election_timeout.as_millis().div_ceil(self.heartbeat_interval.as_millis().max(1));
+        u32::try_from(ticks).unwrap_or(u32::MAX)
+    }
+
     /// Gives the merged values types and checks them as a whole.
     fn check(raw: &Raw) -> Result<Self, ConfigError> {
         let name = raw.text("name").to_owned();

@@ -335,3 +335,100 @@ impl<V: View> Run<V> {
         (batch, self.effects, revisions)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use balsa_proto::etcdserverpb as pb;
+
+    use super::*;
+    use crate::storage::memory::{FailedWrite, MemoryKeySpace};
+
+    fn machine() -> StateMachine<MemoryKeySpace> {
+        StateMachine::open(Arc::new(MemoryKeySpace::default())).unwrap()
+    }
+
+    fn entry(index: u64, batch: log::Batch) -> Entry {
+        Entry { index, term: 1, data: batch.encode_to_vec().into(), ..Default::default() }
+    }
+
+    fn put(index: u64) -> Entry {
+        let put = pb::PutRequest { key: "a".into(), value: index.to_string().into(), ..Default::default() };
+        let proposal = log::Proposal { sequence: index, command: Some(Command::Put(put)), ..Default::default() };
+        entry(index, log::Batch { proposals: vec![proposal] })
+    }
+
+    fn complaint(entries: &[Entry]) -> String {
+        let mut state = machine();
+        let error = state.apply(entries).unwrap_err();
+        assert!(state.key_space.view().unwrap().get(Table::Meta, APPLIED).unwrap().is_none(), "nothing is written");
+        error.to_string()
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_stops_the_member_and_writes_nothing() {
+        let of = |kind, data: &'static [u8]| {
+            let mut entry = Entry { index: 2, data: Bytes::from_static(data), ..Default::default() };
+            entry.set_entry_type(kind);
+            [put(1), entry]
+        };
+        assert!(complaint(&of(EntryType::EntryNormal, b"\xff")).starts_with("entry 2 of the log"));
+        assert!(complaint(&of(EntryType::EntryConfChange, b"\xff")).starts_with("entry 2 of the log"));
+        assert!(complaint(&of(EntryType::EntryConfChange, b"")).contains("unknown kind"));
+        assert!(complaint(&of(EntryType::EntryConfChangeV2, b"")).contains("joint"));
+        let unknown = entry(2, log::Batch { proposals: vec![log::Proposal::default()] });
+        assert!(complaint(&[put(1), unknown]).contains("no command that this version knows"));
+        assert_eq!(complaint(&[put(1), put(3)]), "entry 3 of the log cannot be applied: the next one is 2");
+        assert_eq!(complaint(&[put(2)]), "entry 2 of the log cannot be applied: the next one is 1");
+    }
+
+    #[test]
+    fn entries_that_were_applied_are_passed_over() {
+        let mut state = machine();
+        state.apply(&[put(1), put(2)]).unwrap();
+        let again = state.apply(&[put(1), put(2)]).unwrap();
+        assert_eq!(again, Effects { index: 2, term: 1, ..Effects::default() });
+        let effects = state.apply(&[put(2), put(3)]).unwrap();
+        assert_eq!((effects.index, effects.outcomes.len(), state.revision()), (3, 1, 4));
+        assert_eq!(effects.outcomes[0].0.sequence, 3);
+    }
+
+    #[test]
+    fn a_write_that_fails_is_an_error_and_a_restart_goes_on_from_what_is_flushed() {
+        for left in [FailedWrite::Lost, FailedWrite::Kept] {
+            let mut state = machine();
+            state.apply(&[put(1)]).unwrap();
+            state.key_space.flush().unwrap();
+            state.apply(&[put(2)]).unwrap();
+            assert_eq!((state.flushed_index().unwrap(), state.applied().index), (1, 2));
+            state.key_space.fail_write(1, left);
+            assert!(matches!(state.apply(&[put(3)]), Err(ApplyError::Storage(_))));
+            let mut state = StateMachine::open(Arc::new(state.key_space.crash())).unwrap();
+            assert_eq!((state.applied().index, state.revision()), (1, 2));
+            state.apply(&[put(1), put(2), put(3)]).unwrap();
+            assert_eq!((state.applied().index, state.revision()), (3, 4));
+        }
+    }
+
+    #[test]
+    fn a_key_space_of_another_format_is_refused() {
+        let state = machine();
+        let mut batch = WriteBatch::default();
+        batch.put(Table::Meta, FORMAT, 2u32.to_be_bytes().to_vec());
+        state.key_space.write(batch).unwrap();
+        assert!(matches!(StateMachine::open(state.key_space), Err(ApplyError::Format { found: 2 })));
+    }
+
+    #[test]
+    fn what_is_founded_is_found_after_a_crash() {
+        let key_space = MemoryKeySpace::default();
+        let member = log::Member { id: 5, ..Default::default() };
+        let membership = log::Membership { cluster_id: 9, index: 1, next_id: 6, members: vec![member], removed: vec![] };
+        let conf_state = membership::conf_state(&membership);
+        let point = SnapshotPoint { index: 1, term: 3, conf_state: conf_state.clone() };
+        StateMachine::found(&key_space, &membership, &point).unwrap();
+        let state = StateMachine::open(Arc::new(key_space.crash())).unwrap();
+        assert_eq!(*state.applied(), AppliedPoint { index: 1, term: 3, conf_state });
+        assert_eq!(**state.membership(), membership);
+        assert_eq!((state.revision(), state.compacted(), state.flushed_index().unwrap()), (1, -1, 1));
+    }
+}

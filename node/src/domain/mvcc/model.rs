@@ -37,7 +37,8 @@ impl Random {
     }
 
     fn key(&mut self) -> Bytes {
-        const KEYS: [&[u8]; 10] = [b"a", b"a\0", b"a\0\0", b"a\x01", b"ab", b"b", b"b\xff", b"\xff", b"\0", b"\xff\xff"];
+        const KEYS: [&[u8]; 10] =
+            [b"a", b"a\0", b"a\0\0", b"a\x01", b"ab", b"b", b"b\xff", b"\xff", b"\0", b"\xff\xff"];
         Bytes::from_static(KEYS[self.below(KEYS.len())])
     }
 
@@ -79,14 +80,8 @@ impl Model {
         let made = self.revision + 1;
         let (create_revision, version) =
             self.at(made).get(key).map_or((made, 1), |kv| (kv.create_revision, kv.version + 1));
-        let kv = KeyValue {
-            key: key.clone(),
-            value: value.clone(),
-            create_revision,
-            mod_revision: made,
-            version,
-            lease: 0,
-        };
+        let kv =
+            KeyValue { key: key.clone(), value: value.clone(), create_revision, mod_revision: made, version, lease: 0 };
         self.versions.push((made, key.clone(), Some(kv)));
     }
 
@@ -294,7 +289,8 @@ fn simulate(seed: u64) {
             compare_reads(random, &model, replica);
         }
         let hash = |replica: &Replica, revision| hash_kv(&replica.view(), revision).unwrap();
-        let pinned = model.compacted.max(1) + random.below((model.revision - model.compacted.max(1)) as usize + 1) as i64;
+        let pinned =
+            model.compacted.max(1) + random.below((model.revision - model.compacted.max(1)) as usize + 1) as i64;
         assert_eq!(hash(&replicas[0], pinned), hash(&replicas[1], pinned), "seed {seed}");
     }
     let mut at_once = Replica::over(MemoryKeySpace::default());
@@ -368,7 +364,8 @@ fn a_long_range_is_read_in_pieces_and_a_hot_key_is_passed_by() {
     replica.state.apply(&[entry_of(1, commands)]).unwrap();
     let view = replica.view();
     let count = |revision, limit| {
-        let request = pb::RangeRequest { key: "k".into(), range_end: "l".into(), revision, limit, ..Default::default() };
+        let request =
+            pb::RangeRequest { key: "k".into(), range_end: "l".into(), revision, limit, ..Default::default() };
         let response = range(&view, &request).unwrap();
         assert!(response.kvs.is_sorted_by(|a, b| a.key < b.key));
         (response.count, response.kvs.len(), response.kvs.last().unwrap().value.clone())
@@ -380,10 +377,14 @@ fn a_long_range_is_read_in_pieces_and_a_hot_key_is_passed_by() {
     assert_eq!(count(0, 0), (1100, 1100, "1999".into()));
     let everything = KeyRange::of(&"\0".into(), &"\0".into());
     assert_eq!(catch_up(&view, &everything, 1, 1000).len(), 2000 + 300 + 667 + 1);
-    replica.state.apply(&[entry_of(2, vec![Command::Compact(pb::CompactionRequest { revision: 2968, physical: false })])]).unwrap();
+    let compact = |revision| Command::Compact(pb::CompactionRequest { revision, physical: false });
+    let history_rows = |replica: &Replica| replica.tables().iter().filter(|row| row.0 == Table::History).count();
+    replica.state.apply(&[entry_of(2, vec![compact(2969)])]).unwrap();
     let before = hash_kv(&replica.view(), 0).unwrap();
     while replica.step(1000) {}
     assert_eq!(hash_kv(&replica.view(), 0).unwrap(), before);
-    let history = replica.tables().iter().filter(|(table, ..)| *table == Table::History).count();
-    assert_eq!(history, 900, "the deletes were of the last revision before the compacted one, so they are all gone");
+    assert_eq!(history_rows(&replica), 900, "the tombstones exactly at the compacted revision");
+    replica.state.apply(&[entry_of(3, vec![put("x".to_owned(), 1), compact(2970)])]).unwrap();
+    while replica.step(1000) {}
+    assert_eq!(history_rows(&replica), 0);
 }

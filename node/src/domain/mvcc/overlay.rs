@@ -284,11 +284,7 @@ struct Above<I: Iterator>(Peekable<I>);
 
 impl<'m, T, I: Iterator<Item = (&'m Bytes, Option<T>)>> Above<I> {
     /// Shows the rows before `key`, or all that are left.
-    fn before(
-        &mut self,
-        key: Option<&[u8]>,
-        mut show: impl FnMut(&[u8], T) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+    fn before(&mut self, key: Option<&[u8]>, mut show: impl FnMut(&[u8], T) -> ControlFlow<()>) -> ControlFlow<()> {
         while let Some((own, row)) = self.0.next_if(|(own, _)| key.is_none_or(|key| &own[..] < key)) {
             row.map_or(ControlFlow::Continue(()), |row| show(own, row))?;
         }

@@ -62,7 +62,7 @@ fn outcome(outcome: &Outcome) -> String {
 
 fn put(response: &pb::PutResponse) -> String {
     let mut out = format!("put rev={}\n", revision(&response.header));
-    for kv in &response.prev_kv {
+    if let Some(kv) = &response.prev_kv {
         writeln!(out, "  prev {}", pair(kv)).unwrap();
     }
     out
@@ -130,11 +130,13 @@ pub(super) fn hash(hash: &HashKv) -> String {
 pub(super) fn membership(state: &StateMachine<MemoryKeySpace>) -> String {
     let membership: &log::Membership = state.membership();
     let conf = &state.applied().conf_state;
-    let mut out = format!("index={} next_id={} removed={:?}\n", membership.index, membership.next_id, membership.removed);
+    let mut out =
+        format!("index={} next_id={} removed={:?}\n", membership.index, membership.next_id, membership.removed);
     for member in &membership.members {
         let log::Member { id, name, peer_urls, client_urls, is_learner, started } = member;
         let role = if *is_learner { "learner" } else { "voter" };
-        writeln!(out, "  {id} {role} name={name:?} peers={peer_urls:?} clients={client_urls:?} started={started}").unwrap();
+        writeln!(out, "  {id} {role} name={name:?} peers={peer_urls:?} clients={client_urls:?} started={started}")
+            .unwrap();
     }
     writeln!(out, "  raft: voters={:?} learners={:?}", conf.voters, conf.learners).unwrap();
     out

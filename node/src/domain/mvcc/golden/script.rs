@@ -168,11 +168,7 @@ fn txn(text: &str) -> pb::TxnRequest {
         split(group.strip_prefix('[').unwrap().strip_suffix(']').unwrap(), ';')
     };
     let ops = |position| group(position).iter().map(|text| op(text)).collect();
-    pb::TxnRequest {
-        compare: group(0).iter().map(|text| compare(text)).collect(),
-        success: ops(1),
-        failure: ops(2),
-    }
+    pb::TxnRequest { compare: group(0).iter().map(|text| compare(text)).collect(), success: ops(1), failure: ops(2) }
 }
 
 fn op(text: &str) -> pb::RequestOp {
