@@ -9,6 +9,7 @@ pub mod http;
 pub mod kv;
 pub mod maintenance;
 pub mod node;
+pub mod peer;
 pub mod server;
 pub mod status;
 pub mod watch;
