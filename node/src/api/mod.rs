@@ -1,1 +1,3 @@
 //! Placeholder until its slice lands in this branch.
+
+pub mod watch;

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::engine::Failure;
 use crate::service::failure::Error;
-use crate::service::watch::{Answer, End, Member, Session, WatchSettings};
+use crate::service::watch::{Answer, End, Session, WatchSettings, Watched};
 
 /// What etcd adds to `max-request-bytes` for messages around a request.
 const REQUEST_OVERHEAD_BYTES: usize = 512 << 10;
@@ -33,7 +33,7 @@ impl<F> WatchApi<F> {
 #[tonic::async_trait]
 impl<M, F> pb::watch_server::Watch for WatchApi<F>
 where
-    M: Member,
+    M: Watched,
     F: Fn() -> Result<M, Failure> + Send + Sync + 'static,
 {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchResponse, Status>> + Send>>;
@@ -63,7 +63,7 @@ struct Presented<M> {
     max_bytes: usize,
 }
 
-impl<M: Member> Presented<M> {
+impl<M: Watched> Presented<M> {
     async fn next(&mut self) -> Option<Result<pb::WatchResponse, Status>> {
         if let Some(part) = self.parts.pop_front() {
             return Some(Ok(part));

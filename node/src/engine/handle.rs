@@ -93,6 +93,11 @@ impl Handle {
         todo!()
     }
 
+    /// The hub that watch streams are opened on.
+    pub fn watch_hub(&self) -> &Arc<super::watch::WatchHub> {
+        todo!()
+    }
+
     /// The store in use. It is replaced when a snapshot is installed: do not keep it across awaits.
     pub fn store(&self) -> Arc<Store> {
         todo!()

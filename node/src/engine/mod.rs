@@ -4,10 +4,12 @@
 pub mod failure;
 pub mod handle;
 pub mod status;
+pub mod watch;
 
 pub use failure::Failure;
 pub use handle::Handle;
 pub use status::Status;
+pub use watch::{WatchHub, WatchOptions};
 
 /// The key space that a running member uses.
 pub type Store = crate::storage::rocks::RocksKeySpace;

@@ -35,7 +35,7 @@ const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 
 /// What a watch session needs of its member.
-pub trait Member: Clone + Send + Sync + 'static {
+pub trait Watched: Clone + Send + Sync + 'static {
     /// See [`Handle::status`].
     fn status(&self) -> Arc<Status>;
 
@@ -46,7 +46,7 @@ pub trait Member: Clone + Send + Sync + 'static {
     fn leader_changed(&self, seen: (u64, u64)) -> impl Future<Output = (u64, u64)> + Send;
 }
 
-impl Member for Handle {
+impl Watched for Handle {
     fn status(&self) -> Arc<Status> {
         Handle::status(self)
     }
@@ -122,7 +122,7 @@ where
     ///
     /// # Errors
     /// `NoLeader` when a leader is required and none is known; `Learner`.
-    pub fn open<M: Member>(
+    pub fn open<M: Watched>(
         member: &M,
         requests: S,
         settings: WatchSettings,
@@ -251,8 +251,7 @@ where
                 if let Some(due) = watching.and_then(|watching| watching.progress_due.as_mut()) {
                     *due = false;
                 }
-                let response =
-                    pb::WatchResponse { header: header(revision), watch_id, events, ..Default::default() };
+                let response = pb::WatchResponse { header: header(revision), watch_id, events, ..Default::default() };
                 Answer { response, splittable }
             }
             Delivery::Progress { watch_id, revision } => {
@@ -306,7 +305,7 @@ fn ticks(interval: Duration) -> Interval {
 }
 
 /// Resolves once the member has known no leader for `patience` without a break.
-async fn leader_lost<M: Member>(member: M, patience: Duration) {
+async fn leader_lost<M: Watched>(member: M, patience: Duration) {
     let status = member.status();
     let mut seen = (status.leader, status.term);
     loop {

@@ -16,6 +16,7 @@ pub(crate) mod overlay;
 pub mod range;
 pub(crate) mod source;
 pub mod txn;
+pub mod watch;
 pub(crate) mod write;
 
 use balsa_proto::{log, mvccpb};

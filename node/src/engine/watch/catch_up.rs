@@ -31,7 +31,10 @@ impl Plan {
     }
 
     /// What each watcher gets, in order.
-    fn distribute(&self, revisions: Vec<RevisionEvents>) -> BTreeMap<WatcherKey, Vec<(Arc<RevisionEvents>, Selection)>> {
+    fn distribute(
+        &self,
+        revisions: Vec<RevisionEvents>,
+    ) -> BTreeMap<WatcherKey, Vec<(Arc<RevisionEvents>, Selection)>> {
         let mut index = WatchIndex::new(self.from as u64);
         for (watcher, _, interest) in &self.watchers {
             index.insert(*watcher, interest.clone());
