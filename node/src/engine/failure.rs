@@ -1,6 +1,7 @@
 //! Why a call into the engine did not succeed. `service/failure.rs` classes each as refused or unknown and gives it
 //! etcd's words.
 
+use crate::domain::apply::ApplyError;
 use crate::domain::refusal::Refusal;
 use crate::storage::StorageError;
 
@@ -66,6 +67,12 @@ pub enum Failure {
 
 impl From<StorageError> for Failure {
     fn from(error: StorageError) -> Self {
+        Failure::Storage(error.to_string())
+    }
+}
+
+impl From<ApplyError> for Failure {
+    fn from(error: ApplyError) -> Self {
         Failure::Storage(error.to_string())
     }
 }

@@ -6,6 +6,7 @@ use balsa_proto::etcdserverpb as pb;
 use pb::request_op::Request;
 
 use super::failure::Error;
+use crate::domain::mvcc::{MAX_TXN_DEPTH, txn_depth};
 
 /// Checks a range.
 ///
@@ -51,8 +52,12 @@ pub fn delete_range(request: &pb::DeleteRangeRequest) -> Result<(), Error> {
 /// Checks a transaction with all that is nested in it.
 ///
 /// # Errors
-/// `TooManyOperations`, `EmptyOperation`, `DuplicateKey`, and those of the operations.
+/// `TooManyOperations`, also for nesting that the log could not carry; `EmptyOperation`, `DuplicateKey`, and those of the
+/// operations.
 pub fn txn(request: &pb::TxnRequest, max_operations: usize) -> Result<(), Error> {
+    if txn_depth(request) > MAX_TXN_DEPTH {
+        return Err(Error::TooManyOperations);
+    }
     operations(request, max_operations)?;
     writes(&request.success)?;
     writes(&request.failure)?;

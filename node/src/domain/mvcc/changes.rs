@@ -34,13 +34,7 @@ pub struct Changes {
 ///
 /// # Errors
 /// `Compacted` when `from` is below the compacted revision; or the store's.
-pub fn changes(
-    view: &impl View,
-    range: &KeyRange,
-    from: i64,
-    to: i64,
-    limit: usize,
-) -> Result<Changes, ReadError> {
+pub fn changes(view: &impl View, range: &KeyRange, from: i64, to: i64, limit: usize) -> Result<Changes, ReadError> {
     let revisions = current(view)?;
     if from < revisions.compacted {
         return Err(Refusal::Compacted.into());

@@ -22,8 +22,8 @@ pub struct Cursor {
 }
 
 /// Makes the next batch of deletions: rows of `revision` until at least `limit` changes are worked off (a row has at
-/// most 1024). None when nothing is left to delete. Write the batch before the next step; its view must be newer than
-/// the write. A cursor whose batch was not written is thrown away.
+/// most 1024). None when nothing is left to delete. Write the batch before the next step. A cursor belongs to one key
+/// space, and is thrown away when a batch of it was not written.
 ///
 /// # Errors
 /// Of the store.

@@ -495,12 +495,13 @@ mod tests {
         let mut writer = RowWriter::default();
         let passing = log::Version { mod_revision: 5, ..Default::default() };
         let change = |sub, kind, previous| Change { revision: 5, sub, key: b"k", kind, previous };
-        writer.add(&[
-            change(0, ChangeKind::PutInPassing(VersionRef::of(&passing)), 4),
-            change(1, ChangeKind::Delete, 4),
-        ]);
+        writer
+            .add(&[change(0, ChangeKind::PutInPassing(VersionRef::of(&passing)), 4), change(1, ChangeKind::Delete, 4)]);
         let rows = writer.finish();
-        assert_eq!(rows, [(RowKey { revision: 5, sub: 0 }, Bytes::from_static(b"\x01\x02\x02\x04\x01k\x02\x10\x05\x01\x04\x01k"))]);
+        assert_eq!(
+            rows,
+            [(RowKey { revision: 5, sub: 0 }, Bytes::from_static(b"\x01\x02\x02\x04\x01k\x02\x10\x05\x01\x04\x01k"))]
+        );
     }
 
     #[test]
@@ -510,7 +511,8 @@ mod tests {
         let mut encoded: Vec<_> = rows.iter().map(|(key, revision)| history_key(key, *revision)).collect();
         encoded.sort();
         let decoded: Vec<_> = encoded.iter().map(|bytes| decode_history_key(bytes).unwrap()).collect();
-        let expected: Vec<_> = keys.iter().flat_map(|key| [256, 9, 1].map(|revision| (Cow::Borrowed(*key), revision))).collect();
+        let expected: Vec<_> =
+            keys.iter().flat_map(|key| [256, 9, 1].map(|revision| (Cow::Borrowed(*key), revision))).collect();
         assert_eq!(decoded, expected);
         for pair in keys.windows(2) {
             assert!(history_start(pair[0]) < history_key(pair[0], i64::MAX));
@@ -524,8 +526,12 @@ mod tests {
         let key = |n: usize| format!("k{n}").into_bytes();
         let keys: Vec<_> = (0..2 * ROW_CHANGES + 10).map(key).collect();
         let make = |revision, keys: &'static [Vec<u8>]| -> Vec<Change<'static>> {
-            let change = |(sub, key): (usize, &'static Vec<u8>)| {
-                Change { revision, sub: sub as u32, key, kind: ChangeKind::Put, previous: revision - 1 }
+            let change = |(sub, key): (usize, &'static Vec<u8>)| Change {
+                revision,
+                sub: sub as u32,
+                key,
+                kind: ChangeKind::Put,
+                previous: revision - 1,
             };
             keys.iter().enumerate().map(change).collect()
         };
@@ -534,8 +540,12 @@ mod tests {
         let mut writer = RowWriter::default();
         revisions.iter().for_each(|changes| writer.add(changes));
         let rows = writer.finish();
-        assert_eq!(rows.iter().map(|(key, _)| (key.revision, key.sub)).collect::<Vec<_>>(), [(2, 0), (3, 1021), (3, 2045)]);
-        let read: Vec<_> = rows.iter().flat_map(|(key, row)| RowReader::new(*key, row).unwrap()).map(Result::unwrap).collect();
+        assert_eq!(
+            rows.iter().map(|(key, _)| (key.revision, key.sub)).collect::<Vec<_>>(),
+            [(2, 0), (3, 1021), (3, 2045)]
+        );
+        let read: Vec<_> =
+            rows.iter().flat_map(|(key, row)| RowReader::new(*key, row).unwrap()).map(Result::unwrap).collect();
         assert_eq!(read, revisions.concat());
         assert_eq!(RowReader::new(rows[2].0, &rows[2].1).unwrap().last_revision(), 4);
     }

@@ -7,7 +7,6 @@
 use super::encoding::VersionRef;
 use super::source::{Next, Record, Stored, scan_records};
 use super::{KeyRange, ReadError, current};
-use crate::domain::refusal::Refusal;
 use crate::storage::View;
 use bytes::Bytes;
 
@@ -24,17 +23,13 @@ pub struct HashKv {
     pub revision: i64,
 }
 
-/// Hashes up to `revision`, 0 for the current one. Reads the whole store.
+/// Hashes up to `revision`, 0 and below for the current one. Reads the whole store.
 ///
 /// # Errors
 /// `Compacted`, `FutureRevision`, or the store's.
 pub fn hash_kv(view: &impl View, revision: i64) -> Result<HashKv, ReadError> {
     let revisions = current(view)?;
-    let hash_revision = match revision {
-        0 => revisions.revision,
-        below if below < revisions.compacted => return Err(Refusal::Compacted.into()),
-        requested => revisions.resolve(requested)?,
-    };
+    let hash_revision = revisions.resolve(revision)?;
     let everything = KeyRange::Span { low: Bytes::new(), high: None };
     let mut hash = 0;
     scan_records(&Stored(view), &everything, &mut |key, record| {

@@ -153,7 +153,7 @@ impl<V: View> Overlay<V> {
         }
         self.revisions.revision += 1;
         let revision = self.revisions.revision;
-        let changes: Vec<_> = (0..).zip(&self.events).zip(&self.marks);
+        let changes = (0..).zip(&self.events).zip(&self.marks);
         let changes: Vec<_> = changes.map(|((sub, event), mark)| change_of(revision, sub, event, *mark)).collect();
         self.rows.add(&changes);
         self.marks.clear();
@@ -284,11 +284,7 @@ struct Above<I: Iterator>(Peekable<I>);
 
 impl<'m, T, I: Iterator<Item = (&'m Bytes, Option<T>)>> Above<I> {
     /// Shows the rows before `key`, or all that are left.
-    fn before(
-        &mut self,
-        key: Option<&[u8]>,
-        mut show: impl FnMut(&[u8], T) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+    fn before(&mut self, key: Option<&[u8]>, mut show: impl FnMut(&[u8], T) -> ControlFlow<()>) -> ControlFlow<()> {
         while let Some((own, row)) = self.0.next_if(|(own, _)| key.is_none_or(|key| &own[..] < key)) {
             row.map_or(ControlFlow::Continue(()), |row| show(own, row))?;
         }
@@ -297,6 +293,6 @@ impl<'m, T, I: Iterator<Item = (&'m Bytes, Option<T>)>> Above<I> {
 
     /// The row at `key`, if it was changed.
     fn at(&mut self, key: &[u8]) -> Option<Option<T>> {
-        self.0.next_if(|(own, _)| own == key).map(|(_, row)| row)
+        self.0.next_if(|(own, _)| *own == key).map(|(_, row)| row)
     }
 }

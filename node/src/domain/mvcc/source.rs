@@ -215,8 +215,8 @@ impl Merge<'_, '_> {
         loop {
             let (mut outcome, mut passed, mut seek) = (Ok(()), 0, false);
             source.scan_history((as_slice(&low), as_slice(&high)), &mut |row, value| {
-                let read = decode_history_key(row)
-                    .and_then(|(key, revision)| Ok((key, Record::of_history(revision, value)?)));
+                let read =
+                    decode_history_key(row).and_then(|(key, revision)| Ok((key, Record::of_history(revision, value)?)));
                 keep_error(&mut outcome, read, |(key, record)| {
                     if self.skipping.as_deref() == Some(&key) {
                         passed += 1;

@@ -70,6 +70,7 @@ struct Scene {
     leader: watch::Sender<Arc<Status>>,
     requests: Option<UnboundedSender<Result<pb::WatchRequest, &'static str>>>,
     session: Session<Requests>,
+    stopping: CancellationToken,
 }
 
 fn led_by(leader: u64, term: u64) -> Arc<Status> {
@@ -85,8 +86,9 @@ fn open(status: Arc<Status>, progress_ms: u64, require_leader: bool) -> Result<S
         election_timeout: Duration::from_millis(30),
     };
     let member = FakeMember { hub: hub.clone(), status };
-    let session = Session::open(&member, incoming.boxed(), settings, require_leader)?;
-    Ok(Scene { hub, leader, requests: Some(requests), session })
+    let stopping = CancellationToken::new();
+    let session = Session::open(&member, incoming.boxed(), settings, require_leader, stopping.clone())?;
+    Ok(Scene { hub, leader, requests: Some(requests), session, stopping })
 }
 
 fn scene() -> Scene {
@@ -278,9 +280,12 @@ async fn the_session_ends_with_its_client_and_with_the_process() {
     assert_eq!(broken.next().await, Some(Err(End::Client("reset"))));
     assert_eq!(broken.next().await, None);
 
-    let mut stopped = scene();
-    stopped.hub.stop();
-    assert_eq!(stopped.next().await, Some(Err(End::Failed(Failure::Stopped.into()))));
+    let stop: [fn(&Scene); 2] = [|scene| scene.hub.stop(), |scene| scene.stopping.cancel()];
+    for stop in stop {
+        let mut stopped = scene();
+        stop(&stopped);
+        assert_eq!(stopped.next().await, Some(Err(End::Failed(Failure::Stopped.into()))));
+    }
 
     let dropped = scene();
     dropped.create("a", |_| {});
