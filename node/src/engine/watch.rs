@@ -231,13 +231,13 @@ impl WatchHub {
         let Some(open) = state.streams.get_mut(&stream) else { return (key, published) };
         let buffer = open.buffer.clone();
         buffer.admit(key, Live { watch_id, prev_kv });
+        if start != 0 {
+            // What is promised and not sent yet was promised for the watchers that were there.
+            buffer.retract_progress();
+        }
         if start > 0 && start < compacted {
             buffer.push(Item::Compacted { watcher: key, revision: compacted });
             return (key, published);
-        }
-        if start != 0 {
-            // What is promised so far was promised for the watchers that were there.
-            buffer.retract_progress();
         }
         open.watchers.insert(key);
         if start > published {
