@@ -118,6 +118,10 @@ impl State {
         watcher.next = reached;
         if reached > self.published {
             self.index.insert(key, interest);
+            // The store was ahead of what is published: no promise may fall behind what was sent already.
+            if reached > self.published + 1 {
+                stream.ahead.insert((reached - 1, key));
+            }
         } else {
             stream.behind.insert((reached, key));
         }
