@@ -91,9 +91,9 @@ impl Services {
         let kv = KvServer::new(KvApi::new(self.member.clone()));
         let cluster = ClusterServer::new(ClusterApi::new(self.member.clone(), leader));
         let maintenance = MaintenanceServer::new(MaintenanceApi::new(self.member.clone()));
-        let member = self.member.clone();
-        let watch = WatchApi::new(move || member.handle(), self.watch, self.max_request_bytes);
-        let watch = WatchServer::new(Ending::new(watch, self.member.stopping().clone()));
+        let (member, stopping) = (self.member.clone(), self.member.stopping().clone());
+        let watch = WatchApi::new(move || member.handle(), stopping, self.watch, self.max_request_bytes);
+        let watch = WatchServer::new(watch);
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = || {
             tonic_reflection::server::Builder::configure()
