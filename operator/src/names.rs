@@ -14,11 +14,11 @@ pub const PEER_PORT: u16 = 2380;
 /// Port of probes and metrics, plain HTTP.
 pub const METRICS_PORT: u16 = 2381;
 /// Name of the node container.
-pub const CONTAINER: &str = "node";
+pub const CONTAINER: &str = "balsa";
 /// Name of the volume claim template.
 pub const VOLUME: &str = "data";
 /// Our finalizer on a `RaftCluster`.
-pub const FINALIZER: &str = "balsa.dev/cluster";
+pub const FINALIZER: &str = "balsa.dev/volumes";
 /// Annotation with the raft id (hex) of a member to be replaced in place.
 pub const REPLACE_MEMBER: &str = "balsa.dev/replace-member";
 /// PVC label: the cluster whose disk it is.

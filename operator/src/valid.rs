@@ -45,7 +45,10 @@ pub struct ValidCluster {
     pub replace_member: Option<u64>,
     /// Whether a cluster of one voter has a disruption budget, which then blocks every drain.
     pub protect_single: bool,
-    /// Settings of the node, passed through to it.
+    /// The annotation `balsa.dev/roll-operator-template`: pods may be restarted for a template that only a new operator
+    /// release changed.
+    pub roll_operator_template: bool,
+    /// Settings of the node: flag name without dashes, value.
     pub node_config: BTreeMap<String, String>,
     /// What the user adds to the pods.
     pub pod: PodAdditions,
