@@ -4,7 +4,9 @@
 //! server enforces (CEL, each with a message that says what to do). The YAML in `crds/generated/` is generated from
 //! these types. Must not know how the operator works, nor anything of the node but the names of its settings.
 
+#[allow(unreachable_pub, reason = "the schema derive makes helper types of its own")]
 mod spec;
+#[allow(unreachable_pub, reason = "the schema derive makes helper types of its own")]
 mod status;
 
 pub use spec::{

@@ -18,7 +18,7 @@ pub struct RaftClusterStatus {
     /// The generation of the spec that all of this is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The one cluster this resource may ever be, 16 hex digits; written before the first member is founded.
+    /// The one cluster this resource may ever be, in hex; written before the first member is founded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_id: Option<String>,
     /// Latched once the first member was seen running under `clusterId`; from then on no member is founded again.

@@ -3,7 +3,7 @@ use std::path::Path;
 use super::*;
 
 #[test]
-fn generated_definition_is_what_the_types_say() {
+fn generated_golden_definition_is_what_the_types_say() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("generated/raftclusters.balsa.dev.yaml");
     let wanted = raft_cluster_yaml().expect("the definition is YAML");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {

@@ -77,7 +77,9 @@ pub enum Invalid {
     #[error("spec.podTemplate.env {0} is set by the operator: remove it, settings of the node go to spec.config")]
     ReservedVariable(String),
     /// A label or annotation of the operator.
-    #[error("spec.podTemplate.{field} {key} is the operator's own: use a key outside balsa.dev/ and app.kubernetes.io/")]
+    #[error(
+        "spec.podTemplate.{field} {key} is the operator's own: use a key outside balsa.dev/ and app.kubernetes.io/"
+    )]
     ReservedKey {
         /// `labels` or `annotations`.
         field: &'static str,
@@ -195,7 +197,8 @@ fn check_additions(resource: &RaftCluster) -> Result<(), Invalid> {
     }
     let reserved = |name: &str| {
         let setting = name.strip_prefix("BALSA_").or_else(|| name.strip_prefix("ETCD_"));
-        name == "POD_NAME" || setting.is_some_and(|flag| RESERVED_FLAGS.iter().any(|known| variable(known) == flag))
+        name == "POD_NAME"
+            || setting.is_some_and(|flag| RESERVED_FLAGS.iter().any(|known| variable(known).as_str() == flag))
     };
     match additions.env.iter().find(|variable| reserved(&variable.name)) {
         Some(variable) => Err(Invalid::ReservedVariable(variable.name.clone())),
@@ -268,7 +271,8 @@ fn check_image(image: &str) -> Result<(), Invalid> {
 
 fn is_digest(digest: &str) -> bool {
     digest.split_once(':').is_some_and(|(algorithm, hex)| {
-        let known = !algorithm.is_empty() && algorithm.bytes().all(|b| b.is_ascii_alphanumeric() || b"+._-".contains(&b));
+        let known =
+            !algorithm.is_empty() && algorithm.bytes().all(|b| b.is_ascii_alphanumeric() || b"+._-".contains(&b));
         let length = if algorithm == "sha256" { hex.len() == 64 } else { hex.len() >= 32 };
         known && length && hex.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase())
     })

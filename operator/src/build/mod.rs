@@ -14,9 +14,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
-pub use budget::DesiredBudget;
 pub use fingerprint::{SPEC_HASH, TEMPLATE_HASH};
 
 use crate::names;
@@ -32,8 +32,8 @@ pub struct Desired {
     pub config_map: ConfigMap,
     /// Headless Service by which peers find each other.
     pub peer_service: Service,
-    /// Bound on voluntary disruption.
-    pub budget: DesiredBudget,
+    /// Bound on voluntary disruption; absent when there must be none.
+    pub budget: Option<PodDisruptionBudget>,
     /// The pods. Its replicas are what it is to be *created* with; an existing set keeps its own.
     pub stateful_set: StatefulSet,
     /// Service of the clients; absent until the cluster is founded, so that no write is acknowledged before.

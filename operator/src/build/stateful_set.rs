@@ -21,6 +21,7 @@ use super::fingerprint::{CONFIG_HASH, SPEC_HASH, TEMPLATE_HASH, fingerprint};
 use super::{metadata, service_account};
 use crate::names::{self, CLIENT_PORT, CONTAINER, METRICS_PORT, PEER_PORT, VOLUME};
 use crate::observed::Observed;
+use crate::plan::initial_replicas;
 use crate::valid::{PodAdditions, ValidCluster};
 
 /// Where the volume is mounted; the node's files are in a folder below, so that `lost+found` is none of them.
@@ -44,10 +45,13 @@ pub(super) fn build(cluster: &ValidCluster, observed: &Observed, config: &Config
     StatefulSet {
         metadata,
         spec: Some(StatefulSetSpec {
-            replicas: Some(i32::try_from(replicas_at_creation(cluster, observed)).unwrap_or(i32::MAX)),
+            replicas: Some(i32::try_from(initial_replicas(cluster, observed)).unwrap_or(i32::MAX)),
             service_name: Some(names::peer_service(&cluster.name)),
             pod_management_policy: Some("Parallel".to_owned()),
-            update_strategy: Some(StatefulSetUpdateStrategy { type_: Some("OnDelete".to_owned()), rolling_update: None }),
+            update_strategy: Some(StatefulSetUpdateStrategy {
+                type_: Some("OnDelete".to_owned()),
+                rolling_update: None,
+            }),
             revision_history_limit: Some(REVISIONS),
             persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
                 when_deleted: Some("Retain".to_owned()),
@@ -60,16 +64,6 @@ pub(super) fn build(cluster: &ValidCluster, observed: &Observed, config: &Config
         }),
         status: None,
     }
-}
-
-/// One for a new cluster. If anything of an old one is there, enough for all of it: a set created with fewer would
-/// delete pods that vote (B2).
-fn replicas_at_creation(cluster: &ValidCluster, observed: &Observed) -> u32 {
-    let pods = observed.pods.keys().copied();
-    let volumes = observed.volumes.iter().filter(|(_, volume)| volume.marker.is_some() && !volume.detached);
-    let members = observed.members.iter().flat_map(|list| list.members.values());
-    let listed = members.filter_map(|m| m.peer_urls.iter().find_map(|url| names::peer_url_ordinal(cluster, url)));
-    pods.chain(volumes.map(|(ordinal, _)| *ordinal)).chain(listed).max().map_or(1, |highest| highest + 1)
 }
 
 /// The part of the spec that the template is made from. Exhaustive, so that a new field is placed here or left out on
@@ -121,11 +115,7 @@ fn template(cluster: &ValidCluster, config: &ConfigMap) -> PodTemplateSpec {
     let mut annotations = cluster.pod.annotations.clone();
     annotations.insert(CONFIG_HASH.to_owned(), fingerprint(&config.data));
     PodTemplateSpec {
-        metadata: Some(ObjectMeta {
-            labels: Some(labels),
-            annotations: Some(annotations),
-            ..ObjectMeta::default()
-        }),
+        metadata: Some(ObjectMeta { labels: Some(labels), annotations: Some(annotations), ..ObjectMeta::default() }),
         spec: Some(pod(cluster, config)),
     }
 }

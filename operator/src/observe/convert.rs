@@ -2,7 +2,9 @@
 
 use balsa_crds::RaftCluster;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{
+    ContainerStateTerminated, ContainerStatus, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -70,9 +72,8 @@ pub(super) fn budget(budget: &PodDisruptionBudget) -> ObservedBudget {
 
 pub(super) fn pod(pod: &Pod) -> ObservedPod {
     let status = pod.status.as_ref();
-    let container = status.and_then(|status| {
-        status.container_statuses.iter().flatten().find(|container| container.name == CONTAINER)
-    });
+    let container = status
+        .and_then(|status| status.container_statuses.iter().flatten().find(|container| container.name == CONTAINER));
     let condition = |kind: &str| status?.conditions.iter().flatten().find(|condition| condition.type_ == kind);
     let unplaced = condition("PodScheduled")
         .filter(|condition| condition.status == "False" && condition.reason.as_deref() == Some("Unschedulable"));
@@ -248,7 +249,8 @@ mod tests {
     #[test]
     fn unreachable_is_no_proof_and_out_of_service_is() {
         let node = |taint: &str| {
-            let object = serde_json::json!({"metadata": {}, "spec": {"taints": [{"key": taint, "effect": "NoExecute"}]}});
+            let object =
+                serde_json::json!({"metadata": {}, "spec": {"taints": [{"key": taint, "effect": "NoExecute"}]}});
             host_state(&serde_json::from_value(object).expect("a node"))
         };
         assert_eq!(node("node.kubernetes.io/unreachable"), HostState::Present);

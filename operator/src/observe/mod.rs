@@ -7,10 +7,13 @@ mod convert;
 mod nodes;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use balsa_crds::RaftCluster;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
@@ -60,6 +63,8 @@ pub struct Live {
     pub peer_service: Option<Service>,
     /// The clients' Service.
     pub client_service: Option<Service>,
+    /// Address of each pod that may have a process, by ordinal.
+    pub addresses: BTreeMap<u32, IpAddr>,
 }
 
 /// One pass's reading of everything. `now` is when the pass began.
@@ -73,7 +78,7 @@ pub async fn observe(
 ) -> Result<(Observed, Live), ObserveError> {
     let name = resource.name_any();
     let namespace = resource.namespace().unwrap_or_default();
-    let (live, pods, volumes) = read(client, &namespace, &name).await?;
+    let (mut live, pods, volumes) = read(client, &namespace, &name).await?;
     let mut observed = Observed {
         now,
         fresh_id: fresh_id()?,
@@ -84,8 +89,10 @@ pub async fn observe(
         volumes: by_ordinal(&volumes, |volume| names::volume_ordinal(&name, volume), convert::volume),
         ..Observed::default()
     };
+    live.addresses = nodes::addresses(&pods, &name);
     let latched = observed.resource.cluster_id;
-    let (answers, ()) = tokio::join!(nodes::ask(&pods, &name, latched), hosts(client, &mut observed, &volumes, &name));
+    let (answers, ()) =
+        tokio::join!(nodes::ask(&live.addresses, &name, latched), hosts(client, &mut observed, &volumes, &name));
     (observed.nodes, observed.members) = answers;
     Ok((observed, live))
 }
@@ -126,6 +133,7 @@ async fn read(
         service_account: service_account.map_err(failed("the ServiceAccount"))?,
         peer_service: peer_service.map_err(failed("the peer Service"))?,
         client_service: client_service.map_err(failed("the client Service"))?,
+        addresses: BTreeMap::new(),
     };
     Ok((live, pods.map_err(failed("pods"))?.items, volumes.map_err(failed("volume claims"))?.items))
 }

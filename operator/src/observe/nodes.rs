@@ -16,14 +16,10 @@ type Answers = (BTreeMap<u32, NodeReport>, Option<MemberList>);
 
 /// What each pod's node reports, and the best linearizable list. Takes at most the observation timeout, however many
 /// nodes are silent.
-pub(super) async fn ask(pods: &[Pod], cluster: &str, latched: Option<u64>) -> Answers {
-    let asked = pods.iter().filter_map(|pod| {
-        let name = pod.name_any();
-        Some((names::pod_ordinal(cluster, &name)?, name, address(pod)?))
-    });
-    let answers = join_all(asked.map(|(ordinal, name, ip)| async move {
-        let (state, list) = ask_one(&name, ip, latched).await;
-        (ordinal, state, list)
+pub(super) async fn ask(addresses: &BTreeMap<u32, IpAddr>, cluster: &str, latched: Option<u64>) -> Answers {
+    let answers = join_all(addresses.iter().map(|(ordinal, ip)| async move {
+        let (state, list) = ask_one(&names::pod(cluster, *ordinal), *ip, latched).await;
+        (*ordinal, state, list)
     }))
     .await;
     let mut reports = BTreeMap::new();
@@ -35,7 +31,11 @@ pub(super) async fn ask(pods: &[Pod], cluster: &str, latched: Option<u64>) -> An
     (reports, best(lists, latched))
 }
 
-/// The address of a pod that may have a process.
+/// Addresses of the pods that may have a process, by ordinal.
+pub(super) fn addresses(pods: &[Pod], cluster: &str) -> BTreeMap<u32, IpAddr> {
+    pods.iter().filter_map(|pod| Some((names::pod_ordinal(cluster, &pod.name_any())?, address(pod)?))).collect()
+}
+
 fn address(pod: &Pod) -> Option<IpAddr> {
     let status = pod.status.as_ref()?;
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
