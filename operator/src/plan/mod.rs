@@ -16,6 +16,10 @@ mod replace;
 mod roll;
 mod scale_in;
 mod scale_out;
+#[cfg(test)]
+mod script;
+#[cfg(test)]
+mod simulation;
 
 use std::ops::ControlFlow;
 
@@ -164,7 +168,7 @@ impl Matter {
         let is = |names: &[WaitReason]| names.iter().any(|name| Some(name.as_str()) == reason);
         if is(&[WaitReason::LearnerBehind, WaitReason::LearnerStuck]) {
             Some(Self::Learner)
-        } else if is(&[WaitReason::PodNotRejoined, WaitReason::RolloutStalled]) {
+        } else if is(&[WaitReason::PodNotRunning, WaitReason::PodNotRejoined, WaitReason::RolloutStalled]) {
             Some(Self::Rejoin)
         } else if is(&[WaitReason::LeaderWillNotMove]) || step == StepName::MoveLeader.as_str() {
             Some(Self::MoveLeader)

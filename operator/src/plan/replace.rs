@@ -4,10 +4,10 @@
 //! the pod holds it, and no pod is created over a Terminating volume; pod first would restart the old disk.
 
 use super::learner::pod_cause;
-use super::{Decision, NEXT, Notes, Row, UNSCHEDULABLE_GRACE_SECONDS, View};
+use super::{Decision, Matter, NEXT, Notes, REJOIN_DEADLINE_SECONDS, Row, UNSCHEDULABLE_GRACE_SECONDS, View, aged};
 use crate::names;
 use crate::observed::{ContainerState, ExitKind, Member, PodPhase};
-use crate::step::{RestartMode, Step, WaitReason};
+use crate::step::{RestartMode, Step, Target, WaitReason};
 
 /// X8, X9, X10 with C4: a member was removed and its ordinal is still wanted.
 pub(super) fn rebuild(view: &View<'_>, notes: &mut Notes) -> Row {
@@ -82,9 +82,12 @@ pub(super) fn causes(view: &View<'_>, notes: &mut Notes) -> Row {
             // X6: a human swapped volumes; nothing is deleted.
             let message = format!("pod {k} runs on the disk of another member");
             notes.wait(Decision::wait("X6", WaitReason::WrongVolume, message).on(k, Some(id)));
-        } else if is_down(view, k) {
-            // X1: the same id and the same disk come back.
-            notes.wait(Decision::wait("X1", WaitReason::PodNotRunning, pod_cause(view, k)).on(k, Some(id)));
+        } else if !member.learner && is_down(view, k) {
+            // X1: the same id and the same disk come back. A learner's pod is O4's.
+            let target = Target { ordinal: Some(k), member: Some(id) };
+            let stalled = aged(view, Matter::Rejoin, target, REJOIN_DEADLINE_SECONDS);
+            let reason = if stalled { WaitReason::RolloutStalled } else { WaitReason::PodNotRunning };
+            notes.wait(Decision::wait("X1", reason, pod_cause(view, k)).on(k, Some(id)));
         }
     }
     NEXT

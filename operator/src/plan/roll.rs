@@ -2,7 +2,7 @@
 
 use super::learner::pod_cause;
 use super::{Decision, Matter, NEXT, Notes, REJOIN_DEADLINE_SECONDS, Row, View, aged};
-use crate::observed::ContainerState;
+use crate::observed::{ContainerState, ObservedPod};
 use crate::step::{RestartMode, Step, Target, WaitReason};
 
 /// U1: an outdated pod that does not run: the way out of a bad roll, allowed without a quorum. P2.
@@ -57,7 +57,8 @@ fn not_rejoined(view: &View<'_>, notes: &mut Notes) -> bool {
 /// U3: P1, P3, P4, P2. It serves nobody, so no budget is asked.
 fn unhealthy(view: &View<'_>, notes: &mut Notes) -> Row {
     for (k, id, member) in view.voters().rev() {
-        if !view.is_outdated(k) || view.is_serving(k, id, member) || view.is_leader(id) {
+        let runs = view.pod(k).is_some_and(ObservedPod::is_running);
+        if !view.is_outdated(k) || !runs || view.is_serving(k, id, member) || view.is_leader(id) {
             continue;
         }
         match view.pod_ref(k) {
@@ -109,7 +110,8 @@ fn leader(view: &View<'_>, notes: &mut Notes) -> Row {
 fn restart_serving(view: &View<'_>, notes: &mut Notes, row: &'static str, k: u32, id: u64) -> Row {
     if let Some(other) = view.voters_not_serving(id).first() {
         let message = format!("pod {other} does not serve; pod {k} is not restarted before it does");
-        notes.wait(Decision::wait(row, WaitReason::MemberUnhealthy, message).on(*other, None));
+        let id = view.member(*other).map(|(id, _)| id);
+        notes.wait(Decision::wait(row, WaitReason::MemberUnhealthy, message).on(*other, id));
         return NEXT;
     }
     let writes_pause = view.voters().count() <= 2;

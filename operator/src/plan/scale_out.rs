@@ -43,7 +43,8 @@ pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
     }
     if let Some(k) = view.voters_not_serving(0).first() {
         let message = format!("pod {k} does not serve; no member is added before it does");
-        notes.wait(Decision::wait("O2", WaitReason::MemberUnhealthy, message).on(*k, None));
+        let id = view.member(*k).map(|(id, _)| id);
+        notes.wait(Decision::wait("O2", WaitReason::MemberUnhealthy, message).on(*k, id));
         return NEXT;
     }
     let peer_url = names::peer_url(view.cluster, have);
