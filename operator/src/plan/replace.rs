@@ -59,6 +59,12 @@ fn invite(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
         notes.hold(Decision::wait("X10", WaitReason::LeftoverVolume, message).on(k, None));
         return NEXT;
     }
+    if view.volume_is_on_gone_host(k) && !view.is_uninitialized(k) {
+        // Without a label there is no P5 for it, so a human must say that nothing is lost.
+        let message = format!("the volume of pod {k} is on a node that is gone, and not labelled as a member's");
+        notes.hold(Decision::wait("X10", WaitReason::LeftoverVolume, message).on(k, None));
+        return NEXT;
+    }
     if !view.is_uninitialized(k) {
         notes.hold(Decision::wait("X10", WaitReason::PodNotRunning, pod_cause(view, k)).on(k, None));
         return NEXT;
@@ -73,9 +79,9 @@ fn invite(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
     Decision::act("X10", Step::AddLearner { ordinal: k, peer_url, membership_index }).now()
 }
 
-/// X1 and X3 to X7: a listed, started member below `want` that cannot stay. X2 is in `quorum.rs`.
+/// X1 and X3 to X7: a listed member below `want` that cannot stay. X2 is in `quorum.rs`.
 pub(super) fn causes(view: &View<'_>, notes: &mut Notes) -> Row {
-    for (k, id, member) in view.members().filter(|(k, _, member)| *k < view.want() && member.started) {
+    for (k, id, member) in view.members().filter(|(k, ..)| *k < view.want()) {
         if let Some(cause) = cause(view, k, id, member) {
             replace(view, notes, cause, k, id, member)?;
         } else if view.exited_with(k, &[ExitKind::WrongDisk]) {
@@ -113,7 +119,7 @@ fn cause(view: &View<'_>, k: u32, id: u64, member: &Member) -> Option<(&'static 
         Some(("X3", "its volume is on a node that is gone"))
     } else if exited(ExitKind::DiskLost) {
         Some(("X4", "its disk is lost"))
-    } else if view.volume(k).is_some_and(|volume| volume.terminating) {
+    } else if member.started && view.volume(k).is_some_and(|volume| volume.terminating) {
         Some(("X4", "its volume is being deleted"))
     } else if exited(ExitKind::Corrupt) {
         Some(("X5", "its disk is damaged"))
@@ -124,7 +130,8 @@ fn cause(view: &View<'_>, k: u32, id: u64, member: &Member) -> Option<(&'static 
     }
 }
 
-/// P1, P3, P4, and one replacement at a time.
+/// P1, P3, P4, and one replacement at a time. A member that is down already is not spared for that: without it the
+/// others need one vote less, and a learner that cannot come up must not keep the dead in the list.
 fn replace(
     view: &View<'_>,
     notes: &mut Notes,
@@ -134,7 +141,7 @@ fn replace(
     member: &Member,
 ) -> Row {
     let wait = |reason, message: String| Decision::wait(row, reason, message).on(k, Some(id));
-    if view.replacement_elsewhere(k) {
+    if view.replacement_elsewhere(k) && view.is_healthy(k, id, member) {
         let message = format!("member {id:x} on pod {k}: {why}; another replacement is under way");
         notes.wait(wait(WaitReason::QuorumAtRisk, message));
         return NEXT;

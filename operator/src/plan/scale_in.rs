@@ -70,8 +70,14 @@ fn remove_or_move(view: &View<'_>, notes: &mut Notes, row: &'static str, t: u32,
     if view.is_leader(id) {
         return move_leader(view, notes, t, id);
     }
-    // I6
+    // I6: an unhealthy member that is to go as well goes first, or neither ever could.
     if !member.learner && !view.quorum_after_removal(id) {
+        let unhealthy = view.voters().rev().find(|(j, other, m)| {
+            (view.want()..t).contains(j) && !view.is_healthy(*j, *other, m) && view.quorum_after_removal(*other)
+        });
+        if let Some((j, other, _)) = unhealthy.filter(|(_, other, _)| view.budget_admits_removal(*other)) {
+            return remove("I6", view, j, other);
+        }
         let message = format!("the voters without member {id:x} on pod {t} are no quorum");
         notes.wait(Decision::wait("I6", WaitReason::QuorumAtRisk, message).on(t, Some(id)));
         return NEXT;

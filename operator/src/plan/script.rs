@@ -34,8 +34,7 @@ struct Script {
 #[test]
 fn golden_scripts() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testscripts/plan");
-    let mut paths: Vec<PathBuf> =
-        std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     assert!(paths.len() > 40, "only {} scripts in {}", paths.len(), folder.display());
     let update = std::env::var_os("UPDATE_GOLDEN").is_some_and(|value| value == "1");
@@ -323,7 +322,8 @@ impl Script {
             return Ok(());
         }
         let cluster_id = self.observed.resource.cluster_id.unwrap_or(0xc1);
-        let list = self.observed.members.get_or_insert_with(|| MemberList { cluster_id, leader: 1, ..Default::default() });
+        let list =
+            self.observed.members.get_or_insert_with(|| MemberList { cluster_id, leader: 1, ..Default::default() });
         match words {
             ["there"] => {}
             ["in-flight"] => list.change_in_flight = true,
@@ -349,8 +349,12 @@ impl Script {
         let list = self.observed.members.as_mut().ok_or("there is no list")?;
         let caught_up = Progress { match_index: 100, active: true, snapshot_running: false, caught_up: true };
         if let ["listed", id] = words {
-            let member =
-                Member { peer_urls: vec![url], learner: true, progress: Some(Progress::default()), ..Default::default() };
+            let member = Member {
+                peer_urls: vec![url],
+                learner: true,
+                progress: Some(Progress::default()),
+                ..Default::default()
+            };
             list.members.insert(number(id)?, member);
             return Ok(());
         }

@@ -57,6 +57,16 @@ impl World {
         }
     }
 
+    /// A human deletes the volumes that no label tells the owner of and that no pod can ever use again.
+    pub(super) fn drop_unlabelled_lost_volumes(&mut self) {
+        for volume in self.volumes.values_mut() {
+            let pinned = volume.object.pinned.as_ref();
+            if volume.object.marker.is_none() && pinned.is_some_and(|host| self.hosts.contains_key(&host.name)) {
+                volume.object.terminating = true;
+            }
+        }
+    }
+
     /// `kubectl scale statefulset`.
     pub(in crate::plan) fn set_replicas(&mut self, replicas: u32) {
         let version = self.next_text();
