@@ -4,6 +4,7 @@
 //! `observed`, `valid`, `names`, `plan` and `step` are pure and know no Kubernetes client.
 
 pub mod apply;
+pub mod arguments;
 pub mod build;
 pub mod controller;
 pub mod execute;
