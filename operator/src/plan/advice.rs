@@ -56,7 +56,6 @@ pub(super) fn human_may(reason: WaitReason, target: Target) -> Vec<String> {
         WaitReason::LeaderWillNotMove => &["look at the log of {pod}", "restart {pod}"],
         WaitReason::DataLost => &["restore from a backup into a new RaftCluster"],
         WaitReason::QuorumLost => &["bring a majority of the disks back", "restore from a backup"],
-        WaitReason::OperatorTemplateChanged => &["change the spec, which applies the new template with it"],
         _ => &[],
     };
     lines.iter().map(|line| line.replace("{pod}", &pod).replace("{member}", &member)).collect()

@@ -68,8 +68,8 @@ pub(super) fn membership(view: &View<'_>) -> Row {
         return Decision::wait("G6", WaitReason::ChangeInFlight, message).now();
     }
     // M9 and the order of a roll depend on knowing who leads.
-    if list.leader == 0 {
-        return Decision::wait("G6", WaitReason::ChangeInFlight, "no leader is known").now();
+    if list.members.get(&list.leader).is_none_or(|member| member.learner) {
+        return Decision::wait("G6", WaitReason::ChangeInFlight, "no listed voter leads").now();
     }
     // G7
     if let Some(id) = view.foreign.first() {

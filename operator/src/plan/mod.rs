@@ -20,6 +20,8 @@ mod scale_out;
 mod script;
 #[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 

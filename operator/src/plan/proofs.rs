@@ -140,7 +140,8 @@ impl<'a> View<'a> {
             .then_some(marker.raft_id)
     }
 
-    /// It answered as this member, is active at the leader, within the lag bound, and nothing ends it.
+    /// It answered as this member, is active at the leader, within the lag bound, and nothing ends it: neither its pod
+    /// nor its volume is being deleted (a Terminating volume is lost at the next restart).
     pub(super) fn is_healthy(&self, k: u32, id: u64, member: &Member) -> bool {
         let answered = self.node(k).is_some_and(|node| {
             !node.stopping
@@ -148,7 +149,8 @@ impl<'a> View<'a> {
                     marker.raft_id == id && Some(marker.cluster_id) == self.observed.resource.cluster_id
                 })
         });
-        let stays = self.pod(k).is_some_and(|pod| pod.terminating.is_none());
+        let stays = self.pod(k).is_some_and(|pod| pod.terminating.is_none())
+            && self.volume(k).is_none_or(|volume| !volume.terminating);
         let follows = self.is_leader(id) || member.progress.is_some_and(|p| p.active && p.caught_up);
         answered && stays && follows
     }

@@ -76,7 +76,11 @@ fn remove_or_move(view: &View<'_>, notes: &mut Notes, row: &'static str, t: u32,
             (view.want()..t).contains(j) && !view.is_healthy(*j, *other, m) && view.quorum_after_removal(*other)
         });
         if let Some((j, other, _)) = unhealthy.filter(|(_, other, _)| view.budget_admits_removal(*other)) {
-            return remove("I6", view, j, other);
+            return if view.is_leader(other) {
+                move_leader(view, notes, j, other)
+            } else {
+                remove("I6", view, j, other)
+            };
         }
         let message = format!("the voters without member {id:x} on pod {t} are no quorum");
         notes.wait(Decision::wait("I6", WaitReason::QuorumAtRisk, message).on(t, Some(id)));

@@ -111,7 +111,7 @@ impl World {
     }
 
     /// Leadership goes elsewhere by itself.
-    pub(super) fn move_lead(&mut self, nth: usize) {
+    pub(in crate::plan) fn move_lead(&mut self, nth: usize) {
         let up: Vec<u64> = self.voters().into_iter().filter(|id| self.is_up(*id) && self.behind(*id) == 0).collect();
         if let Some(next) = up.get(nth % up.len().max(1)).filter(|_| self.has_quorum()) {
             self.raft.leader = *next;

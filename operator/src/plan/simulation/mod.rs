@@ -12,5 +12,6 @@ mod runs;
 mod world;
 
 use self::execute::Refused;
-pub(super) use self::reconcile::Crash;
+pub(super) use self::reconcile::{Crash, Pass};
+pub(super) use self::runs::Dice;
 pub(super) use self::world::World;
