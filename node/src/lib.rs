@@ -7,6 +7,8 @@ pub mod api;
 pub mod config;
 pub mod domain;
 pub mod engine;
+pub mod metrics;
+pub mod process;
 pub mod service;
 pub mod storage;
 pub mod transport;

@@ -1,1 +1,72 @@
-fn main(){}
+//! Wires one node: configuration, logging, engine, listeners, signals. It decides nothing else.
+
+use std::sync::Arc;
+
+use balsa_node::api::server::{Listeners, Services};
+use balsa_node::config::{Config, Invocation, logging};
+use balsa_node::engine::fatal::Fatal;
+use balsa_node::engine::{Node, NodeConfig};
+use balsa_node::process::{StopSignals, Termination, end_by};
+use balsa_node::service::metrics::Metrics;
+use balsa_node::service::{Member, Settings, stop};
+use balsa_node::storage::marker;
+use tonic::service::Routes;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() {
+    let config = match Config::load(std::env::args(), std::env::vars()) {
+        Ok(Invocation::Run(config)) => config,
+        Ok(Invocation::Print(text)) => return print!("{text}"),
+        Err(error) => Termination::failed(error.exit_code(), error.to_string()).end(),
+    };
+    logging::start(&config);
+    let ended = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(run(&config)),
+        Err(error) => Err(failed(error)),
+    };
+    match ended {
+        Ok(signal) => end_by(signal),
+        Err(termination) => termination.of(marker::read(&config.data_dir).ok().flatten().as_ref()).end(),
+    }
+}
+
+/// Runs until a signal, which is the answer, or until the node cannot go on.
+async fn run(config: &Config) -> Result<i32, Termination> {
+    let mut signals = StopSignals::listen().map_err(failed)?;
+    let (fatal, metrics) = (Fatal::default(), Arc::new(Metrics::new().map_err(failed)?));
+    let node = tokio::select! {
+        node = Node::open(NodeConfig::from(config), fatal.clone()) => node.map_err(|error| {
+            Termination::typed(error.exit_code(), error.reason(), error.to_string())
+        })?,
+        signal = signals.next() => return Ok(signal),
+    };
+    let member = Arc::new(Member::new(node.clone(), Settings::from(config)));
+    let services = Services::new(member.clone(), metrics, config);
+
+    let mut listeners = Listeners::default();
+    listeners.serve(&config.listen_metrics_urls, &services.metrics_routes()).map_err(failed)?;
+    listeners.serve(&config.listen_peer_urls, &services.peer_routes(Routes::default())).map_err(failed)?;
+    listeners.serve(&config.listen_client_urls, &services.client_routes().map_err(failed)?).map_err(failed)?;
+
+    let signal = tokio::select! {
+        signal = signals.next() => signal,
+        ending = fatal.ended() => {
+            return Err(Termination::typed(ending.code as i32, &Termination::reason_of(ending.code), ending.message));
+        }
+        what = listeners.failed() => return Err(failed(what)),
+    };
+    tokio::select! {
+        () = stop::drain(&member, config.drain_delay) => {}
+        // A second signal cuts the delay short, never the order of the steps.
+        _ = signals.next() => member.stopping().cancel(),
+    }
+    listeners.close().await;
+    node.stop().await;
+    Ok(signal)
+}
+
+fn failed(error: impl ToString) -> Termination {
+    Termination::failed(1, error.to_string())
+}

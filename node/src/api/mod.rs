@@ -1,1 +1,13 @@
-//! Placeholder until its slice lands in this branch.
+//! Presenters: decode, call one use case, encode. gRPC and HTTP live here and nowhere above or below; nothing here
+//! decides anything.
+
+pub mod cluster;
+pub mod forward;
+pub mod grpc_metrics;
+pub mod http;
+pub mod kv;
+pub mod maintenance;
+pub mod node;
+pub mod server;
+pub mod status;
+pub mod watch;

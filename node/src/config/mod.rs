@@ -1,1 +1,404 @@
-//! Placeholder until its slice lands in this branch.
+//! From the command line, the environment or a file to one checked [`Config`], once, before anything else runs. Nothing
+//! below `main` reads a flag or a variable.
+//!
+//! `flags.rs` lists the flags (etcd's names), `sources.rs` merges where they can come from with etcd's precedence, this
+//! file gives the merged text types and checks it as a whole.
+
+pub mod duration;
+pub mod flags;
+pub mod logging;
+pub mod sources;
+pub mod url;
+pub mod version;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use self::sources::Raw;
+use self::url::Url;
+
+/// Why the process does not start. The text names the flag and what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A flag that does not exist or a value that cannot be parsed: exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// A combination that is not allowed, a file that cannot be read: exit code 1.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl ConfigError {
+    /// The process's exit code.
+    pub const fn exit_code(&self) -> i32 {
+        match self {
+            ConfigError::Usage(_) => 2,
+            ConfigError::Invalid(_) => 1,
+        }
+    }
+}
+
+/// How a node with an empty disk learns what it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// It waits until the operator calls Bootstrap or Join.
+    Operator,
+    /// By etcd's `--initial-cluster*` flags.
+    Static {
+        /// Member name → peer URLs, all founding members or all known ones.
+        members: BTreeMap<String, Vec<String>>,
+        /// Goes into the cluster id, so that two clusters of equal names differ.
+        token: String,
+        /// The cluster exists: find the own peer URL in a peer's list instead of founding.
+        existing: bool,
+    },
+}
+
+/// When history is compacted without being asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AutoCompaction {
+    /// Never.
+    Off,
+    /// What is older than this.
+    Periodic(Duration),
+    /// All but this many revisions.
+    Revision(i64),
+}
+
+/// The text form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object per line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// The checked configuration of one node. Plain values only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Member name.
+    pub name: String,
+    /// Where the disk is.
+    pub data_dir: PathBuf,
+    /// Client port: gRPC and HTTP.
+    pub listen_client_urls: Vec<Url>,
+    /// Where clients reach it; published to the membership.
+    pub advertise_client_urls: Vec<String>,
+    /// Peer port: peers and the operator.
+    pub listen_peer_urls: Vec<Url>,
+    /// Where peers reach it.
+    pub initial_advertise_peer_urls: Vec<String>,
+    /// Plain HTTP for probes and metrics; may be empty.
+    pub listen_metrics_urls: Vec<Url>,
+    /// How an empty disk becomes a member's.
+    pub bootstrap: Bootstrap,
+    /// Raft's tick.
+    pub heartbeat_interval: Duration,
+    /// Silence of a leader after which a follower campaigns.
+    pub election_timeout: Duration,
+    /// Whether candidates ask before they disturb.
+    pub pre_vote: bool,
+    /// Largest command in bytes.
+    pub max_request_bytes: usize,
+    /// Most operations of a transaction.
+    pub max_txn_ops: usize,
+    /// Most learners that etcd's API may add.
+    pub max_learners: usize,
+    /// Whether etcd's API refuses changes that endanger the quorum.
+    pub strict_reconfig_check: bool,
+    /// How often an idle watch is told the current revision.
+    pub watch_progress_notify_interval: Duration,
+    /// Automatic compaction.
+    pub auto_compaction: AutoCompaction,
+    /// How long the node goes on serving after SIGTERM.
+    pub drain_delay: Duration,
+    /// A `tracing` level name.
+    pub log_level: String,
+    /// Form of log lines.
+    pub log_format: LogFormat,
+    /// Fingerprint of all that should be equal on every member of a cluster.
+    pub hash: String,
+    /// What was accepted and has no effect, for a warning each.
+    pub warnings: Vec<String>,
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Invocation {
+    /// Print this and exit 0.
+    Print(String),
+    /// Run a node.
+    Run(Box<Config>),
+}
+
+impl Config {
+    /// Reads the command line, the environment and, if one is named, the file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with the exit code that etcd uses.
+    pub fn load(
+        args: impl IntoIterator<Item = String>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Invocation, ConfigError> {
+        match sources::merge(args, environment)? {
+            sources::Merged::Print(text) => Ok(Invocation::Print(text)),
+            sources::Merged::Values(raw) => Ok(Invocation::Run(Box::new(Self::check(&raw)?))),
+        }
+    }
+
+    /// The election timeout in heartbeats, rounded up: it is never shorter than configured.
+    pub fn election_ticks(&self) -> u32 {
+        let ticks = self.election_timeout.as_millis().div_ceil(self.heartbeat_interval.as_millis().max(1));
+        u32::try_from(ticks).unwrap_or(u32::MAX)
+    }
+
+    /// Gives the merged values types and checks them as a whole.
+    fn check(raw: &Raw) -> Result<Self, ConfigError> {
+        let name = raw.text("name").to_owned();
+        let data_dir = match raw.text("data-dir") {
+            "" => PathBuf::from(format!("{name}.etcd")),
+            dir => PathBuf::from(dir),
+        };
+        if raw.is_set("listen-client-urls") && !raw.is_set("advertise-client-urls") {
+            return Err(invalid("--advertise-client-urls is required when --listen-client-urls is set"));
+        }
+        let (heartbeat_interval, election_timeout) = timing(raw)?;
+        let initial_advertise_peer_urls = advertised(raw, "initial-advertise-peer-urls")?;
+        let bootstrap = bootstrap(raw, &name, &initial_advertise_peer_urls)?;
+        Ok(Self {
+            data_dir,
+            listen_client_urls: listened(raw, "listen-client-urls")?,
+            advertise_client_urls: advertised(raw, "advertise-client-urls")?,
+            listen_peer_urls: listened(raw, "listen-peer-urls")?,
+            initial_advertise_peer_urls,
+            listen_metrics_urls: listened(raw, "listen-metrics-urls")?,
+            bootstrap,
+            heartbeat_interval,
+            election_timeout,
+            pre_vote: raw.boolean("pre-vote")?,
+            max_request_bytes: positive(raw, "max-request-bytes")?,
+            max_txn_ops: positive(raw, "max-txn-ops")?,
+            max_learners: positive(raw, "max-learners")?,
+            strict_reconfig_check: raw.boolean("strict-reconfig-check")?,
+            watch_progress_notify_interval: raw.duration("watch-progress-notify-interval")?,
+            auto_compaction: auto_compaction(raw)?,
+            drain_delay: raw.duration("drain-delay")?,
+            log_level: log_level(raw.text("log-level"))?,
+            log_format: log_format(raw.text("log-format"))?,
+            hash: fingerprint(raw),
+            warnings: raw.warnings.clone(),
+            name,
+        })
+    }
+}
+
+fn invalid(what: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid(what.into())
+}
+
+/// etcd's rules on the two times: the election needs several heartbeats, and is no longer than 50 s.
+fn timing(raw: &Raw) -> Result<(Duration, Duration), ConfigError> {
+    let (heartbeat, election): (u64, u64) = (raw.number("heartbeat-interval")?, raw.number("election-timeout")?);
+    if heartbeat == 0 || election < heartbeat.saturating_mul(5) {
+        return Err(invalid(format!(
+            "--election-timeout={election} must be at least 5 times --heartbeat-interval={heartbeat}, which must not be 0"
+        )));
+    }
+    if election > 50_000 {
+        return Err(invalid(format!("--election-timeout={election} must not exceed 50000 ms")));
+    }
+    Ok((Duration::from_millis(heartbeat), Duration::from_millis(election)))
+}
+
+fn positive(raw: &Raw, flag: &'static str) -> Result<usize, ConfigError> {
+    match raw.number(flag)? {
+        0 => Err(invalid(format!("--{flag} must not be 0"))),
+        number => Ok(number),
+    }
+}
+
+fn listened(raw: &Raw, flag: &'static str) -> Result<Vec<Url>, ConfigError> {
+    let in_context = |error: url::UrlError| invalid(format!("--{flag}: {error}"));
+    split(raw.text(flag))
+        .map(|text| {
+            let url = Url::parse(text).map_err(in_context)?;
+            url.listen_address().map_err(in_context)?;
+            Ok(url)
+        })
+        .collect()
+}
+
+fn advertised(raw: &Raw, flag: &'static str) -> Result<Vec<String>, ConfigError> {
+    let urls: Vec<_> = split(raw.text(flag)).collect();
+    url::list(&urls).map_err(|error| invalid(format!("--{flag}: {error}")))
+}
+
+fn split(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').map(str::trim).filter(|part| !part.is_empty())
+}
+
+fn bootstrap(raw: &Raw, name: &str, own: &[String]) -> Result<Bootstrap, ConfigError> {
+    match raw.text("bootstrap") {
+        "operator" => return Ok(Bootstrap::Operator),
+        "static" => {}
+        other => return Err(invalid(format!("--bootstrap={other} must be operator or static"))),
+    }
+    let existing = match raw.text("initial-cluster-state") {
+        "new" => false,
+        "existing" => true,
+        other => return Err(invalid(format!("--initial-cluster-state={other} must be new or existing"))),
+    };
+    let members = match raw.text("initial-cluster") {
+        "" => BTreeMap::from([(name.to_owned(), own.to_vec())]),
+        list => initial_cluster(list)?,
+    };
+    match members.get(name) {
+        None => Err(invalid(format!("--initial-cluster does not name this member, --name={name}"))),
+        Some(urls) if urls != own => Err(invalid(format!(
+            "--initial-cluster has {} for {name}, --initial-advertise-peer-urls has {}",
+            urls.join(","),
+            own.join(",")
+        ))),
+        Some(_) => Ok(Bootstrap::Static { members, token: raw.text("initial-cluster-token").to_owned(), existing }),
+    }
+}
+
+/// `name=url,name=url`; a name may repeat, with one URL each time.
+fn initial_cluster(list: &str) -> Result<BTreeMap<String, Vec<String>>, ConfigError> {
+    let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for part in split(list) {
+        let (name, url) = part
+            .split_once('=')
+            .ok_or_else(|| invalid(format!("--initial-cluster: {part:?} is not of the form name=url")))?;
+        members.entry(name.to_owned()).or_default().push(url.to_owned());
+    }
+    let mut seen = BTreeMap::new();
+    for (name, urls) in &mut members {
+        *urls = url::list(urls).map_err(|error| invalid(format!("--initial-cluster: {name}: {error}")))?;
+        for url in urls.iter() {
+            if let Some(other) = seen.insert(url.clone(), name.clone()) {
+                return Err(invalid(format!("--initial-cluster: {url} belongs to both {other} and {name}")));
+            }
+        }
+    }
+    Ok(members)
+}
+
+/// A bare number means hours in periodic mode, as in etcd.
+fn auto_compaction(raw: &Raw) -> Result<AutoCompaction, ConfigError> {
+    let retention = raw.text("auto-compaction-retention");
+    let wrong = || ConfigError::Usage(format!("--auto-compaction-retention={retention} cannot be parsed"));
+    match (raw.text("auto-compaction-mode"), retention) {
+        (_, "0" | "") => Ok(AutoCompaction::Off),
+        ("periodic", text) => match text.parse::<u32>() {
+            Ok(hours) => Ok(AutoCompaction::Periodic(Duration::from_secs(u64::from(hours) * 3600))),
+            Err(_) => duration::parse(text).map(AutoCompaction::Periodic).ok_or_else(wrong),
+        },
+        ("revision", text) => text.parse().ok().filter(|n| *n > 0).map(AutoCompaction::Revision).ok_or_else(wrong),
+        (mode, _) => Err(invalid(format!("--auto-compaction-mode={mode} must be periodic or revision"))),
+    }
+}
+
+fn log_level(level: &str) -> Result<String, ConfigError> {
+    match level {
+        "trace" | "debug" | "info" | "warn" | "error" => Ok(level.to_owned()),
+        // zap's further levels are all errors here.
+        "dpanic" | "panic" | "fatal" => Ok("error".to_owned()),
+        other => Err(invalid(format!("--log-level={other} must be debug, info, warn, error, panic or fatal"))),
+    }
+}
+
+fn log_format(format: &str) -> Result<LogFormat, ConfigError> {
+    match format {
+        "json" => Ok(LogFormat::Json),
+        "console" | "text" => Ok(LogFormat::Text),
+        other => Err(invalid(format!("--log-format={other} must be json or console"))),
+    }
+}
+
+/// Equal on members that differ only in who and where they are.
+fn fingerprint(raw: &Raw) -> String {
+    let mut hasher = Sha256::new();
+    for (name, value) in raw.iter().filter(|(name, _)| !flags::is_identity(name)) {
+        hasher.update(name);
+        hasher.update([0]);
+        hasher.update(value);
+        hasher.update([0]);
+    }
+    hasher.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(args: &[&str]) -> Result<Config, ConfigError> {
+        let args = ["balsa"].iter().chain(args).map(|arg| (*arg).to_owned());
+        match Config::load(args, [])? {
+            Invocation::Run(config) => Ok(*config),
+            Invocation::Print(text) => panic!("{text}"),
+        }
+    }
+
+    #[test]
+    fn without_flags_it_is_etcds_single_member() {
+        let config = load(&[]).unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("default.etcd"));
+        assert_eq!(config.election_timeout, Duration::from_secs(1));
+        let url = "http://localhost:2380".to_owned();
+        let members = BTreeMap::from([("default".to_owned(), vec![url])]);
+        assert_eq!(config.bootstrap, Bootstrap::Static { members, token: "etcd-cluster".into(), existing: false });
+        assert!(config.strict_reconfig_check && config.pre_vote);
+    }
+
+    #[test]
+    fn the_own_name_and_urls_must_be_in_the_initial_cluster() {
+        let args = |cluster: &str| {
+            load(&["--name=b", "--initial-advertise-peer-urls=http://b:2380", &format!("--initial-cluster={cluster}")])
+        };
+        assert!(args("a=http://a:2380,b=http://b:2380").is_ok());
+        assert!(matches!(args("a=http://a:2380"), Err(ConfigError::Invalid(_))));
+        assert!(matches!(args("b=http://c:2380"), Err(ConfigError::Invalid(_))));
+        assert!(matches!(args("a=http://b:2380,b=http://b:2380"), Err(ConfigError::Invalid(_))), "one URL, two members");
+        assert!(load(&["--bootstrap=operator", "--initial-cluster=nonsense"]).is_ok(), "the operator decides there");
+    }
+
+    #[test]
+    fn times_obey_etcds_rules() {
+        assert!(load(&["--heartbeat-interval=10", "--election-timeout=50"]).is_ok());
+        assert!(matches!(load(&["--election-timeout=499"]), Err(ConfigError::Invalid(_))));
+        assert!(matches!(load(&["--election-timeout=50001"]), Err(ConfigError::Invalid(_))));
+        assert!(matches!(load(&["--heartbeat-interval=x"]), Err(ConfigError::Usage(_))));
+    }
+
+    #[test]
+    fn listening_needs_advertising_and_addresses() {
+        assert!(matches!(load(&["--listen-client-urls=http://0.0.0.0:2379"]), Err(ConfigError::Invalid(_))));
+        let args = ["--listen-client-urls=http://0.0.0.0:2379", "--advertise-client-urls=http://a:2379"];
+        assert_eq!(load(&args).unwrap().advertise_client_urls, ["http://a:2379"]);
+        let error = load(&["--listen-peer-urls=http://host:2380"]).unwrap_err();
+        assert!(error.to_string().contains("--listen-peer-urls"), "{error}");
+    }
+
+    #[test]
+    fn retention_of_a_bare_number_is_hours() {
+        let retention = |args: &[&str]| load(args).map(|config| config.auto_compaction);
+        assert_eq!(retention(&[]), Ok(AutoCompaction::Off));
+        let hours = Duration::from_secs(7200);
+        assert_eq!(retention(&["--auto-compaction-retention=2"]), Ok(AutoCompaction::Periodic(hours)));
+        assert_eq!(retention(&["--auto-compaction-retention=2h"]), Ok(AutoCompaction::Periodic(hours)));
+        let args = ["--auto-compaction-mode=revision", "--auto-compaction-retention=1000"];
+        assert_eq!(retention(&args), Ok(AutoCompaction::Revision(1000)));
+    }
+
+    #[test]
+    fn the_fingerprint_is_of_what_members_share() {
+        let hash = |args: &[&str]| load(args).unwrap().hash;
+        assert_eq!(hash(&["--bootstrap=operator", "--name=a"]), hash(&["--bootstrap=operator", "--name=b"]));
+        assert_ne!(hash(&[]), hash(&["--max-txn-ops=7"]));
+    }
+}

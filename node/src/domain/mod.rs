@@ -1,6 +1,9 @@
 //! The model, pure: no clock, no thread, no async runtime, no RocksDB, no tonic. It is driven by values and answers in
 //! values, so golden scripts and seeded simulations can drive it.
 
+pub mod apply;
 pub mod command;
+pub mod membership;
 pub mod mvcc;
 pub mod raft;
+pub mod refusal;

@@ -1,1 +1,30 @@
-//! Placeholder until its slice lands in this branch.
+//! Runs the model: the only place with threads, clocks and channels. It decides nothing that the model decides and does
+//! not know who the client is.
+//!
+//! Threads of one member: `driver` (drains the inbox, runs the replica, writes the log), `applier` (applies, publishes
+//! events, answers), `keeper` (flushes, compacts, makes checkpoints). Everything else runs on the async runtime.
+
+mod applier;
+mod changes;
+mod driver;
+pub mod failure;
+pub mod fatal;
+pub mod handle;
+mod inbox;
+mod keeper;
+mod member;
+pub mod node;
+mod reads;
+mod snapshot;
+pub mod status;
+mod waiters;
+pub mod watch;
+
+pub use failure::Failure;
+pub use handle::Handle;
+pub use node::{Bootstrap, Node, NodeConfig, StartError};
+pub(crate) use snapshot::make as make_checkpoint;
+pub use status::Status;
+
+/// The key space that a running member uses.
+pub type Store = crate::storage::rocks::RocksKeySpace;

@@ -1,1 +1,20 @@
-//! Placeholder until its slice lands in this branch.
+//! Use cases: check a request, choose its path, await the outcome. One file per service of the wire contract, and one
+//! table of failures. Nothing here knows how a request arrived (tonic, HTTP) or how bytes are kept (RocksDB).
+
+pub mod archive;
+pub mod checks;
+pub mod cluster;
+pub mod failure;
+pub mod forward;
+pub mod health;
+pub mod kv;
+pub mod maintenance;
+pub mod member;
+pub mod metrics;
+pub mod node;
+pub mod reconfigure;
+pub mod stop;
+pub mod watch;
+
+pub use failure::Error;
+pub use member::{Member, Settings};

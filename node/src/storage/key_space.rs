@@ -52,7 +52,7 @@ pub enum Write {
     Put(Table, Bytes, Bytes),
     /// Removes a key; absent is fine.
     Delete(Table, Bytes),
-    /// Removes all keys in `[low, high)`.
+    /// Removes all keys in `[low, high)`; nothing when `low` is not below `high`.
     DeleteRange(Table, Bytes, Bytes),
 }
 
@@ -97,10 +97,12 @@ pub trait KeySpace: Send + Sync + 'static {
     /// Reads one key of the durable state only: what a crash now would leave.
     fn get_flushed(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>>;
 
-    /// Writes a copy of the current state into `dir` (which must not exist), in milliseconds (hard links).
+    /// Writes a durable copy of the current state into `dir`, in milliseconds (hard links). `dir` must not exist, the
+    /// directory above it must. Flushes on the way.
     fn checkpoint(&self, dir: &Path) -> Result<()>;
 
-    /// Bytes on disk, and bytes of them that are live as far as the engine can tell.
+    /// Bytes held (on disk, or in memory until the next flush), and how many of them are live as far as the engine can
+    /// tell; the second is never above the first.
     fn size_bytes(&self) -> (u64, u64);
 }
 

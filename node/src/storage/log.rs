@@ -2,7 +2,7 @@
 
 use raft::eraftpb::{ConfState, Entry, HardState};
 
-use super::Result;
+use super::{Result, StorageError};
 
 /// The point the log begins after: everything up to `index` is in the key space or a snapshot.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -45,18 +45,35 @@ pub struct LogWrite<'a> {
     pub sync: bool,
 }
 
-/// The log of one Raft group.
-pub trait LogStore: Send + 'static {
+/// The log of one Raft group. One thread writes; others may read.
+pub trait LogStore: Send + Sync + 'static {
     /// Reads what the disk holds.
     fn initial(&self) -> Result<InitialState>;
 
-    /// Writes atomically.
-    fn write(&mut self, write: LogWrite<'_>) -> Result<()>;
+    /// Writes atomically. The log stays without gaps: entries that do not follow one another, that begin above the last
+    /// index + 1 or that lie at or below the snapshot point are `Failed`, and nothing is written.
+    fn write(&self, write: LogWrite<'_>) -> Result<()>;
 
-    /// Entries in `[low, high)`, at least one, stopping before `max_bytes` is exceeded.
+    /// Entries in `[low, high)`, at least one, stopping before `max_bytes` (of encoded entries) is exceeded. What lies
+    /// behind the last entry is left out; empty only when the log does not hold `low` (trimmed, or not there yet).
     fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>>;
 
     /// Drops entries below `index`, and moves the snapshot point to `point` (index - 1). Not synced: a crash may bring
-    /// them back, which does no harm.
-    fn trim(&mut self, point: &SnapshotPoint) -> Result<()>;
+    /// them back, which does no harm. Nothing happens when the log begins there or later already; a point behind the
+    /// last entry is `Failed`.
+    fn trim(&self, point: &SnapshotPoint) -> Result<()>;
+}
+
+/// The engines' common check before an append: entries follow one another, begin at or above `first`, and leave no gap
+/// behind `last`.
+pub(super) fn check_append(entries: &[Entry], first: u64, last: u64) -> Result<()> {
+    let refused = |cause: String| Err(StorageError::Failed { what: "append to the log".to_owned(), cause });
+    let Some(lowest) = entries.first().map(|entry| entry.index) else { return Ok(()) };
+    if lowest < first || lowest > last + 1 {
+        return refused(format!("entry {lowest} does not fit a log from {first} to {last}"));
+    }
+    match entries.windows(2).find(|pair| pair[0].index + 1 != pair[1].index) {
+        Some(pair) => refused(format!("entry {} follows {}", pair[1].index, pair[0].index)),
+        None => Ok(()),
+    }
 }

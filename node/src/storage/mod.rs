@@ -4,8 +4,18 @@
 //! Two stores, one truth: the key space (not synced per write; atomic; the truth for applied index, term and ConfState)
 //! and the Raft log (synced once per batch). The log is repaired from the key space at open, never the reverse.
 
+use std::path::Path;
+
+pub mod durable;
 pub mod key_space;
 pub mod log;
+pub mod marker;
+pub mod memory;
+pub mod rocks;
+pub mod snapshot;
+
+#[cfg(test)]
+mod conformance;
 
 pub use key_space::{KeySpace, Table, View, WriteBatch};
 pub use log::{InitialState, LogStore, LogWrite, SnapshotPoint};
@@ -28,6 +38,13 @@ pub enum StorageError {
         /// File or table and key, and what is wrong with it.
         what: String,
     },
+}
+
+impl StorageError {
+    /// A refusal of the file system: `action` as in "sync of", followed by the path.
+    pub(crate) fn from_io(action: &str, path: &Path, error: &std::io::Error) -> Self {
+        StorageError::Failed { what: format!("{action} {}", path.display()), cause: error.to_string() }
+    }
 }
 
 /// Result of a storage call.

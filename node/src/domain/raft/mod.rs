@@ -1,1 +1,15 @@
-//! Consensus: the sans-IO replica and the membership it obeys.
+//! Consensus: the sans-IO replica. Values go in (tick, message, proposal, read, persisted, applied), one [`Batch`] comes
+//! out; the driver of `engine/` carries it out, a golden script or a seeded simulation can do it just as well.
+//!
+//! On raft-rs 0.7 (the port of etcd/raft), whose traps are worked around here and nowhere else: PreVote and CheckQuorum
+//! are on, reads are `Safe`, a ReadIndex context is never used twice, a proposal never reaches a replica that does not
+//! lead, a replaced membership change is noticed because only applying it answers, and peer messages pass
+//! [`validate`] before they are stepped.
+
+pub mod recovery;
+pub mod replica;
+pub mod tail;
+pub mod validate;
+
+pub use replica::{Batch, NotProposed, Persisted, Replica, ReplicaConfig, Role};
+pub use tail::Tail;

@@ -1,0 +1,49 @@
+//! `balsa-e2e list` names the scenarios; `balsa-e2e run [NAME...]` runs them, all of them without a name.
+
+use std::process::ExitCode;
+
+use balsa_e2e::report::Report;
+use balsa_e2e::scenarios;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "End-to-end scenarios of Balsa on the Kubernetes that KUBECONFIG names")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the names and what each promises.
+    List,
+    /// Run the named scenarios, or all.
+    Run {
+        /// Names as `list` prints them.
+        names: Vec<String>,
+        /// Leave the namespaces of failed scenarios for a look.
+        #[arg(long)]
+        keep_failed: bool,
+    },
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    // Two providers are compiled in nowhere, but rustls wants to be told.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match Args::parse().command {
+        Command::List => {
+            for scenario in scenarios::ALL {
+                println!("{:20} {}", scenario.name, scenario.promise);
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Run { names, keep_failed } => {
+            let mut report = Report::default();
+            for scenario in scenarios::named(&names)? {
+                report.run(scenario, keep_failed).await;
+            }
+            Ok(report.close())
+        }
+    }
+}

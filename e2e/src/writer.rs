@@ -1,0 +1,165 @@
+//! A writer that never stops, through a real etcd client. It writes unique keys by create-if-absent transactions and never
+//! sends a key twice, so each key's fate is exact: acknowledged → there with version 1; refused → not there; unknown →
+//! either.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use etcd_client::{Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Txn, TxnOp};
+use tokio::task::JoinHandle;
+
+/// Writers that run side by side, so that one that waits for a time-out does not hide the others' progress.
+const WRITERS: usize = 4;
+/// A pause between writes of one writer: the load is steady, not a benchmark.
+const PAUSE: Duration = Duration::from_millis(4);
+
+/// What became of one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The store said OK.
+    Acknowledged,
+    /// The store said that it changed nothing, or was never asked.
+    Refused,
+    /// Nobody can say.
+    Unknown,
+}
+
+struct Written {
+    key: String,
+    fate: Fate,
+    at: Instant,
+    error: Option<String>,
+}
+
+/// Writers under way.
+pub struct Writer {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<anyhow::Result<Vec<Written>>>>,
+    endpoint: String,
+}
+
+/// What a writer saw, checked against the store.
+#[derive(Debug)]
+pub struct History {
+    /// Writes that the store acknowledged.
+    pub acknowledged: usize,
+    /// Writes whose fate nobody can say, and the first error of them.
+    pub unknown: usize,
+    /// Distinct errors that clients saw.
+    pub errors: Vec<String>,
+    /// The longest time in which no write at all was acknowledged.
+    pub longest_pause: Duration,
+}
+
+impl Writer {
+    /// Starts writing to the Service at `endpoint`.
+    pub fn start(endpoint: String) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let spawn = |index| tokio::spawn(write(index, endpoint.clone(), stop.clone()));
+        let tasks = (0..WRITERS).map(spawn).collect();
+        Self { stop, tasks, endpoint }
+    }
+
+    /// Stops, reads every key back and checks its fate.
+    ///
+    /// # Errors
+    /// A fate that the store contradicts, or a store that cannot be read.
+    pub async fn finish(self) -> anyhow::Result<History> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Vec::new();
+        for task in self.tasks {
+            all.extend(task.await??);
+        }
+        all.sort_by_key(|written| written.at);
+        check(&self.endpoint, &all).await?;
+        let acknowledged: Vec<Instant> =
+            all.iter().filter(|written| written.fate == Fate::Acknowledged).map(|written| written.at).collect();
+        let mut errors: Vec<String> = all.iter().filter_map(|written| written.error.clone()).collect();
+        errors.sort();
+        errors.dedup();
+        let history = History {
+            acknowledged: acknowledged.len(),
+            unknown: all.iter().filter(|written| written.fate == Fate::Unknown).count(),
+            errors,
+            longest_pause: acknowledged.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default(),
+        };
+        println!(
+            "    {} writes acknowledged, {} unknown, longest pause {:.2} s",
+            history.acknowledged,
+            history.unknown,
+            history.longest_pause.as_secs_f32()
+        );
+        ensure!(history.acknowledged > 0, "no write was acknowledged; errors: {:?}", history.errors);
+        Ok(history)
+    }
+}
+
+async fn connect(endpoint: &str) -> anyhow::Result<Client> {
+    let options = ConnectOptions::new()
+        .with_connect_timeout(Duration::from_secs(2))
+        .with_keep_alive(Duration::from_secs(1), Duration::from_secs(2));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match Client::connect([endpoint], Some(options.clone())).await {
+            Ok(client) => return Ok(client),
+            Err(error) if Instant::now() > deadline => return Err(error).context(format!("connect to {endpoint}")),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn write(index: usize, endpoint: String, stop: Arc<AtomicBool>) -> anyhow::Result<Vec<Written>> {
+    let mut client = connect(&endpoint).await?;
+    let mut all = Vec::new();
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let key = format!("writer/{index}/{number:08}");
+        let create = Txn::new()
+            .when([Compare::create_revision(key.as_str(), CompareOp::Equal, 0)])
+            .and_then([TxnOp::put(key.as_str(), key.as_str(), None)]);
+        let sent = tokio::time::timeout(Duration::from_secs(10), client.txn(create)).await;
+        let (fate, error) = match sent {
+            Ok(Ok(answer)) if answer.succeeded() => (Fate::Acknowledged, None),
+            Ok(Ok(_)) => anyhow::bail!("{key} was there before it was written"),
+            Ok(Err(error)) => (fate_of(&error), Some(error.to_string())),
+            Err(_) => (Fate::Unknown, Some("no answer in 10 s".to_owned())),
+        };
+        let failed = fate != Fate::Acknowledged;
+        all.push(Written { key, fate, at: Instant::now(), error });
+        if failed {
+            client = connect(&endpoint).await?;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(all)
+}
+
+/// What docs/api.md says of the errors: only these say for certain that nothing was written.
+fn fate_of(error: &Error) -> Fate {
+    let text = format!("{error:?}");
+    let refused = ["Connection refused", "tcp connect error", "too many requests", "etcdserver: not leader"];
+    if refused.iter().any(|known| text.contains(known)) { Fate::Refused } else { Fate::Unknown }
+}
+
+async fn check(endpoint: &str, all: &[Written]) -> anyhow::Result<()> {
+    let mut client = connect(endpoint).await?;
+    let answer = client.get("writer/", Some(GetOptions::new().with_prefix())).await.context("read all keys back")?;
+    let found: std::collections::HashMap<&[u8], i64> =
+        answer.kvs().iter().map(|kv| (kv.key(), kv.version())).collect();
+    for written in all {
+        let version = found.get(written.key.as_bytes());
+        match written.fate {
+            Fate::Acknowledged => {
+                ensure!(version.is_some(), "{} was acknowledged and is not there", written.key);
+                ensure!(version == Some(&1), "{} was written more than once", written.key);
+            }
+            Fate::Refused => ensure!(version.is_none(), "{} was refused and is there", written.key),
+            Fate::Unknown => ensure!(version.is_none_or(|version| *version == 1), "{} was written twice", written.key),
+        }
+    }
+    Ok(())
+}

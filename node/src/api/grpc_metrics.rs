@@ -1,0 +1,258 @@
+//! Counts gRPC calls as etcd does, whatever service they are for, and gives a request that is too large the text that
+//! gRPC-Go gives it. Sits between the router and the services; sees frames, never messages.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, Request, Response};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tower::{Layer, Service};
+
+use crate::service::metrics::{Grpc, Method};
+
+/// Wraps services in [`GrpcMetricsService`].
+#[derive(Clone)]
+pub struct GrpcMetricsLayer {
+    metrics: Arc<Grpc>,
+}
+
+impl GrpcMetricsLayer {
+    /// Counts into `metrics`.
+    pub fn new(metrics: Arc<Grpc>) -> Self {
+        Self { metrics }
+    }
+}
+
+impl<S> Layer<S> for GrpcMetricsLayer {
+    type Service = GrpcMetricsService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        GrpcMetricsService { inner, metrics: self.metrics.clone() }
+    }
+}
+
+/// Counts the calls of methods that are known; anything else passes untouched.
+#[derive(Clone)]
+pub struct GrpcMetricsService<S> {
+    inner: S,
+    metrics: Arc<Grpc>,
+}
+
+impl<S> Service<Request<Body>> for GrpcMetricsService<S>
+where
+    S: Service<Request<Body>>,
+    S::Response: axum::response::IntoResponse,
+    S::Future: Send + 'static,
+    S::Error: 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        use axum::response::IntoResponse;
+        let Some(method) = self.metrics.method(request.uri().path()) else {
+            let future = self.inner.call(request);
+            return Box::pin(async move { future.await.map(IntoResponse::into_response) });
+        };
+        let mut call = Call::start(method);
+        let received = Observed::new(call.receiver());
+        let future = self.inner.call(request.map(|body| Body::new(received.over(body))));
+        Box::pin(async move {
+            let mut response = future.await?.into_response();
+            translate_oversize(response.headers_mut());
+            call.look_at(response.headers());
+            Ok(response.map(|body| Body::new(Observed::new(Direction::Sent(call)).over(body))))
+        })
+    }
+}
+
+/// One call on its way. Whatever becomes of it, it is handled once: with its status, or cancelled when it is dropped.
+struct Call {
+    method: Arc<Method>,
+    done: bool,
+}
+
+impl Call {
+    fn start(method: Arc<Method>) -> Self {
+        method.started.inc();
+        Self { method, done: false }
+    }
+
+    fn receiver(&self) -> Direction {
+        Direction::Received(self.method.clone())
+    }
+
+    /// The status is in the headers when there is no message, else in the trailers.
+    fn look_at(&mut self, headers: &HeaderMap) {
+        let code = headers.get("grpc-status").and_then(|value| value.to_str().ok()).and_then(|code| code.parse().ok());
+        if let Some(code) = code
+            && !self.done
+        {
+            self.done = true;
+            self.method.handled(code);
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.done {
+            self.method.handled(tonic::Code::Cancelled as usize);
+        }
+    }
+}
+
+/// Which way a body goes.
+enum Direction {
+    Received(Arc<Method>),
+    Sent(Call),
+}
+
+/// A body whose messages are counted.
+struct Observed {
+    inner: Body,
+    direction: Direction,
+    messages: Messages,
+}
+
+impl Observed {
+    fn new(direction: Direction) -> Self {
+        Self { inner: Body::empty(), direction, messages: Messages::default() }
+    }
+
+    fn over(mut self, body: Body) -> Self {
+        self.inner = body;
+        self
+    }
+
+    fn observe(&mut self, frame: &Frame<Bytes>) {
+        if let Some(data) = frame.data_ref() {
+            let messages = self.messages.count(data);
+            let bytes = data.len() as u64;
+            match &self.direction {
+                Direction::Received(method) => method.received(messages, bytes),
+                Direction::Sent(call) => call.method.sent(messages, bytes),
+            }
+        } else if let (Some(trailers), Direction::Sent(call)) = (frame.trailers_ref(), &mut self.direction) {
+            call.look_at(trailers);
+        }
+    }
+}
+
+impl HttpBody for Observed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.inner).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            self.observe(frame);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// Finds the starts of messages in a stream of bytes: a flag, a length in four bytes, then as many bytes.
+#[derive(Default)]
+struct Messages {
+    head: [u8; 5],
+    have: usize,
+    left: usize,
+}
+
+impl Messages {
+    /// How many messages begin in `data`, with a complete head.
+    fn count(&mut self, mut data: &[u8]) -> u64 {
+        let mut count = 0;
+        while !data.is_empty() {
+            if self.left > 0 {
+                let skip = self.left.min(data.len());
+                self.left -= skip;
+                data = &data[skip..];
+                continue;
+            }
+            let take = (self.head.len() - self.have).min(data.len());
+            self.head[self.have..self.have + take].copy_from_slice(&data[..take]);
+            self.have += take;
+            data = &data[take..];
+            if self.have == self.head.len() {
+                let [_, a, b, c, d] = self.head;
+                self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                self.have = 0;
+                count += 1;
+            }
+        }
+        count
+    }
+}
+
+/// How tonic begins its message about a request over the decoding limit, as it stands percent-encoded in the header.
+const OVERSIZE: &str = "Error,%20decoded%20message%20length%20too%20large:%20found%20";
+
+/// tonic says OutOfRange with a text of its own; etcd's clients know gRPC-Go's ResourceExhausted.
+fn translate_oversize(headers: &mut HeaderMap) {
+    let Some(message) = headers.get("grpc-message").and_then(|value| value.to_str().ok()) else { return };
+    let plain = message.replace("%20", " ");
+    let Some(rest) = plain.strip_prefix(&OVERSIZE.replace("%20", " ")) else { return };
+    let mut numbers = rest.split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty());
+    let (Some(found), Some(limit)) = (numbers.next(), numbers.next()) else { return };
+    let text = format!("grpc: received message larger than max ({found} vs. {limit})");
+    if let Ok(value) = HeaderValue::from_str(&text) {
+        headers.insert("grpc-message", value);
+        headers.insert("grpc-status", HeaderValue::from(tonic::Code::ResourceExhausted as i32));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_counted_however_the_stream_is_cut() {
+        let stream: Vec<u8> = [&[0, 0, 0, 0, 3, 1, 2, 3][..], &[0, 0, 0, 0, 0], &[0, 0, 0, 1, 0]].concat();
+        let whole = Messages::default().count(&stream);
+        assert_eq!(whole, 3);
+        for size in 1..stream.len() {
+            let mut messages = Messages::default();
+            let count: u64 = stream.chunks(size).map(|chunk| messages.count(chunk)).sum();
+            assert_eq!(count, whole, "cut into {size}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_is_too_large_gets_the_text_of_grpc_go() {
+        let limit = 2_097_152;
+        let error = format!("Error, decoded message length too large: found 9999999 bytes, the limit is: {limit} bytes");
+        let (parts, ()) = tonic::Status::out_of_range(error).into_http::<()>().into_parts();
+        let mut headers = parts.headers;
+        translate_oversize(&mut headers);
+        assert_eq!(headers["grpc-status"], "8");
+        assert_eq!(headers["grpc-message"], "grpc: received message larger than max (9999999 vs. 2097152)");
+    }
+
+    #[test]
+    fn other_errors_stay_as_they_are() {
+        let text = "etcdserver: mvcc: required revision has been compacted";
+        let (parts, ()) = tonic::Status::out_of_range(text).into_http::<()>().into_parts();
+        let mut headers = parts.headers.clone();
+        translate_oversize(&mut headers);
+        assert_eq!(headers, parts.headers);
+    }
+}

@@ -1,0 +1,69 @@
+//! etcdserverpb.KV over gRPC.
+
+use std::sync::Arc;
+
+use balsa_proto::etcdserverpb as pb;
+use pb::kv_server::Kv;
+use tokio_stream::Empty;
+use tonic::{Request, Response, Status};
+
+use super::status::{admit, etcd};
+use crate::service::failure::Error;
+use crate::service::{Member, kv};
+
+/// Presents the use cases of keys.
+pub struct KvApi {
+    member: Arc<Member>,
+    kv: kv::Kv,
+}
+
+impl KvApi {
+    /// The presenter of one member.
+    pub fn new(member: Arc<Member>) -> Self {
+        Self { kv: kv::Kv::new(member.clone()), member }
+    }
+}
+
+#[tonic::async_trait]
+impl Kv for KvApi {
+    async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+        admit(&self.member, request.metadata())?;
+        self.kv.range(request.into_inner()).await.map(Response::new).map_err(etcd)
+    }
+
+    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+        admit(&self.member, request.metadata())?;
+        self.kv.put(request.into_inner()).await.map(Response::new).map_err(etcd)
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<pb::DeleteRangeRequest>,
+    ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+        admit(&self.member, request.metadata())?;
+        self.kv.delete_range(request.into_inner()).await.map(Response::new).map_err(etcd)
+    }
+
+    async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
+        admit(&self.member, request.metadata())?;
+        self.kv.txn(request.into_inner()).await.map(Response::new).map_err(etcd)
+    }
+
+    async fn compact(
+        &self,
+        request: Request<pb::CompactionRequest>,
+    ) -> Result<Response<pb::CompactionResponse>, Status> {
+        admit(&self.member, request.metadata())?;
+        self.kv.compact(request.into_inner()).await.map(Response::new).map_err(etcd)
+    }
+
+    type RangeStreamStream = Empty<Result<pb::RangeStreamResponse, Status>>;
+
+    /// Clients take Unimplemented for "page instead".
+    async fn range_stream(
+        &self,
+        _request: Request<pb::RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        Err(etcd(Error::Unimplemented("RangeStream")))
+    }
+}

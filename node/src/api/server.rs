@@ -1,0 +1,181 @@
+//! The listeners: client port (gRPC and HTTP on one), peer port (peer and node services), metrics port (HTTP).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use balsa_proto::etcdserverpb as pb;
+use balsa_proto::{FILE_DESCRIPTOR_SET, node as wire};
+use pb::cluster_server::ClusterServer;
+use pb::kv_server::KvServer;
+use pb::maintenance_server::MaintenanceServer;
+use pb::watch_server::WatchServer;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use wire::node_server::NodeServer;
+
+use super::cluster::ClusterApi;
+use super::forward::GrpcLeader;
+use super::grpc_metrics::GrpcMetricsLayer;
+use super::kv::KvApi;
+use super::maintenance::MaintenanceApi;
+use super::node::NodeApi;
+use super::http;
+use super::watch::WatchApi;
+use crate::config::Config;
+use crate::config::url::Url;
+use crate::service::Member;
+use crate::service::metrics::Metrics;
+use crate::service::watch::WatchSettings;
+
+/// What a request may be larger than the limit on the command in it; etcd's own allowance.
+const REQUEST_OVERHEAD: usize = 512 * 1024;
+
+/// Streams per connection. hyper's default of 200 stalls a client that runs 1,000 requests over one connection.
+const MAX_STREAMS: u32 = u32::MAX;
+
+/// Flow-control windows: large enough that a list of several MiB is not held up by round trips.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// See [`STREAM_WINDOW`].
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// etcd pings an idle client after 2 h and gives it 20 s. A client that dies silently under load is found by TCP.
+const KEEPALIVE: Duration = Duration::from_secs(2 * 3600);
+/// See [`KEEPALIVE`].
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Longest wait for open connections once the listeners are told to close.
+const CLOSE_BOUND: Duration = Duration::from_secs(5);
+
+/// What the routes are made of.
+#[derive(Clone)]
+pub struct Services {
+    member: Arc<Member>,
+    metrics: Arc<Metrics>,
+    max_request_bytes: usize,
+    watch: WatchSettings,
+}
+
+impl Services {
+    /// Serves `member`, with the limits of `config`.
+    pub fn new(member: Arc<Member>, metrics: Arc<Metrics>, config: &Config) -> Self {
+        let watch = WatchSettings {
+            progress_interval: config.watch_progress_notify_interval,
+            election_timeout: config.election_timeout,
+        };
+        Self { member, metrics, max_request_bytes: config.max_request_bytes, watch }
+    }
+
+    fn decode_limit(&self) -> usize {
+        self.max_request_bytes.saturating_add(REQUEST_OVERHEAD)
+    }
+
+    /// gRPC and HTTP of the client port.
+    ///
+    /// # Errors
+    /// The reflection service cannot be built from the contract's descriptors.
+    pub fn client_routes(&self) -> Result<Routes, tonic_reflection::server::Error> {
+        let limit = self.decode_limit();
+        let leader = Arc::new(GrpcLeader);
+        let kv = KvServer::new(KvApi::new(self.member.clone()));
+        let cluster = ClusterServer::new(ClusterApi::new(self.member.clone(), leader));
+        let maintenance = MaintenanceServer::new(MaintenanceApi::new(self.member.clone()));
+        let member = self.member.clone();
+        let watch = WatchServer::new(WatchApi::new(move || member.handle(), self.watch, self.max_request_bytes));
+        let (_, health) = tonic_health::server::health_reporter();
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let routes = Routes::default()
+            .add_service(kv.max_decoding_message_size(limit).max_encoding_message_size(usize::MAX))
+            .add_service(watch.max_decoding_message_size(limit).max_encoding_message_size(usize::MAX))
+            .add_service(cluster.max_decoding_message_size(limit))
+            .add_service(maintenance.max_decoding_message_size(limit))
+            .add_service(health)
+            .add_service(reflection().build_v1()?)
+            .add_service(reflection().build_v1alpha()?);
+        let http = http::routes(self.member.clone(), self.metrics.clone());
+        let router = routes.into_axum_router().merge(http).layer(GrpcMetricsLayer::new(self.metrics.grpc()));
+        Ok(router.into())
+    }
+
+    /// gRPC of the peer port: the node service, and etcd's membership calls for members that pass them on. `more` is the
+    /// peer service.
+    pub fn peer_routes(&self, more: Routes) -> Routes {
+        let leader = Arc::new(GrpcLeader);
+        more.add_service(NodeServer::new(NodeApi::new(self.member.clone(), leader.clone())))
+            .add_service(ClusterServer::new(ClusterApi::new(self.member.clone(), leader)))
+    }
+
+    /// HTTP of the metrics port.
+    pub fn metrics_routes(&self) -> Routes {
+        http::routes(self.member.clone(), self.metrics.clone()).into()
+    }
+}
+
+/// Servers that run until they are told to close.
+pub struct Listeners {
+    servers: JoinSet<Result<(), tonic::transport::Error>>,
+    closing: CancellationToken,
+}
+
+impl Default for Listeners {
+    fn default() -> Self {
+        Self { servers: JoinSet::new(), closing: CancellationToken::new() }
+    }
+}
+
+impl Listeners {
+    /// Binds each address and serves `routes` there. Bound when it returns.
+    ///
+    /// # Errors
+    /// An address that cannot be bound, with the address in the text.
+    pub fn serve(&mut self, urls: &[Url], routes: &Routes) -> io::Result<Vec<SocketAddr>> {
+        let mut bound = Vec::with_capacity(urls.len());
+        for url in urls {
+            let address = url.listen_address().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+            let in_context = |error: io::Error| io::Error::new(error.kind(), format!("listen on {url}: {error}"));
+            let incoming = TcpIncoming::bind(address).map_err(in_context)?.with_nodelay(Some(true));
+            bound.push(incoming.local_addr()?);
+            let closing = self.closing.clone();
+            let server = server().add_routes(routes.clone());
+            self.servers.spawn(server.serve_with_incoming_shutdown(incoming, closing.cancelled_owned()));
+        }
+        Ok(bound)
+    }
+
+    /// Resolves when a server has ended by itself, which none should.
+    pub async fn failed(&mut self) -> String {
+        match self.servers.join_next().await {
+            Some(Ok(Ok(()))) | None => "a listener ended".to_owned(),
+            Some(Ok(Err(error))) => error.to_string(),
+            Some(Err(error)) => error.to_string(),
+        }
+    }
+
+    /// Accepts no more, tells clients to go away, waits for what is in flight, at most [`CLOSE_BOUND`], and cuts the rest.
+    pub async fn close(mut self) {
+        self.closing.cancel();
+        let all = async { while self.servers.join_next().await.is_some() {} };
+        if timeout(CLOSE_BOUND, all).await.is_err() {
+            tracing::warn!("some connections were still open and are cut");
+        }
+    }
+}
+
+fn server() -> Server {
+    Server::builder()
+        .accept_http1(true)
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}

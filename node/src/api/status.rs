@@ -1,0 +1,92 @@
+//! Carries failures onto the wire: a row of the table becomes a gRPC status, and back.
+
+use balsa_proto::node::Reason;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Status};
+
+use crate::engine::Failure;
+use crate::service::Member;
+use crate::service::failure::{self, Error};
+
+/// The metadata key that holds the name of a [`Reason`].
+pub const REASON: &str = "balsa-reason";
+
+/// The metadata key that marks a call which a member has passed on to the leader.
+pub const FORWARDED: &str = "balsa-forwarded";
+
+/// etcd's metadata key of requests that want to fail at once when there is no leader.
+const HAS_LEADER: &str = "hasleader";
+
+/// The status that etcd's clients expect.
+pub fn etcd(error: Error) -> Status {
+    let row = error.row();
+    with_reason(Status::new(Code::from_i32(row.code as i32), row.text), row.reason)
+}
+
+/// The status of the node service: its reason as metadata, and a message that says what to do.
+pub fn node(error: Error) -> Status {
+    let row = error.row();
+    with_reason(Status::new(Code::from_i32(row.code as i32), error.node_message()), row.reason)
+}
+
+/// What a peer's status means here. One that no peer of ours made comes from the transport: the call may have arrived.
+pub fn remote(status: &Status) -> Error {
+    let reason = status.metadata().get(REASON).and_then(|value| value.to_str().ok()).and_then(Reason::from_str_name);
+    if reason.is_none() && !status.message().starts_with("etcdserver: ") {
+        return Failure::TimedOut.into();
+    }
+    Error::Remote {
+        code: failure::Code::from_wire(status.code() as i32),
+        message: status.message().to_owned(),
+        reason: reason.unwrap_or(Reason::Unspecified),
+    }
+}
+
+fn with_reason(mut status: Status, reason: Reason) -> Status {
+    if reason != Reason::Unspecified {
+        status.metadata_mut().insert(REASON, MetadataValue::from_static(reason.as_str_name()));
+    }
+    status
+}
+
+/// Whether a member has passed this call on already.
+pub fn is_forwarded(metadata: &MetadataMap) -> bool {
+    metadata.contains_key(FORWARDED)
+}
+
+/// Refuses a request that wants a leader when none is known.
+///
+/// # Errors
+/// `NoLeader`.
+pub fn admit(member: &Member, metadata: &MetadataMap) -> Result<(), Status> {
+    let wanted = metadata.get(HAS_LEADER).is_some_and(|value| value.as_encoded_bytes() == b"true");
+    if wanted { member.require_leader().map_err(etcd) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::refusal::Refusal;
+
+    #[test]
+    fn a_reason_survives_the_way_through_a_follower() {
+        let error = Error::from(Refusal::MemberRemoved(7));
+        let forwarded = remote(&node(error.clone()));
+        assert_eq!(forwarded.row().reason, Reason::MemberRemoved);
+        assert_eq!(node(forwarded).message(), node(error).message());
+    }
+
+    #[test]
+    fn a_lost_connection_leaves_the_outcome_unknown() {
+        let error = remote(&Status::unavailable("transport error"));
+        assert_eq!(error, Failure::TimedOut.into());
+        assert_eq!(error.row().class, failure::Class::Unknown);
+    }
+
+    #[test]
+    fn etcds_text_is_the_whole_message() {
+        let status = etcd(Failure::TooManyRequests.into());
+        assert_eq!((status.code(), status.message()), (Code::Unknown, "etcdserver: too many requests"));
+        assert!(status.metadata().get(REASON).is_none());
+    }
+}

@@ -1,0 +1,434 @@
+//! The state machine: committed entries in, one atomic write batch, outcomes and events out.
+//!
+//! Owns the order of a run and the rows that say how far it went. It must not know who waits for an outcome. An entry
+//! that a member cannot read stops it: going on without the entry would make it differ from the others.
+
+use std::sync::Arc;
+
+use balsa_proto::log;
+use bytes::Bytes;
+use prost::Message;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChange, ConfState, Entry, EntryType};
+
+use super::command::{Command, Outcome, ProposalId};
+use super::membership;
+use super::mvcc::encoding::{self, APPLIED, CONF_STATE, FORMAT, FORMAT_VERSION, MEMBERSHIP, corrupt};
+use super::mvcc::overlay::Overlay;
+use super::mvcc::{ReadError, Revisions, current, write};
+use super::refusal::Refusal;
+use crate::storage::{KeySpace, SnapshotPoint, StorageError, Table, View, WriteBatch};
+
+pub use super::mvcc::RevisionEvents;
+
+/// Why applying cannot go on. The process stops.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The store failed, or holds what was never written.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// An entry that this version cannot read, or that does not follow the one before.
+    #[error("entry {index} of the log cannot be applied: {what}")]
+    Entry {
+        /// Its Raft index.
+        index: u64,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The key space was written in another format.
+    #[error("the key space has format {found}, this version reads {FORMAT_VERSION}")]
+    Format {
+        /// The format it has.
+        found: u32,
+    },
+}
+
+/// How far the state machine got.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct AppliedPoint {
+    /// Raft index of the last applied entry; 0 in an empty key space.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// The configuration after it.
+    pub conf_state: ConfState,
+}
+
+/// What a run of entries did.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Effects {
+    /// The applied index after the run.
+    pub index: u64,
+    /// The term of that entry.
+    pub term: u64,
+    /// The answers, in log order. Entries that were applied before the run have none.
+    pub outcomes: Vec<(ProposalId, Result<Outcome, Refusal>)>,
+    /// The revisions made, in order.
+    pub events: Vec<RevisionEvents>,
+    /// Accepted changes of the configuration, in order, for `RawNode::apply_conf_change`. One that was refused, or
+    /// that only changes URLs, is not among them.
+    pub conf_changes: Vec<ConfChange>,
+    /// The membership, if the run changed it.
+    pub membership: Option<Arc<log::Membership>>,
+    /// The compacted revision, if the run moved it.
+    pub compacted: Option<i64>,
+}
+
+/// The replicated state of one group, over its key space. One thread applies; views are for everyone.
+pub struct StateMachine<K: KeySpace> {
+    key_space: Arc<K>,
+    applied: AppliedPoint,
+    membership: Arc<log::Membership>,
+    revisions: Revisions,
+    /// The format row stands in the key space.
+    formatted: bool,
+}
+
+impl<K: KeySpace> StateMachine<K> {
+    /// Writes the first state of a cluster into an empty key space, durably.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub fn found(key_space: &K, membership: &log::Membership, point: &SnapshotPoint) -> Result<(), ApplyError> {
+        let mut batch = WriteBatch::default();
+        batch.put(Table::Meta, FORMAT, FORMAT_VERSION.to_be_bytes().to_vec());
+        batch.put(Table::Meta, APPLIED, encoding::encode_applied(point.index, point.term));
+        put_membership(&mut batch, membership, &point.conf_state);
+        key_space.write(batch)?;
+        Ok(key_space.flush()?)
+    }
+
+    /// Reads how far the key space is. An empty one is a joiner's, which starts from a snapshot: applied 0.
+    ///
+    /// # Errors
+    /// `Format`, or the store's.
+    pub fn open(key_space: Arc<K>) -> Result<Self, ApplyError> {
+        let view = key_space.view()?;
+        let format = view.get(Table::Meta, FORMAT)?;
+        if let Some(bytes) = &format {
+            let found = u32::from_be_bytes(bytes[..].try_into().map_err(|_| corrupt("meta format is not 4 bytes"))?);
+            if found != FORMAT_VERSION {
+                return Err(ApplyError::Format { found });
+            }
+        }
+        let applied = view.get(Table::Meta, APPLIED)?.map(|bytes| encoding::decode_applied(&bytes)).transpose()?;
+        let (index, term) = applied.unwrap_or_default();
+        let conf_state: log::ConfState = read(&view, Table::Meta, CONF_STATE)?;
+        let membership = Arc::new(read(&view, Table::Members, MEMBERSHIP)?);
+        let revisions = current(&view)?;
+        let applied = AppliedPoint { index, term, conf_state: to_raft(conf_state) };
+        Ok(Self { key_space, applied, membership, revisions, formatted: format.is_some() })
+    }
+
+    /// How far it got.
+    pub fn applied(&self) -> &AppliedPoint {
+        &self.applied
+    }
+
+    /// The applied index that a crash now would leave.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub fn flushed_index(&self) -> Result<u64, ApplyError> {
+        let applied = self.key_space.get_flushed(Table::Meta, APPLIED)?;
+        let applied = applied.map(|bytes| encoding::decode_applied(&bytes)).transpose()?;
+        Ok(applied.unwrap_or_default().0)
+    }
+
+    /// The applied membership.
+    pub fn membership(&self) -> &Arc<log::Membership> {
+        &self.membership
+    }
+
+    /// The current revision.
+    pub fn revision(&self) -> i64 {
+        self.revisions.revision
+    }
+
+    /// The compacted revision; -1 before the first compaction.
+    pub fn compacted(&self) -> i64 {
+        self.revisions.compacted
+    }
+
+    /// Applies committed entries, in order, as one atomic write. Entries at or below the applied index are passed over:
+    /// they come again after a crash. The tables are the same in whatever runs the entries are given.
+    ///
+    /// # Errors
+    /// See [`ApplyError`]. After an error the state machine is not used any more.
+    pub fn apply(&mut self, entries: &[Entry]) -> Result<Effects, ApplyError> {
+        let fresh: Vec<&Entry> = entries.iter().filter(|entry| entry.index > self.applied.index).collect();
+        let Some(last) = fresh.last() else {
+            return Ok(Effects { index: self.applied.index, term: self.applied.term, ..Effects::default() });
+        };
+        let decoded = decode_run(self.applied.index, &fresh)?;
+        let mut run = Run::new(self.key_space.view()?, self.revisions, Arc::clone(&self.membership));
+        run.overlay.prefetch(keys_of(&decoded))?;
+        for entry in decoded {
+            run.entry(entry)?;
+        }
+        let (index, term) = (last.index, last.term);
+        let (mut batch, mut effects, revisions) = run.finish();
+        (effects.index, effects.term) = (index, term);
+        batch.put(Table::Meta, APPLIED, encoding::encode_applied(index, term));
+        if !self.formatted {
+            batch.put(Table::Meta, FORMAT, FORMAT_VERSION.to_be_bytes().to_vec());
+        }
+        let membership = effects.membership.clone();
+        let conf_state = membership.as_deref().map(membership::conf_state);
+        if let (Some(membership), Some(conf_state)) = (&membership, &conf_state) {
+            put_membership(&mut batch, membership, conf_state);
+        }
+        self.key_space.write(batch)?;
+        self.formatted = true;
+        self.revisions = revisions;
+        self.membership = membership.unwrap_or_else(|| Arc::clone(&self.membership));
+        let conf_state = conf_state.unwrap_or_else(|| std::mem::take(&mut self.applied.conf_state));
+        self.applied = AppliedPoint { index, term, conf_state };
+        Ok(effects)
+    }
+}
+
+fn read<M: Message + Default>(view: &impl View, table: Table, key: &[u8]) -> Result<M, StorageError> {
+    let bytes = view.get(table, key)?;
+    bytes.map(|bytes| encoding::decode(table.name(), bytes)).transpose().map(Option::unwrap_or_default)
+}
+
+fn put_membership(batch: &mut WriteBatch, membership: &log::Membership, conf_state: &ConfState) {
+    let (voters, learners) = (conf_state.voters.clone(), conf_state.learners.clone());
+    batch.put(Table::Meta, CONF_STATE, log::ConfState { voters, learners }.encode_to_vec());
+    batch.put(Table::Members, MEMBERSHIP, membership.encode_to_vec());
+}
+
+fn to_raft(stored: log::ConfState) -> ConfState {
+    let mut state = ConfState::default();
+    state.set_voters(stored.voters);
+    state.set_learners(stored.learners);
+    state
+}
+
+/// An entry that was read.
+enum Decoded {
+    Batch(log::Batch),
+    Change(log::MembershipChange),
+}
+
+/// Reads the entries, which must follow the applied index without a gap.
+fn decode_run(applied: u64, entries: &[&Entry]) -> Result<Vec<Decoded>, ApplyError> {
+    let mut decoded = Vec::with_capacity(entries.len());
+    for (expected, entry) in (applied + 1..).zip(entries) {
+        let wrong = |what: String| ApplyError::Entry { index: entry.index, what };
+        if entry.index != expected {
+            return Err(wrong(format!("the next one is {expected}")));
+        }
+        decoded.push(decode_entry(entry).map_err(wrong)?);
+    }
+    Ok(decoded)
+}
+
+fn decode_entry(entry: &Entry) -> Result<Decoded, String> {
+    match entry.get_entry_type() {
+        EntryType::EntryNormal => {
+            log::Batch::decode(entry.data.clone()).map(Decoded::Batch).map_err(|error| error.to_string())
+        }
+        EntryType::EntryConfChange => {
+            let mut change = ConfChange::default();
+            change.merge_from_bytes(&entry.data).map_err(|error| error.to_string())?;
+            let change = log::MembershipChange::decode(change.context).map_err(|error| error.to_string())?;
+            match change.change {
+                Some(_) => Ok(Decoded::Change(change)),
+                None => Err("a membership change of an unknown kind".to_owned()),
+            }
+        }
+        EntryType::EntryConfChangeV2 => Err("a joint configuration change, which no member proposes".to_owned()),
+    }
+}
+
+/// The single keys that the run will read, for one batched read.
+fn keys_of(entries: &[Decoded]) -> Vec<Bytes> {
+    let mut keys = Vec::new();
+    for entry in entries {
+        let Decoded::Batch(batch) = entry else { continue };
+        for proposal in &batch.proposals {
+            match &proposal.command {
+                Some(Command::Put(put)) => keys.push(put.key.clone()),
+                Some(Command::DeleteRange(delete)) if delete.range_end.is_empty() => keys.push(delete.key.clone()),
+                Some(Command::Txn(txn)) => write::keys_of_txn(txn, &mut keys),
+                _ => {}
+            }
+        }
+    }
+    keys
+}
+
+/// A run under way.
+struct Run<V> {
+    overlay: Overlay<V>,
+    membership: Arc<log::Membership>,
+    effects: Effects,
+}
+
+impl<V: View> Run<V> {
+    fn new(view: V, revisions: Revisions, membership: Arc<log::Membership>) -> Self {
+        Self { overlay: Overlay::new(view, revisions), membership, effects: Effects::default() }
+    }
+
+    fn entry(&mut self, entry: Decoded) -> Result<(), ApplyError> {
+        match entry {
+            Decoded::Batch(batch) => {
+                self.effects.outcomes.reserve(batch.proposals.len());
+                for proposal in batch.proposals {
+                    let id = ProposalId::of(&proposal);
+                    let outcome = match self.command(proposal.command) {
+                        Ok(outcome) => Ok(outcome),
+                        Err(ReadError::Refused(refusal)) => Err(refusal),
+                        Err(ReadError::Storage(error)) => return Err(error.into()),
+                    };
+                    self.overlay.finish_command();
+                    self.effects.outcomes.push((id, outcome));
+                }
+                self.overlay.finish_entry();
+            }
+            Decoded::Change(change) => self.change(&change),
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, command: Option<Command>) -> Result<Outcome, ReadError> {
+        match command {
+            Some(Command::Put(request)) => write::put(&mut self.overlay, &request).map(Outcome::Put),
+            Some(Command::DeleteRange(request)) => {
+                Ok(Outcome::DeleteRange(write::delete_range(&mut self.overlay, &request)?))
+            }
+            Some(Command::Txn(request)) => write::txn(&mut self.overlay, &request).map(Outcome::Txn),
+            Some(Command::Compact(request)) => {
+                let response = write::compact(&mut self.overlay, &request)?;
+                self.effects.compacted = Some(request.revision);
+                Ok(Outcome::Compact(response))
+            }
+            Some(Command::Publish(request)) => {
+                self.set_membership(membership::publish(&request, &self.membership)?);
+                Ok(Outcome::Publish)
+            }
+            // Skipping what a newer version may have written would make this member differ from it.
+            None => Err(corrupt("a proposal holds no command that this version knows").into()),
+        }
+    }
+
+    fn change(&mut self, change: &log::MembershipChange) {
+        let id = ProposalId { origin: change.origin, incarnation: change.incarnation, sequence: change.sequence };
+        let outcome = membership::apply(change, &self.membership).map(|after| {
+            self.effects.conf_changes.extend(change.change.as_ref().and_then(membership::conf_change));
+            self.set_membership(after.clone());
+            Outcome::Membership(after)
+        });
+        self.effects.outcomes.push((id, outcome));
+    }
+
+    fn set_membership(&mut self, after: log::Membership) {
+        self.membership = Arc::new(after);
+        self.effects.membership = Some(Arc::clone(&self.membership));
+    }
+
+    fn finish(mut self) -> (WriteBatch, Effects, Revisions) {
+        let (batch, events, revisions) = self.overlay.finish();
+        self.effects.events = events;
+        (batch, self.effects, revisions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use balsa_proto::etcdserverpb as pb;
+
+    use super::*;
+    use crate::storage::memory::{FailedWrite, MemoryKeySpace};
+
+    fn machine() -> StateMachine<MemoryKeySpace> {
+        StateMachine::open(Arc::new(MemoryKeySpace::default())).unwrap()
+    }
+
+    fn entry(index: u64, batch: log::Batch) -> Entry {
+        Entry { index, term: 1, data: batch.encode_to_vec().into(), ..Default::default() }
+    }
+
+    fn put(index: u64) -> Entry {
+        let put = pb::PutRequest { key: "a".into(), value: index.to_string().into(), ..Default::default() };
+        let proposal = log::Proposal { sequence: index, command: Some(Command::Put(put)), ..Default::default() };
+        entry(index, log::Batch { proposals: vec![proposal] })
+    }
+
+    fn complaint(entries: &[Entry]) -> String {
+        let mut state = machine();
+        let error = state.apply(entries).unwrap_err();
+        assert!(state.key_space.view().unwrap().get(Table::Meta, APPLIED).unwrap().is_none(), "nothing is written");
+        error.to_string()
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_stops_the_member_and_writes_nothing() {
+        let of = |kind, data: &'static [u8]| {
+            let mut entry = Entry { index: 2, data: Bytes::from_static(data), ..Default::default() };
+            entry.set_entry_type(kind);
+            [put(1), entry]
+        };
+        assert!(complaint(&of(EntryType::EntryNormal, b"\xff")).starts_with("entry 2 of the log"));
+        assert!(complaint(&of(EntryType::EntryConfChange, b"\xff")).starts_with("entry 2 of the log"));
+        assert!(complaint(&of(EntryType::EntryConfChange, b"")).contains("unknown kind"));
+        assert!(complaint(&of(EntryType::EntryConfChangeV2, b"")).contains("joint"));
+        let unknown = entry(2, log::Batch { proposals: vec![log::Proposal::default()] });
+        assert!(complaint(&[put(1), unknown]).contains("no command that this version knows"));
+        assert_eq!(complaint(&[put(1), put(3)]), "entry 3 of the log cannot be applied: the next one is 2");
+        assert_eq!(complaint(&[put(2)]), "entry 2 of the log cannot be applied: the next one is 1");
+    }
+
+    #[test]
+    fn entries_that_were_applied_are_passed_over() {
+        let mut state = machine();
+        state.apply(&[put(1), put(2)]).unwrap();
+        let again = state.apply(&[put(1), put(2)]).unwrap();
+        assert_eq!(again, Effects { index: 2, term: 1, ..Effects::default() });
+        let effects = state.apply(&[put(2), put(3)]).unwrap();
+        assert_eq!((effects.index, effects.outcomes.len(), state.revision()), (3, 1, 4));
+        assert_eq!(effects.outcomes[0].0.sequence, 3);
+    }
+
+    #[test]
+    fn a_write_that_fails_is_an_error_and_a_restart_goes_on_from_what_is_flushed() {
+        for left in [FailedWrite::Lost, FailedWrite::Kept] {
+            let mut state = machine();
+            state.apply(&[put(1)]).unwrap();
+            state.key_space.flush().unwrap();
+            state.apply(&[put(2)]).unwrap();
+            assert_eq!((state.flushed_index().unwrap(), state.applied().index), (1, 2));
+            state.key_space.fail_write(1, left);
+            assert!(matches!(state.apply(&[put(3)]), Err(ApplyError::Storage(_))));
+            let mut state = StateMachine::open(Arc::new(state.key_space.crash())).unwrap();
+            assert_eq!((state.applied().index, state.revision()), (1, 2));
+            state.apply(&[put(1), put(2), put(3)]).unwrap();
+            assert_eq!((state.applied().index, state.revision()), (3, 4));
+        }
+    }
+
+    #[test]
+    fn a_key_space_of_another_format_is_refused() {
+        let state = machine();
+        let mut batch = WriteBatch::default();
+        batch.put(Table::Meta, FORMAT, 2u32.to_be_bytes().to_vec());
+        state.key_space.write(batch).unwrap();
+        assert!(matches!(StateMachine::open(state.key_space), Err(ApplyError::Format { found: 2 })));
+    }
+
+    #[test]
+    fn what_is_founded_is_found_after_a_crash() {
+        let key_space = MemoryKeySpace::default();
+        let member = log::Member { id: 5, ..Default::default() };
+        let membership = log::Membership { cluster_id: 9, index: 1, next_id: 6, members: vec![member], removed: vec![] };
+        let conf_state = membership::conf_state(&membership);
+        let point = SnapshotPoint { index: 1, term: 3, conf_state: conf_state.clone() };
+        StateMachine::found(&key_space, &membership, &point).unwrap();
+        let state = StateMachine::open(Arc::new(key_space.crash())).unwrap();
+        assert_eq!(*state.applied(), AppliedPoint { index: 1, term: 3, conf_state });
+        assert_eq!(**state.membership(), membership);
+        assert_eq!((state.revision(), state.compacted(), state.flushed_index().unwrap()), (1, -1, 1));
+    }
+}

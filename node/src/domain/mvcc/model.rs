@@ -1,0 +1,390 @@
+//! A seeded comparison with a model that keeps every version in a list, and of replicas with each other: in whatever
+//! runs entries are applied, whenever old versions are deleted and whenever a process dies, all answer alike and end
+//! with the same tables.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+
+use balsa_proto::mvccpb::{Event, KeyValue};
+use balsa_proto::{etcdserverpb as pb, log};
+use bytes::Bytes;
+use pb::request_op::Request;
+use prost::Message;
+use raft::eraftpb::Entry;
+
+use super::{Changes, KeyRange, ReadError, RevisionEvents, changes, compaction, hash_kv, range};
+use crate::domain::apply::StateMachine;
+use crate::domain::command::{Command, Outcome};
+use crate::domain::refusal::Refusal;
+use crate::storage::memory::MemoryKeySpace;
+use crate::storage::{KeySpace, Table, View, WriteBatch};
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) % bound as u64) as usize
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    fn key(&mut self) -> Bytes {
+        const KEYS: [&[u8]; 10] =
+            [b"a", b"a\0", b"a\0\0", b"a\x01", b"ab", b"b", b"b\xff", b"\xff", b"\0", b"\xff\xff"];
+        Bytes::from_static(KEYS[self.below(KEYS.len())])
+    }
+
+    fn range(&mut self) -> (Bytes, Bytes) {
+        let end = match self.below(4) {
+            0 => Bytes::new(),
+            1 => Bytes::from_static(b"\0"),
+            _ => self.key(),
+        };
+        (self.key(), end)
+    }
+}
+
+/// Every version that there ever was.
+struct Model {
+    revision: i64,
+    compacted: i64,
+    /// Revision, key, and the pair or None for a delete; in the order of the changes.
+    versions: Vec<(i64, Bytes, Option<KeyValue>)>,
+}
+
+impl Model {
+    fn at(&self, revision: i64) -> BTreeMap<Bytes, KeyValue> {
+        let mut state = BTreeMap::new();
+        for (_, key, version) in self.versions.iter().filter(|(made, ..)| *made <= revision) {
+            match version {
+                Some(kv) => state.insert(key.clone(), kv.clone()),
+                None => state.remove(key),
+            };
+        }
+        state
+    }
+
+    fn in_range(&self, revision: i64, range: &KeyRange) -> Vec<KeyValue> {
+        self.at(revision).into_values().filter(|kv| range.contains(&kv.key)).collect()
+    }
+
+    fn put(&mut self, key: &Bytes, value: &Bytes) {
+        let made = self.revision + 1;
+        let (create_revision, version) =
+            self.at(made).get(key).map_or((made, 1), |kv| (kv.create_revision, kv.version + 1));
+        let kv =
+            KeyValue { key: key.clone(), value: value.clone(), create_revision, mod_revision: made, version, lease: 0 };
+        self.versions.push((made, key.clone(), Some(kv)));
+    }
+
+    fn delete(&mut self, range: &KeyRange) -> usize {
+        let made = self.revision + 1;
+        let doomed = self.in_range(made, range);
+        self.versions.extend(doomed.iter().map(|kv| (made, kv.key.clone(), None)));
+        doomed.len()
+    }
+
+    fn execute(&mut self, command: &Command) {
+        match command {
+            Command::Put(put) => self.put(&put.key, &put.value),
+            Command::DeleteRange(delete) => {
+                self.delete(&KeyRange::of(&delete.key, &delete.range_end));
+            }
+            Command::Txn(txn) => {
+                for op in &txn.success {
+                    match op.request.as_ref().unwrap() {
+                        Request::RequestPut(put) => self.put(&put.key, &put.value),
+                        Request::RequestDeleteRange(delete) => {
+                            self.delete(&KeyRange::of(&delete.key, &delete.range_end));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            Command::Compact(compact) => self.compacted = compact.revision,
+            Command::Publish(_) => {}
+        }
+        if self.versions.last().is_some_and(|(made, ..)| *made > self.revision) {
+            self.revision += 1;
+        }
+    }
+
+    fn events(&self, from: i64, range: &KeyRange) -> Vec<RevisionEvents> {
+        let mut revisions: Vec<RevisionEvents> = Vec::new();
+        for (made, key, version) in self.versions.iter().filter(|(made, key, _)| *made >= from && range.contains(key)) {
+            let before = || if *made > self.compacted { self.at(made - 1).remove(key) } else { None };
+            let deleted = KeyValue { key: key.clone(), mod_revision: *made, ..Default::default() };
+            let event = match version {
+                None => Event { r#type: 1, kv: Some(deleted), prev_kv: before() },
+                Some(kv) if kv.create_revision == *made => Event { r#type: 0, kv: Some(kv.clone()), prev_kv: None },
+                Some(kv) => Event { r#type: 0, kv: Some(kv.clone()), prev_kv: before() },
+            };
+            match revisions.last_mut() {
+                Some(last) if last.revision == *made => last.events.push(event),
+                _ => revisions.push(RevisionEvents { revision: *made, events: vec![event] }),
+            }
+        }
+        revisions
+    }
+}
+
+/// A state machine that dies and forgets, with its background deletion.
+struct Replica {
+    key_space: Arc<MemoryKeySpace>,
+    state: StateMachine<MemoryKeySpace>,
+    cursor: compaction::Cursor,
+}
+
+impl Replica {
+    fn over(key_space: MemoryKeySpace) -> Self {
+        let key_space = Arc::new(key_space);
+        let state = StateMachine::open(Arc::clone(&key_space)).unwrap();
+        Self { key_space, state, cursor: compaction::Cursor::default() }
+    }
+
+    fn crash(&mut self) {
+        *self = Self::over(self.key_space.crash());
+    }
+
+    fn view(&self) -> <MemoryKeySpace as KeySpace>::View {
+        self.key_space.view().unwrap()
+    }
+
+    /// Deletes a piece; false when there is nothing left.
+    fn step(&mut self, limit: usize) -> bool {
+        let batch: Option<WriteBatch> = compaction::step(&self.view(), &mut self.cursor, limit).unwrap();
+        batch.map(|batch| self.key_space.write(batch).unwrap()).is_some()
+    }
+
+    fn tables(&self) -> Vec<(Table, Bytes, Bytes)> {
+        let (view, mut rows) = (self.view(), Vec::new());
+        for table in Table::ALL {
+            view.scan(table, (Bound::Unbounded, Bound::Unbounded), false, &mut |key, value| {
+                rows.push((table, Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        }
+        rows
+    }
+}
+
+fn random_command(random: &mut Random, model: &Model, value: usize) -> Command {
+    let put = |random: &mut Random| pb::PutRequest {
+        key: random.key(),
+        value: format!("v{value}").into(),
+        prev_kv: random.one_in(2),
+        ..Default::default()
+    };
+    let delete = |random: &mut Random| {
+        let (key, range_end) = random.range();
+        pb::DeleteRangeRequest { key, range_end, prev_kv: random.one_in(2) }
+    };
+    match random.below(12) {
+        0 => Command::DeleteRange(delete(random)),
+        1 | 2 => {
+            let mut ops = Vec::new();
+            for _ in 0..random.below(5) {
+                let request = match random.below(3) {
+                    0 => Request::RequestDeleteRange(delete(random)),
+                    _ => Request::RequestPut(put(random)),
+                };
+                ops.push(pb::RequestOp { request: Some(request) });
+            }
+            Command::Txn(pb::TxnRequest { compare: Vec::new(), success: ops, failure: Vec::new() })
+        }
+        3 if model.revision > model.compacted && random.one_in(4) => {
+            let behind = (model.revision - model.compacted) as usize;
+            let revision = model.compacted + 1 + random.below(behind) as i64;
+            Command::Compact(pb::CompactionRequest { revision, physical: false })
+        }
+        _ => Command::Put(put(random)),
+    }
+}
+
+fn entry_of(index: u64, commands: Vec<Command>) -> Entry {
+    let proposal = |command| log::Proposal { command: Some(command), ..Default::default() };
+    let batch = log::Batch { proposals: commands.into_iter().map(proposal).collect() };
+    Entry { index, term: 1 + index / 100, data: batch.encode_to_vec().into(), ..Default::default() }
+}
+
+fn compare_reads(random: &mut Random, model: &Model, replica: &Replica) {
+    let view = replica.view();
+    for revision in model.compacted.max(1)..=model.revision {
+        let (key, range_end) = random.range();
+        let limit = random.below(4) as i64;
+        let expected = model.in_range(revision, &KeyRange::of(&key, &range_end));
+        let request = pb::RangeRequest { key, range_end, limit, revision, ..Default::default() };
+        let response = range(&view, &request).unwrap();
+        let cut = if limit == 0 { expected.len() } else { expected.len().min(limit as usize) };
+        assert_eq!(response.kvs, expected[..cut], "{request:?}");
+        assert_eq!((response.count, response.more), (expected.len() as i64, cut < expected.len()), "{request:?}");
+    }
+    let below = pb::RangeRequest { key: random.key(), revision: model.compacted - 1, ..Default::default() };
+    if below.revision > 0 {
+        assert!(matches!(range(&view, &below), Err(ReadError::Refused(Refusal::Compacted))));
+    }
+    let from = model.compacted.max(1) + random.below(5) as i64;
+    let (key, range_end) = random.range();
+    let range = KeyRange::of(&key, &range_end);
+    assert_eq!(catch_up(&view, &range, from, 1 + random.below(4)), model.events(from, &range));
+}
+
+/// Reads all changes in pieces.
+fn catch_up(view: &impl View, range: &KeyRange, mut from: i64, limit: usize) -> Vec<RevisionEvents> {
+    let to = super::current(view).unwrap().revision;
+    let mut all = Vec::new();
+    while from <= to {
+        let Changes { revisions, next_revision } = changes(view, range, from, to, limit).unwrap();
+        assert!(next_revision > from && revisions.len() <= limit);
+        all.extend(revisions);
+        from = next_revision;
+    }
+    all
+}
+
+fn simulate(seed: u64) {
+    let random = &mut Random(seed);
+    let mut model = Model { revision: 1, compacted: -1, versions: Vec::new() };
+    let mut replicas: Vec<_> = (0..2).map(|_| Replica::over(MemoryKeySpace::default())).collect();
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut value = 0;
+    for _ in 0..40 {
+        let mut published = Vec::new();
+        let before = model.revision;
+        for _ in 0..random.below(4) + 1 {
+            let mut commands = Vec::new();
+            for _ in 0..random.below(4) {
+                value += 1;
+                commands.push(random_command(random, &model, value));
+                model.execute(&commands[commands.len() - 1]);
+            }
+            entries.push(entry_of(entries.len() as u64 + 1, commands));
+        }
+        for replica in &mut replicas {
+            // A replica that died applies all since its last flush again, as one run; then what is new, piece by piece.
+            if random.one_in(4) {
+                replica.crash();
+                let known = entries.len() - random.below(3).min(entries.len());
+                replica.state.apply(&entries[..known]).unwrap();
+            }
+            published.clear();
+            for chunk in entries.chunks(1 + random.below(5)) {
+                published.extend(replica.state.apply(chunk).unwrap().events);
+            }
+            published.retain(|revision: &RevisionEvents| revision.revision > before);
+            if random.one_in(3) {
+                replica.key_space.flush().unwrap();
+            }
+            while !random.one_in(3) && replica.step(1 + random.below(6)) {}
+            assert_eq!((replica.state.revision(), replica.state.compacted()), (model.revision, model.compacted));
+            compare_reads(random, &model, replica);
+        }
+        let hash = |replica: &Replica, revision| hash_kv(&replica.view(), revision).unwrap();
+        let pinned =
+            model.compacted.max(1) + random.below((model.revision - model.compacted.max(1)) as usize + 1) as i64;
+        assert_eq!(hash(&replicas[0], pinned), hash(&replicas[1], pinned), "seed {seed}");
+    }
+    let mut at_once = Replica::over(MemoryKeySpace::default());
+    at_once.state.apply(&entries).unwrap();
+    let mut one_by_one = Replica::over(MemoryKeySpace::default());
+    let mut published = Vec::new();
+    for entry in &entries {
+        published.extend(one_by_one.state.apply(std::slice::from_ref(entry)).unwrap().events);
+    }
+    assert_eq!(at_once.tables(), one_by_one.tables(), "seed {seed}");
+    let all_events = Model { compacted: -1, ..model }.events(1, &KeyRange::of(&"".into(), &"\0".into()));
+    assert_eq!(published, all_events, "seed {seed}");
+    replicas.extend([at_once, one_by_one]);
+    replicas.iter_mut().for_each(|replica| while replica.step(7) {});
+    for pair in replicas.windows(2) {
+        assert_eq!(pair[0].tables(), pair[1].tables(), "seed {seed}");
+    }
+}
+
+#[test]
+fn every_read_agrees_with_a_list_of_all_versions_and_every_replica_with_the_others() {
+    for seed in 0..60 {
+        simulate(seed);
+    }
+}
+
+#[test]
+fn answers_of_writes_tell_what_the_model_did() {
+    let random = &mut Random(4711);
+    let mut model = Model { revision: 1, compacted: -1, versions: Vec::new() };
+    let mut replica = Replica::over(MemoryKeySpace::default());
+    for index in 1..400 {
+        let command = random_command(random, &model, index);
+        let before = model.at(model.revision);
+        model.execute(&command);
+        let effects = replica.state.apply(&[entry_of(index as u64, vec![command.clone()])]).unwrap();
+        let outcome = effects.outcomes[0].1.as_ref().unwrap();
+        let (header, prev): (_, Vec<KeyValue>) = match (outcome, &command) {
+            (Outcome::Put(response), Command::Put(put)) => {
+                let prev = before.get(&put.key).filter(|_| put.prev_kv);
+                assert_eq!(response.prev_kv.as_ref(), prev);
+                (&response.header, Vec::new())
+            }
+            (Outcome::DeleteRange(response), Command::DeleteRange(delete)) => {
+                let range = KeyRange::of(&delete.key, &delete.range_end);
+                let doomed: Vec<_> = before.into_values().filter(|kv| range.contains(&kv.key)).collect();
+                assert_eq!(response.deleted, doomed.len() as i64);
+                assert_eq!(response.prev_kvs, if delete.prev_kv { doomed } else { Vec::new() });
+                (&response.header, response.prev_kvs.clone())
+            }
+            (Outcome::Txn(response), _) => (&response.header, Vec::new()),
+            (Outcome::Compact(response), _) => (&response.header, Vec::new()),
+            other => panic!("{other:?}"),
+        };
+        drop(prev);
+        assert_eq!(header.as_ref().unwrap().revision, model.revision);
+    }
+}
+
+#[test]
+fn a_long_range_is_read_in_pieces_and_a_hot_key_is_passed_by() {
+    let mut replica = Replica::over(MemoryKeySpace::default());
+    let put = |key: String, value: usize| {
+        Command::Put(pb::PutRequest { key: key.into(), value: value.to_string().into(), ..Default::default() })
+    };
+    let mut commands: Vec<_> = (0..2000).map(|n| put(format!("k{n:05}"), n)).collect();
+    commands.extend((0..300).map(|n| put("k00700".to_owned(), n)));
+    commands.extend((0..2000).step_by(3).map(|n| put(format!("k{n:05}"), 0)));
+    let delete = pb::DeleteRangeRequest { key: "k01".into(), range_end: "k019".into(), prev_kv: false };
+    commands.push(Command::DeleteRange(delete));
+    replica.state.apply(&[entry_of(1, commands)]).unwrap();
+    let view = replica.view();
+    let count = |revision, limit| {
+        let request =
+            pb::RangeRequest { key: "k".into(), range_end: "l".into(), revision, limit, ..Default::default() };
+        let response = range(&view, &request).unwrap();
+        assert!(response.kvs.is_sorted_by(|a, b| a.key < b.key));
+        (response.count, response.kvs.len(), response.kvs.last().unwrap().value.clone())
+    };
+    assert_eq!(count(2001, 0), (2000, 2000, "1999".into()));
+    assert_eq!(count(2101, 0), (2000, 2000, "1999".into()));
+    assert_eq!(count(2101, 701), (2000, 701, "99".into()));
+    assert_eq!(count(1001, 0), (1000, 1000, "999".into()));
+    assert_eq!(count(0, 0), (1100, 1100, "1999".into()));
+    let everything = KeyRange::of(&"\0".into(), &"\0".into());
+    assert_eq!(catch_up(&view, &everything, 1, 1000).len(), 2000 + 300 + 667 + 1);
+    let compact = |revision| Command::Compact(pb::CompactionRequest { revision, physical: false });
+    let history_rows = |replica: &Replica| replica.tables().iter().filter(|row| row.0 == Table::History).count();
+    replica.state.apply(&[entry_of(2, vec![compact(2969)])]).unwrap();
+    let before = hash_kv(&replica.view(), 0).unwrap();
+    while replica.step(1000) {}
+    assert_eq!(hash_kv(&replica.view(), 0).unwrap(), before);
+    assert_eq!(history_rows(&replica), 900, "the tombstones exactly at the compacted revision");
+    replica.state.apply(&[entry_of(3, vec![put("x".to_owned(), 1), compact(2970)])]).unwrap();
+    while replica.step(1000) {}
+    assert_eq!(history_rows(&replica), 0);
+}

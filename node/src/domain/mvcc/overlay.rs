@@ -1,0 +1,298 @@
+//! The writes of a run of entries before they are written: the stored state below, what the run changed above.
+//!
+//! Owns the bookkeeping of one put or delete: which version moves to `history`, what the revision row and the event
+//! say. It must not know requests or transactions ([`super::write`]).
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::iter::Peekable;
+use std::ops::{Bound, ControlFlow};
+
+use balsa_proto::log::Version;
+use balsa_proto::mvccpb::{Event, KeyValue, event::EventType};
+use bytes::Bytes;
+
+use super::encoding::{self, Arena, Change, ChangeKind, RowWriter, VersionRef, decode};
+use super::source::{Bounds, Source, Stored, VisitRow, VisitVersion};
+use super::{RevisionEvents, Revisions, delete_event, key_value, put_event};
+use crate::storage::{StorageError, Table, View, WriteBatch};
+
+/// What is known of one key.
+#[derive(Debug, Default)]
+struct Slot {
+    /// The store holds a version.
+    stored: bool,
+    /// The newest version.
+    now: Option<Version>,
+    /// The revision of this run that last changed it; 0 while it is as stored.
+    changed_at: i64,
+    /// The version before that revision.
+    before: Option<Version>,
+}
+
+/// What the row of `revision` says of a change beside the event.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    previous: i64,
+    in_passing: bool,
+}
+
+/// A run under way.
+pub(crate) struct Overlay<V> {
+    view: V,
+    revisions: Revisions,
+    /// Ordered, so that ranges see them in order and the store gets them in order.
+    slots: BTreeMap<Bytes, Slot>,
+    history: BTreeMap<Bytes, Bytes>,
+    arena: Arena,
+    rows: RowWriter,
+    batch: WriteBatch,
+    /// Of the command under way; `marks` are those of `events`, one each.
+    events: Vec<Event>,
+    marks: Vec<Mark>,
+    published: Vec<RevisionEvents>,
+}
+
+impl<V: View> Overlay<V> {
+    /// Nothing changed yet.
+    pub(crate) fn new(view: V, revisions: Revisions) -> Self {
+        Self {
+            view,
+            revisions,
+            slots: BTreeMap::new(),
+            history: BTreeMap::new(),
+            arena: Arena::default(),
+            rows: RowWriter::default(),
+            batch: WriteBatch::default(),
+            events: Vec::new(),
+            marks: Vec::new(),
+            published: Vec::new(),
+        }
+    }
+
+    /// Reads many keys at once; each is read from the store once in a run.
+    pub(crate) fn prefetch(&mut self, mut keys: Vec<Bytes>) -> Result<(), StorageError> {
+        keys.sort_unstable();
+        keys.dedup();
+        let slices: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
+        let found = self.view.multi_get(Table::Live, &slices)?;
+        let slots = keys.into_iter().zip(found).map(|(key, found)| Ok((key, Slot::of(found)?)));
+        self.slots = slots.collect::<Result<_, StorageError>>()?;
+        Ok(())
+    }
+
+    /// The revisions as the command under way sees them: its own changes are one above those before.
+    pub(crate) fn revisions(&self) -> Revisions {
+        let revision = self.revisions.revision + i64::from(!self.events.is_empty());
+        Revisions { revision, ..self.revisions }
+    }
+
+    /// Sets the compacted revision.
+    pub(crate) fn set_compacted(&mut self, revision: i64) {
+        self.revisions.compacted = revision;
+    }
+
+    /// Writes a version of `key` at the revision of the command under way.
+    pub(crate) fn put(&mut self, key: &Bytes, value: Bytes, lease: i64) -> Result<(), StorageError> {
+        let revision = self.revisions.revision + 1;
+        let (now, mark) = self.supersede(key, revision)?;
+        let (create_revision, version) = now.map_or((revision, 1), |now| (now.create_revision, now.version + 1));
+        let version = Version { create_revision, mod_revision: revision, version, lease, value };
+        let slot = self.slots.entry(key.clone()).or_default();
+        slot.now = Some(version.clone());
+        let prev_kv = slot.before.clone().map(|before| key_value(key.clone(), before));
+        self.events.push(put_event(key_value(key.clone(), version), prev_kv));
+        self.marks.push(mark);
+        Ok(())
+    }
+
+    /// Removes `key`, which is there.
+    pub(crate) fn delete(&mut self, key: &Bytes) -> Result<(), StorageError> {
+        let revision = self.revisions.revision + 1;
+        let (_, mark) = self.supersede(key, revision)?;
+        self.history.insert(self.arena.history_key(key, revision), Bytes::new());
+        let slot = self.slots.entry(key.clone()).or_default();
+        let prev_kv = slot.before.clone().map(|before| key_value(key.clone(), before));
+        self.events.push(delete_event(key.clone(), revision, prev_kv));
+        self.marks.push(mark);
+        Ok(())
+    }
+
+    /// Takes the newest version away: into `history` if an earlier revision made it, nowhere if this one did, because
+    /// no revision shows it. Returns it.
+    fn supersede(&mut self, key: &Bytes, revision: i64) -> Result<(Option<Version>, Mark), StorageError> {
+        let slot = match self.slots.entry(key.clone()) {
+            Entry::Occupied(slot) => slot.into_mut(),
+            Entry::Vacant(vacant) => vacant.insert(Slot::of(self.view.get(Table::Live, key)?)?),
+        };
+        let now = slot.now.take();
+        if slot.changed_at == revision {
+            let mut earlier = self.events.iter().zip(&mut self.marks).rev();
+            if let Some((_, mark)) = earlier.find(|(event, _)| event.kv.as_ref().is_some_and(|kv| kv.key == key)) {
+                mark.in_passing = true;
+            }
+            if now.is_none() {
+                self.history.remove(&self.arena.history_key(key, revision));
+            }
+        } else {
+            slot.changed_at = revision;
+            slot.before.clone_from(&now);
+            if let Some(old) = &now {
+                let row = self.arena.history_key(key, old.mod_revision);
+                self.history.insert(row, self.arena.version(old));
+            }
+        }
+        let previous = slot.before.as_ref().map_or(0, |before| before.mod_revision);
+        Ok((now, Mark { previous, in_passing: false }))
+    }
+
+    /// Ends the command under way. If it changed anything, that is a revision.
+    pub(crate) fn finish_command(&mut self) {
+        if self.events.is_empty() {
+            return;
+        }
+        self.revisions.revision += 1;
+        let revision = self.revisions.revision;
+        let changes = (0..).zip(&self.events).zip(&self.marks);
+        let changes: Vec<_> = changes.map(|((sub, event), mark)| change_of(revision, sub, event, *mark)).collect();
+        self.rows.add(&changes);
+        self.marks.clear();
+        self.published.push(RevisionEvents { revision, events: std::mem::take(&mut self.events) });
+    }
+
+    /// Ends an entry: its revisions share rows with no other entry, so the rows are the same in whatever runs the
+    /// entries are applied.
+    pub(crate) fn finish_entry(&mut self) {
+        for (key, row) in self.rows.finish() {
+            self.batch.put(Table::Revision, Bytes::copy_from_slice(&key.encode()), row);
+        }
+    }
+
+    /// All that the run writes and says, and the revisions after it.
+    pub(crate) fn finish(mut self) -> (WriteBatch, Vec<RevisionEvents>, Revisions) {
+        for (key, slot) in self.slots {
+            match slot.now {
+                _ if slot.changed_at == 0 => {}
+                Some(version) => self.batch.put(Table::Live, key, self.arena.version(&version)),
+                None if slot.stored => self.batch.delete(Table::Live, key),
+                None => {}
+            }
+        }
+        for (key, row) in self.history {
+            self.batch.put(Table::History, key, row);
+        }
+        self.batch.put(Table::Meta, encoding::REVISIONS, encoding::encode_revisions(self.revisions));
+        (self.batch, self.published, self.revisions)
+    }
+}
+
+impl Slot {
+    fn of(stored: Option<Bytes>) -> Result<Self, StorageError> {
+        let now: Option<Version> = stored.map(|bytes| decode("a version", bytes)).transpose()?;
+        Ok(Self { stored: now.is_some(), now, ..Self::default() })
+    }
+}
+
+fn change_of<'e>(revision: i64, sub: u32, event: &'e Event, mark: Mark) -> Change<'e> {
+    let (deleted, kv) = (event.r#type() == EventType::Delete, event.kv.as_ref());
+    let kind = match (deleted, mark.in_passing) {
+        (false, false) => ChangeKind::Put,
+        (true, false) => ChangeKind::Delete,
+        (false, true) => ChangeKind::PutInPassing(kv.map(version_of).unwrap_or_default()),
+        (true, true) => ChangeKind::DeleteInPassing,
+    };
+    let key = kv.map(|kv| &kv.key[..]).unwrap_or_default();
+    Change { revision, sub, key, kind, previous: mark.previous }
+}
+
+fn version_of(kv: &KeyValue) -> VersionRef<'_> {
+    VersionRef {
+        create_revision: kv.create_revision,
+        mod_revision: kv.mod_revision,
+        version: kv.version,
+        lease: kv.lease,
+        value: &kv.value,
+    }
+}
+
+impl<V: View> Source for Overlay<V> {
+    fn live(&self, key: &[u8]) -> Result<Option<Version>, StorageError> {
+        match self.slots.get(key) {
+            Some(slot) => Ok(slot.now.clone()),
+            None => Stored(&self.view).live(key),
+        }
+    }
+
+    fn scan_live(&self, bounds: Bounds<'_>, visit: &mut VisitVersion<'_>) -> Result<(), StorageError> {
+        if is_empty(bounds) {
+            return Ok(());
+        }
+        let changed = self.slots.range::<[u8], _>(bounds).filter(|(_, slot)| slot.changed_at != 0);
+        let mut above = Above(changed.map(|(key, slot)| (key, slot.now.as_ref())).peekable());
+        let mut flow = ControlFlow::Continue(());
+        Stored(&self.view).scan_live(bounds, &mut |key, version| {
+            flow = above.before(Some(key), |key, version| visit(key, VersionRef::of(version)));
+            if flow.is_continue() {
+                flow = match above.at(key) {
+                    None => visit(key, version),
+                    Some(Some(version)) => visit(key, VersionRef::of(version)),
+                    Some(None) => ControlFlow::Continue(()),
+                };
+            }
+            flow
+        })?;
+        if flow.is_continue() {
+            let _ = above.before(None, |key, version| visit(key, VersionRef::of(version)));
+        }
+        Ok(())
+    }
+
+    fn scan_history(&self, bounds: Bounds<'_>, visit: &mut VisitRow<'_>) -> Result<(), StorageError> {
+        if is_empty(bounds) {
+            return Ok(());
+        }
+        let mut above = Above(self.history.range::<[u8], _>(bounds).map(|(key, row)| (key, Some(row))).peekable());
+        let mut flow = ControlFlow::Continue(());
+        self.view.scan(Table::History, bounds, false, &mut |key, row| {
+            flow = above.before(Some(key), |key, row| visit(key, row));
+            if flow.is_continue() {
+                flow = match above.at(key) {
+                    Some(Some(row)) => visit(key, row),
+                    _ => visit(key, row),
+                };
+            }
+            flow
+        })?;
+        if flow.is_continue() {
+            let _ = above.before(None, |key, row| visit(key, row));
+        }
+        Ok(())
+    }
+}
+
+/// Bounds that no key fits; an ordered map panics on them.
+fn is_empty((low, high): Bounds<'_>) -> bool {
+    match (low, high) {
+        (Bound::Included(low), Bound::Included(high)) => low > high,
+        (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => low >= high,
+        _ => false,
+    }
+}
+
+/// The changed rows that lie over a scan of the stored ones; a row that is None hides the stored one.
+struct Above<I: Iterator>(Peekable<I>);
+
+impl<'m, T, I: Iterator<Item = (&'m Bytes, Option<T>)>> Above<I> {
+    /// Shows the rows before `key`, or all that are left.
+    fn before(&mut self, key: Option<&[u8]>, mut show: impl FnMut(&[u8], T) -> ControlFlow<()>) -> ControlFlow<()> {
+        while let Some((own, row)) = self.0.next_if(|(own, _)| key.is_none_or(|key| &own[..] < key)) {
+            row.map_or(ControlFlow::Continue(()), |row| show(own, row))?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The row at `key`, if it was changed.
+    fn at(&mut self, key: &[u8]) -> Option<Option<T>> {
+        self.0.next_if(|(own, _)| *own == key).map(|(_, row)| row)
+    }
+}

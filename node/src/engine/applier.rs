@@ -1,0 +1,168 @@
+//! The apply thread: committed entries in, one write batch per run, then events, then answers. An event or an answer never
+//! leaves before the batch is visible.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use balsa_proto::log::Membership;
+use parking_lot::RwLock;
+use raft::eraftpb::{ConfChange, Entry};
+use tracing::info;
+
+use super::fatal::{ExitCode, Fatal};
+use super::inbox::{Inbox, Input};
+use super::keeper::Keeper;
+use super::status::Status;
+use super::waiters::Waiters;
+use super::watch::WatchHub;
+use super::{Failure, Store};
+use crate::domain::apply::{ApplyError, Effects, StateMachine};
+use crate::storage::{SnapshotPoint, rocks::KeySpaceOptions};
+
+/// Bytes of entries applied as one write batch; more makes the first of them wait too long.
+const RUN_BYTES: usize = 1 << 20;
+
+/// What the driver hands over, in order.
+pub(crate) enum Work {
+    /// Committed entries.
+    Apply(Vec<Entry>),
+    /// The log has switched to the key space `name`, a snapshot at `point`.
+    Install { name: String, point: SnapshotPoint },
+}
+
+/// What the applier tells the driver.
+pub(crate) struct Report {
+    pub(crate) index: u64,
+    pub(crate) term: u64,
+    pub(crate) conf_changes: Vec<ConfChange>,
+    pub(crate) membership: Option<Arc<Membership>>,
+    pub(crate) bytes: usize,
+}
+
+/// The applier's state; it lives on its thread.
+pub(crate) struct Applier {
+    pub(crate) machine: StateMachine<Store>,
+    pub(crate) store: Arc<RwLock<Arc<Store>>>,
+    pub(crate) directory: PathBuf,
+    pub(crate) options: KeySpaceOptions,
+    pub(crate) work: Receiver<Work>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) waiters: Arc<Waiters>,
+    pub(crate) hub: Arc<WatchHub>,
+    pub(crate) status: Arc<RwLock<Arc<Status>>>,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) fatal: Fatal,
+    pub(crate) member_id: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) name: String,
+}
+
+impl Applier {
+    /// Runs until the driver is gone or the disk fails.
+    pub(crate) fn run(mut self) {
+        self.publish_status();
+        while let Ok(mut work) = self.work.recv() {
+            loop {
+                let (done, next) = match work {
+                    Work::Apply(entries) => self.apply_run(entries),
+                    Work::Install { name, point } => (self.install(&name, &point), None),
+                };
+                if let Err(error) = done {
+                    self.fatal.apply(&error);
+                    return;
+                }
+                match next {
+                    Some(next) => work = next,
+                    None => break,
+                }
+            }
+        }
+    }
+
+    /// Applies `entries` together with what else waits, up to the bound. Hands back work of another kind.
+    fn apply_run(&mut self, mut entries: Vec<Entry>) -> (Result<(), ApplyError>, Option<Work>) {
+        let mut bytes = size(&entries);
+        let mut next = None;
+        while bytes < RUN_BYTES {
+            match self.work.try_recv() {
+                Ok(Work::Apply(more)) => {
+                    bytes += size(&more);
+                    entries.extend(more);
+                }
+                Ok(other) => {
+                    next = Some(other);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        (self.apply(&entries, bytes), next)
+    }
+
+    fn apply(&mut self, entries: &[Entry], bytes: usize) -> Result<(), ApplyError> {
+        let effects = self.machine.apply(entries)?;
+        self.keeper.applied(bytes);
+        self.hub.publish(&effects.events);
+        if let Some(compacted) = effects.compacted {
+            self.hub.compacted(compacted);
+            self.keeper.compact(compacted);
+        }
+        self.publish_status();
+        self.check_removed();
+        let Effects { index, term, outcomes, conf_changes, membership, .. } = effects;
+        for (id, outcome) in outcomes {
+            if id.origin == self.member_id && id.incarnation == self.incarnation {
+                self.waiters.complete(id.sequence, outcome.map_err(Failure::from));
+            }
+        }
+        self.inbox.report(Input::Applied(Report { index, term, conf_changes, membership, bytes }));
+        Ok(())
+    }
+
+    /// Switches to an installed snapshot. The log names it already, so a crash before the end only repeats this.
+    fn install(&mut self, name: &str, point: &SnapshotPoint) -> Result<(), ApplyError> {
+        let store = Arc::new(Store::open(&self.directory.join(name), &self.options)?);
+        self.machine = StateMachine::open(store.clone())?;
+        *self.store.write() = store;
+        let old = std::mem::replace(&mut self.name, name.to_owned());
+        self.keeper.installed();
+        if let Err(error) = self.hub.reset() {
+            tracing::warn!(%error, "watchers could not be told of the snapshot");
+        }
+        self.publish_status();
+        info!(index = point.index, name, "snapshot installed");
+        // Readers that still hold the old store keep its files open; what is left over goes at the next start.
+        let _ = std::fs::remove_dir_all(self.directory.join(old));
+        self.inbox.report(Input::Applied(Report {
+            index: point.index,
+            term: point.term,
+            conf_changes: Vec::new(),
+            membership: Some(self.machine.membership().clone()),
+            bytes: 0,
+        }));
+        Ok(())
+    }
+
+    /// A member that was removed stops taking part: its id is never used again.
+    fn check_removed(&self) {
+        if self.machine.membership().removed.contains(&self.member_id) {
+            let message = format!("member {:x} was removed from the cluster", self.member_id);
+            self.fatal.end(ExitCode::ExitMemberRemoved, message);
+        }
+    }
+
+    fn publish_status(&self) {
+        let applied = self.machine.applied();
+        let mut slot = self.status.write();
+        let status = Arc::make_mut(&mut slot);
+        status.applied = applied.index;
+        status.revision = self.machine.revision();
+        status.compacted = self.machine.compacted();
+        status.membership = self.machine.membership().clone();
+    }
+}
+
+fn size(entries: &[Entry]) -> usize {
+    entries.iter().map(|entry| entry.data.len()).sum()
+}

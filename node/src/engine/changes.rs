@@ -1,0 +1,204 @@
+//! Membership changes, transfers of leadership and snapshot installs under way: what was asked, who waits. The checks that
+//! need the leader's view of its peers are made here; the model checks the rest again when the entry is applied.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use balsa_proto::log;
+use bytes::Bytes;
+use prost::Message as _;
+use raft::eraftpb::{ConfChange, ConfChangeType};
+use tokio::sync::oneshot;
+
+use super::handle::Change;
+use super::inbox::Reply;
+use super::status::Status;
+use super::waiters::Waiters;
+use super::Failure;
+use crate::domain::command::Outcome;
+use crate::domain::membership;
+use crate::domain::raft::replica::CAUGHT_UP_ENTRIES;
+use crate::domain::raft::{NotProposed, Replica, Role};
+use crate::storage::LogStore;
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Changes {
+    transfer: Option<(u64, Instant, Reply<()>)>,
+    install: Option<Reply<bool>>,
+    sequence: u64,
+}
+
+/// Sequences of membership changes lie in the upper half, apart from those of commands.
+const CHANGE_SEQUENCES: u64 = 1 << 63;
+
+impl Changes {
+    /// Proposes a change, or answers why not.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn propose<L: LogStore>(
+        &mut self,
+        replica: &mut Replica<L>,
+        status: &Status,
+        waiters: &Arc<Waiters>,
+        (origin, incarnation): (u64, u64),
+        change: Change,
+        planned_on: u64,
+        reply: Reply<Arc<log::Membership>>,
+    ) {
+        let change = with_next_id(change, &status.membership);
+        if let Err(failure) = check(replica, status, &change, planned_on) {
+            let _ = reply.send(Err(failure));
+            return;
+        }
+        self.sequence += 1;
+        let sequence = CHANGE_SEQUENCES | self.sequence;
+        let conf_change = conf_change(&change);
+        let context = log::MembershipChange { origin, incarnation, sequence, planned_on, change: Some(change) };
+        let answer = waiters.register(sequence, Bytes::new());
+        waiters.sent(sequence, replica.role().term);
+        if let Err(reason) = replica.propose_change(conf_change, context.encode_to_vec()) {
+            waiters.complete(sequence, Err(not_proposed(reason, replica.role())));
+        }
+        relay(answer, reply);
+    }
+
+    /// Starts a transfer, or answers why not.
+    pub(crate) fn transfer<L: LogStore>(
+        &mut self,
+        replica: &mut Replica<L>,
+        target: u64,
+        deadline: Instant,
+        reply: Reply<()>,
+    ) {
+        let role = replica.role();
+        if role.leader == target && target != 0 {
+            let _ = reply.send(Ok(()));
+            return;
+        }
+        if !role.leads {
+            let _ = reply.send(Err(Failure::NotLeader { leader: Some(role.leader).filter(|id| *id != 0) }));
+            return;
+        }
+        if self.transfer.is_some() || replica.transferring() {
+            let _ = reply.send(Err(Failure::ChangeInFlight));
+            return;
+        }
+        if !replica.is_voter(target) {
+            let _ = reply.send(Err(Failure::BadTransferee));
+            return;
+        }
+        replica.transfer(target);
+        self.transfer = Some((target, deadline, reply));
+    }
+
+    /// Answers a transfer that ended.
+    pub(crate) fn settle(&mut self, role: Role, now: Instant) {
+        let Some((target, deadline, _)) = &self.transfer else { return };
+        let outcome = if role.leader == *target {
+            Ok(())
+        } else if now >= *deadline {
+            Err(Failure::BadTransferee)
+        } else {
+            return;
+        };
+        if let Some((_, _, reply)) = self.transfer.take() {
+            let _ = reply.send(outcome);
+        }
+    }
+
+    /// Somebody waits for the snapshot that is about to be stepped.
+    pub(crate) fn await_install(&mut self, reply: Reply<bool>) {
+        self.install = Some(reply);
+    }
+
+    /// Answers whoever waits, once.
+    pub(crate) fn installed(&mut self, taken: bool) {
+        if let Some(reply) = self.install.take() {
+            let _ = reply.send(Ok(taken));
+        }
+    }
+}
+
+/// The id of a new member comes from the replicated counter, whatever the caller wrote.
+fn with_next_id(change: Change, membership: &log::Membership) -> Change {
+    match change {
+        Change::Add(add) => Change::Add(log::AddMember { id: membership.next_id, ..add }),
+        other => other,
+    }
+}
+
+fn check<L: LogStore>(
+    replica: &Replica<L>,
+    status: &Status,
+    change: &Change,
+    planned_on: u64,
+) -> Result<(), Failure> {
+    let role = replica.role();
+    if !role.leads {
+        return Err(Failure::NotLeader { leader: Some(role.leader).filter(|id| *id != 0) });
+    }
+    if replica.change_in_flight() || replica.transferring() {
+        return Err(Failure::ChangeInFlight);
+    }
+    let planned = log::MembershipChange { planned_on, change: Some(change.clone()), ..Default::default() };
+    membership::check(&planned, &status.membership)?;
+    match change {
+        Change::Remove(remove) => may_remove(replica, status, remove.id),
+        Change::Promote(promote) => may_promote(replica, promote.id),
+        Change::Add(_) | Change::Update(_) => Ok(()),
+    }
+}
+
+/// A quorum of the voters that remain must be active, as in etcd's strict reconfiguration check.
+fn may_remove<L: LogStore>(replica: &Replica<L>, status: &Status, id: u64) -> Result<(), Failure> {
+    if id == status.raft_id {
+        return Err(Failure::MoveLeaderFirst(id));
+    }
+    let voters = |member: &&log::Member| !member.is_learner && member.id != id;
+    let remaining: Vec<u64> = status.membership.members.iter().filter(voters).map(|member| member.id).collect();
+    let progress = replica.progress();
+    let is_active = |voter: &&u64| progress.iter().any(|(id, _, active, _)| id == *voter && *active);
+    let active = remaining.iter().filter(is_active).count();
+    if active < remaining.len() / 2 + 1 { Err(Failure::QuorumAtRisk) } else { Ok(()) }
+}
+
+fn may_promote<L: LogStore>(replica: &Replica<L>, id: u64) -> Result<(), Failure> {
+    let commit = replica.commit();
+    let progress = replica.progress();
+    let matched = progress.iter().find(|(member, ..)| *member == id).map_or(0, |(_, matched, ..)| *matched);
+    if matched > 0 && matched + CAUGHT_UP_ENTRIES >= commit {
+        return Ok(());
+    }
+    Err(Failure::NotCaughtUp { id, matched, commit })
+}
+
+/// What Raft is asked to log. Raft never applies the change of an `Update`, which has none: its entry only has to be one
+/// of its kind.
+fn conf_change(change: &Change) -> ConfChange {
+    membership::conf_change(change).unwrap_or_else(|| {
+        let mut unapplied = ConfChange::default();
+        unapplied.set_change_type(ConfChangeType::AddLearnerNode);
+        unapplied
+    })
+}
+
+fn not_proposed(reason: NotProposed, role: Role) -> Failure {
+    match reason {
+        NotProposed::NotLeader => Failure::NotLeader { leader: Some(role.leader).filter(|id| *id != 0) },
+        NotProposed::Transferring | NotProposed::ChangeInFlight => Failure::ChangeInFlight,
+        NotProposed::Full => Failure::TooManyRequests,
+    }
+}
+
+/// Hands a proposal's outcome to the caller of the change. Only applying the entry answers.
+fn relay(answer: oneshot::Receiver<Result<Outcome, Failure>>, reply: Reply<Arc<log::Membership>>) {
+    tokio::spawn(async move {
+        let outcome = match answer.await {
+            Ok(Ok(Outcome::Membership(membership))) => Ok(Arc::new(membership)),
+            Ok(Ok(other)) => Err(Failure::Storage(format!("a membership change answered {other:?}"))),
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(Failure::Stopped),
+        };
+        let _ = reply.send(outcome);
+    });
+}

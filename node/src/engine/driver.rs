@@ -1,0 +1,575 @@
+//! The raft thread: drains the inbox, feeds the replica, and carries out its batches through ports. One log write (and at
+//! most one fsync) per batch; the leader sends before it writes; applying runs beside the next batch.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use balsa_proto::peer::{self, frame::Body};
+use bytes::{Bytes, BytesMut};
+use parking_lot::RwLock;
+use raft::eraftpb::Message;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::applier::{Report, Work};
+use super::changes::Changes;
+use super::fatal::Fatal;
+use super::inbox::{Inbox, Input};
+use super::keeper::Keeper;
+use super::reads::Reads;
+use super::snapshot::Snapshots;
+use super::status::{Progress, Status};
+use super::waiters::Waiters;
+use crate::domain::raft::replica::CAUGHT_UP_ENTRIES;
+use crate::domain::raft::{Batch, NotProposed, Replica};
+use crate::storage::LogStore;
+use crate::storage::rocks::RocksLog;
+use crate::transport::{Peers, messages};
+
+/// Bytes of client commands packed into one entry.
+const ENTRY_BYTES: usize = 256 << 10;
+/// Bytes of client commands proposed per batch, so that one batch stays a few fsyncs long; the rest waits in order.
+const BATCH_BYTES: usize = 4 << 20;
+/// Bytes that are committed and not applied; above it proposals wait.
+const MAX_UNAPPLIED_BYTES: usize = 64 << 20;
+/// Entries kept behind the last one, so that a member that was away for a moment needs no snapshot.
+const KEEP_ENTRIES: u64 = 10_000;
+/// Bytes of such entries; the nearer bound counts.
+const KEEP_BYTES: u64 = 64 << 20;
+/// Ticks that are made up for after a pause of the process; more would only start needless elections.
+const MAX_LATE_TICKS: u32 = 2;
+
+/// Where a queued proposal came from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Local,
+    Peer(u64),
+}
+
+struct Queued {
+    origin: Origin,
+    sequence: u64,
+    data: Bytes,
+}
+
+/// What the driver works with; all of it is made by [`super::member`].
+pub(crate) struct Ports {
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) log: Arc<RocksLog>,
+    pub(crate) peers: Arc<dyn Peers>,
+    pub(crate) applier: std::sync::mpsc::Sender<Work>,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) waiters: Arc<Waiters>,
+    pub(crate) status: Arc<RwLock<Arc<Status>>>,
+    pub(crate) leader: watch::Sender<(u64, u64)>,
+    pub(crate) fatal: Fatal,
+    /// Own id, process incarnation and cluster.
+    pub(crate) member_id: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) cluster_id: u64,
+    pub(crate) tick: Duration,
+    pub(crate) election_ticks: u32,
+}
+
+/// The driver's own state; it lives on its thread.
+pub(crate) struct Driver {
+    replica: Replica<RocksLog>,
+    ports: Ports,
+    queue: VecDeque<Queued>,
+    reads: Reads,
+    changes: Changes,
+    applied: u64,
+    applied_term: u64,
+    unapplied_bytes: usize,
+    /// Bytes of the log so far, and every so often the index reached: where to trim to.
+    log_bytes: u64,
+    marks: VecDeque<(u64, u64)>,
+    next_tick: Instant,
+    install_name: Option<String>,
+    leader_changes: u64,
+    stopped: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+impl Driver {
+    /// A driver for an opened replica that has applied `applied`.
+    pub(crate) fn new(replica: Replica<RocksLog>, ports: Ports, applied: u64) -> Self {
+        let reads = Reads::new(ports.member_id, ports.incarnation);
+        Self {
+            replica,
+            queue: VecDeque::new(),
+            reads,
+            changes: Changes::default(),
+            applied,
+            applied_term: 0,
+            unapplied_bytes: 0,
+            log_bytes: 0,
+            marks: VecDeque::new(),
+            next_tick: Instant::now() + ports.tick,
+            install_name: None,
+            leader_changes: 0,
+            stopped: None,
+            ports,
+        }
+    }
+
+    /// Runs until it is stopped or the disk fails.
+    pub(crate) fn run(mut self) {
+        if self.ports.status.read().membership.members.len() == 1 {
+            // Nobody else can lead: no need to wait for a time-out.
+            self.replica.campaign();
+        }
+        let mut inputs = Vec::new();
+        while self.stopped.is_none() {
+            self.ports.inbox.drain(self.next_tick, &mut inputs);
+            for input in inputs.drain(..) {
+                self.take(input);
+            }
+            self.tick_when_due();
+            self.propose_queued();
+            self.reads.issue(&mut self.replica, Instant::now());
+            if let Err(error) = self.carry_out_batches() {
+                self.ports.fatal.storage(&error);
+                return;
+            }
+            self.after_batches();
+        }
+        if let Some(stopped) = self.stopped.take() {
+            let _ = stopped.send(());
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Propose { sequence, data } => self.queue.push_back(Queued { origin: Origin::Local, sequence, data }),
+            Input::Read(reply) => self.reads.wait(reply),
+            Input::Frame(frame) => self.frame(frame),
+            Input::Change { change, planned_on, reply } => {
+                let (status, waiters) = (self.ports.status.read().clone(), &self.ports.waiters);
+                let name = (self.ports.member_id, self.ports.incarnation);
+                self.changes.propose(&mut self.replica, &status, waiters, name, change, planned_on, reply);
+            }
+            Input::MoveLeader { target, reply } => {
+                let deadline = Instant::now() + self.ports.tick * self.ports.election_ticks;
+                self.changes.transfer(&mut self.replica, target, deadline, reply);
+            }
+            Input::Unreachable(id) => self.replica.report_unreachable(id),
+            Input::Applied(report) => self.applied(report),
+            Input::Flushed(index) => self.trim(index),
+            Input::SnapshotMade(checkpoint) => {
+                let point = self.ports.snapshots.made(checkpoint);
+                self.replica.tail().offer(point);
+            }
+            Input::SnapshotSent { to, arrived } => {
+                self.ports.snapshots.ended(to);
+                self.replica.report_snapshot(to, arrived);
+            }
+            Input::Install { name, point, from, term, reply } => self.install(name, &point, from, term, reply),
+            Input::Stop(reply) => self.stopped = Some(reply),
+        }
+    }
+
+    fn tick_when_due(&mut self) {
+        let now = Instant::now();
+        let mut late = 0;
+        while self.next_tick <= now && late < MAX_LATE_TICKS {
+            self.replica.tick();
+            self.next_tick += self.ports.tick;
+            late += 1;
+        }
+        if self.next_tick <= now {
+            self.next_tick = now + self.ports.tick;
+        }
+        if late > 0 && self.ports.snapshots.expire(now) {
+            self.replica.tail().offer(None);
+        }
+    }
+
+    // ---- proposals
+
+    /// Gives queued proposals to the log, or to the leader, or keeps them while neither takes any.
+    fn propose_queued(&mut self) {
+        if self.queue.is_empty() || self.unapplied_bytes > MAX_UNAPPLIED_BYTES {
+            return;
+        }
+        let role = self.replica.role();
+        if role.leads {
+            self.propose_to_log(role.term);
+        } else if role.leader != 0 {
+            self.forward(role.leader, role.term);
+        }
+        self.refuse_strangers();
+    }
+
+    fn propose_to_log(&mut self, term: u64) {
+        if self.replica.transferring() {
+            return;
+        }
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while bytes < BATCH_BYTES {
+            let Some(queued) = self.queue.pop_front() else { break };
+            if queued.origin == Origin::Local && !self.ports.waiters.sent(queued.sequence, term) {
+                continue;
+            }
+            bytes += queued.data.len();
+            taken.push(queued);
+        }
+        if taken.is_empty() {
+            return;
+        }
+        if let Err(reason) = self.replica.propose(pack(&taken)) {
+            // Nothing of it is in the log. It waits in its order; strangers are told.
+            for queued in taken.into_iter().rev() {
+                if queued.origin == Origin::Local {
+                    self.ports.waiters.sent(queued.sequence, 0);
+                }
+                self.queue.push_front(queued);
+            }
+            if reason == NotProposed::Full {
+                warn!(queued = self.queue.len(), "too many uncommitted bytes: proposals wait");
+            }
+        }
+    }
+
+    fn forward(&mut self, leader: u64, term: u64) {
+        let mut proposals = Vec::new();
+        let mut bytes = 0;
+        self.queue.retain(|queued| {
+            if queued.origin != Origin::Local || bytes >= BATCH_BYTES {
+                return true;
+            }
+            if self.ports.waiters.sent(queued.sequence, term) {
+                bytes += queued.data.len();
+                proposals.push(peer::ForwardedProposal { sequence: queued.sequence, batch: queued.data.clone() });
+            }
+            false
+        });
+        if proposals.is_empty() {
+            return;
+        }
+        let sequences: Vec<u64> = proposals.iter().map(|proposal| proposal.sequence).collect();
+        if !self.ports.peers.send(leader, Body::Forward(peer::Forward { term, proposals: proposals.clone() })) {
+            // Never left this process: back to the queue, in order.
+            for (sequence, proposal) in sequences.into_iter().zip(proposals).rev() {
+                self.ports.waiters.sent(sequence, 0);
+                self.queue.push_front(Queued { origin: Origin::Local, sequence, data: proposal.batch });
+            }
+        }
+    }
+
+    /// Proposals of other members are never held: their origin decides what to do.
+    fn refuse_strangers(&mut self) {
+        let reason = match (self.replica.role().leads, self.replica.transferring()) {
+            (false, _) => peer::RefusalReason::RefusalNotLeader,
+            (true, true) => peer::RefusalReason::RefusalTransferring,
+            (true, false) => peer::RefusalReason::RefusalFull,
+        };
+        let leads_and_takes = self.replica.role().leads && !self.replica.transferring();
+        let mut refused: Vec<(u64, Vec<u64>)> = Vec::new();
+        let mut kept_bytes = 0;
+        self.queue.retain(|queued| {
+            let Origin::Peer(from) = queued.origin else { return true };
+            kept_bytes += queued.data.len();
+            if leads_and_takes && kept_bytes <= MAX_UNAPPLIED_BYTES {
+                return true;
+            }
+            match refused.iter_mut().find(|(id, _)| *id == from) {
+                Some((_, sequences)) => sequences.push(queued.sequence),
+                None => refused.push((from, vec![queued.sequence])),
+            }
+            false
+        });
+        for (to, sequences) in refused {
+            self.refuse(to, sequences, reason);
+        }
+    }
+
+    fn refuse(&self, to: u64, sequences: Vec<u64>, reason: peer::RefusalReason) {
+        let refusal = peer::Refusal { sequences, reason: reason as i32 };
+        // A refusal that is lost leaves the origin to its time-out, which is right: it cannot know.
+        let _ = self.ports.peers.send(to, Body::Refusal(refusal));
+    }
+
+    // ---- frames
+
+    fn frame(&mut self, frame: peer::Frame) {
+        let from = frame.from;
+        match frame.body {
+            Some(Body::Raft(raft)) => {
+                for message in raft.messages {
+                    self.message(from, message);
+                }
+            }
+            Some(Body::Forward(forward)) => self.forwarded(from, forward),
+            Some(Body::Refusal(refusal)) => self.refused(refusal),
+            None => {}
+        }
+    }
+
+    fn message(&mut self, from: u64, message: peer::RaftMessage) {
+        let message = match messages::from_wire(message) {
+            Ok(message) if message.from == from => message,
+            Ok(message) => return warn!(from, claims = message.from, "a message in a frame of another member"),
+            Err(error) => return warn!(from, %error, "a malformed message"),
+        };
+        if let Err(error) = self.replica.step(message) {
+            warn!(from, %error, "a message that Raft must not see");
+        }
+    }
+
+    fn forwarded(&mut self, from: u64, forward: peer::Forward) {
+        let role = self.replica.role();
+        if !role.leads || role.term != forward.term || self.replica.transferring() {
+            let reason = match role.leads && role.term == forward.term {
+                true => peer::RefusalReason::RefusalTransferring,
+                false => peer::RefusalReason::RefusalNotLeader,
+            };
+            return self.refuse(from, forward.proposals.iter().map(|p| p.sequence).collect(), reason);
+        }
+        let origin = Origin::Peer(from);
+        for proposal in forward.proposals {
+            self.queue.push_back(Queued { origin, sequence: proposal.sequence, data: proposal.batch });
+        }
+    }
+
+    /// The leader took none of these and never will by that attempt: they may be sent again.
+    fn refused(&mut self, refusal: peer::Refusal) {
+        let mut again: Vec<(u64, Bytes)> = refusal
+            .sequences
+            .into_iter()
+            .filter_map(|sequence| self.ports.waiters.take_back(sequence).map(|data| (sequence, data)))
+            .collect();
+        again.sort_unstable_by_key(|(sequence, _)| *sequence);
+        self.requeue(again);
+    }
+
+    fn requeue(&mut self, again: Vec<(u64, Bytes)>) {
+        for (sequence, data) in again.into_iter().rev() {
+            self.queue.push_front(Queued { origin: Origin::Local, sequence, data });
+        }
+    }
+
+    // ---- batches
+
+    fn carry_out_batches(&mut self) -> crate::storage::Result<()> {
+        while let Some(batch) = self.replica.batch() {
+            self.carry_out(batch)?;
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, mut batch: Batch) -> crate::storage::Result<()> {
+        self.send(std::mem::take(&mut batch.send_now));
+        self.note_log_bytes(&batch);
+        let install = batch.install.clone().and_then(|point| Some((self.install_name.take()?, point)));
+        if batch.writes() {
+            let name = install.as_ref().map(|(name, _)| name.as_str());
+            self.ports.log.write(batch.as_write(name))?;
+        }
+        if let Some((name, point)) = install {
+            info!(index = point.index, term = point.term, name, "installing a snapshot");
+            self.changes.installed(true);
+            self.to_applier(Work::Install { name, point });
+        }
+        self.send(std::mem::take(&mut batch.send_after));
+        self.apply(std::mem::take(&mut batch.committed));
+        self.reads.confirmed(std::mem::take(&mut batch.reads), self.applied);
+        let persisted = self.replica.persisted(batch);
+        self.send(persisted.send);
+        self.apply(persisted.committed);
+        Ok(())
+    }
+
+    fn apply(&mut self, committed: Vec<raft::eraftpb::Entry>) {
+        if committed.is_empty() {
+            return;
+        }
+        self.unapplied_bytes += committed.iter().map(|entry| entry.data.len()).sum::<usize>();
+        self.to_applier(Work::Apply(committed));
+    }
+
+    fn to_applier(&self, work: Work) {
+        // The applier ends only after this thread or with the process.
+        let _ = self.ports.applier.send(work);
+    }
+
+    fn send(&mut self, outgoing: Vec<Message>) {
+        let mut frames: Vec<(u64, Vec<peer::RaftMessage>)> = Vec::new();
+        for message in outgoing {
+            let to = message.to;
+            if message.get_msg_type() == raft::eraftpb::MessageType::MsgSnapshot {
+                if !self.ports.snapshots.send(to, message.term) {
+                    self.replica.report_snapshot(to, false);
+                }
+                continue;
+            }
+            let message = messages::to_wire(message);
+            match frames.iter_mut().find(|(id, _)| *id == to) {
+                Some((_, messages)) => messages.push(message),
+                None => frames.push((to, vec![message])),
+            }
+        }
+        for (to, messages) in frames {
+            if !self.ports.peers.send(to, Body::Raft(peer::RaftMessages { messages })) {
+                self.replica.report_unreachable(to);
+            }
+        }
+    }
+
+    // ---- what comes back
+
+    fn applied(&mut self, report: Report) {
+        self.unapplied_bytes = self.unapplied_bytes.saturating_sub(report.bytes);
+        self.applied = report.index;
+        self.replica.applied(report.index, &report.conf_changes);
+        if let Some(membership) = &report.membership {
+            let peers: Vec<(u64, Vec<String>)> =
+                membership.members.iter().map(|member| (member.id, member.peer_urls.clone())).collect();
+            self.ports.peers.update(&peers);
+        }
+        self.reads.applied(report.index);
+        if report.term > self.applied_term {
+            self.applied_term = report.term;
+            let leader = Some(self.replica.role().leader).filter(|id| *id != 0);
+            let again = self.ports.waiters.lost_before(report.term, leader);
+            if !again.is_empty() {
+                info!(proposals = again.len(), term = report.term, "sending proposals of a lost leader again");
+            }
+            self.requeue(again);
+        }
+    }
+
+    fn install(
+        &mut self,
+        name: String,
+        point: &crate::storage::SnapshotPoint,
+        from: u64,
+        term: u64,
+        reply: super::inbox::Reply<bool>,
+    ) {
+        self.install_name = Some(name);
+        self.changes.await_install(reply);
+        if let Err(error) = self.replica.step_snapshot(from, term, point) {
+            warn!(from, %error, "a snapshot that Raft must not see");
+        }
+        // The next batch takes it or it was refused; nothing may come between.
+        if let Err(error) = self.carry_out_batches() {
+            self.ports.fatal.storage(&error);
+        }
+        self.install_name = None;
+        self.changes.installed(false);
+    }
+
+    fn note_log_bytes(&mut self, batch: &Batch) {
+        for entry in &batch.entries {
+            self.log_bytes += entry.data.len() as u64 + 32;
+            if self.marks.back().is_none_or(|(_, bytes)| self.log_bytes - bytes > KEEP_BYTES / 16) {
+                self.marks.push_back((entry.index, self.log_bytes));
+            }
+        }
+    }
+
+    /// Drops what nobody needs: below the flushed applied index, the entries kept for members that were away, and any
+    /// transfer that is running.
+    fn trim(&mut self, flushed: u64) {
+        let last = self.replica.last_index();
+        while self.marks.len() > 1 && self.log_bytes - self.marks[1].1 > KEEP_BYTES {
+            self.marks.pop_front();
+        }
+        let by_bytes = match self.marks.front() {
+            Some((index, bytes)) if self.log_bytes - bytes > KEEP_BYTES => *index,
+            _ => 0,
+        };
+        let by_entries = last.saturating_sub(KEEP_ENTRIES);
+        let mut index = flushed.min(by_entries.max(by_bytes));
+        if let Some(running) = self.ports.snapshots.lowest_running() {
+            index = index.min(running);
+        }
+        if index <= self.replica.tail().point().index {
+            return;
+        }
+        let Ok(term) = raft::Storage::term(self.replica.tail(), index) else { return };
+        let conf_state = self.replica.tail().point().conf_state.clone();
+        let point = crate::storage::SnapshotPoint { index, term, conf_state };
+        match self.ports.log.trim(&point) {
+            Ok(()) => self.replica.tail().trim(point),
+            Err(error) => self.ports.fatal.storage(&error),
+        }
+    }
+
+    fn after_batches(&mut self) {
+        if self.replica.tail().take_wanted() {
+            self.ports.snapshots.want(&self.ports.keeper);
+        }
+        let role = self.replica.role();
+        self.changes.settle(role, Instant::now());
+        let before = *self.ports.leader.borrow();
+        if before != (role.leader, role.term) {
+            if before.0 != role.leader && role.leader != 0 {
+                self.leader_changes += 1;
+                info!(leader = format!("{:x}", role.leader), term = role.term, "leader changed");
+            }
+            self.ports.leader.send_replace((role.leader, role.term));
+            self.reads.again();
+        }
+        self.publish_status();
+    }
+
+    fn publish_status(&self) {
+        let role = self.replica.role();
+        let commit = self.replica.commit();
+        let progress = self.replica.progress().into_iter().map(|(id, matched, active, snapshot_running)| Progress {
+            id,
+            match_index: matched,
+            active,
+            snapshot_running,
+            caught_up: !snapshot_running && active && matched + CAUGHT_UP_ENTRIES >= commit && matched > 0,
+        });
+        let progress = Arc::new(progress.collect::<Vec<_>>());
+        let mut slot = self.ports.status.write();
+        let status = Arc::make_mut(&mut slot);
+        status.leader = role.leader;
+        status.term = role.term;
+        status.commit = commit;
+        status.last_index = self.replica.last_index();
+        status.progress = progress;
+        status.transferring = self.replica.transferring();
+        status.change_in_flight = self.replica.change_in_flight();
+        status.leader_changes = self.leader_changes;
+    }
+}
+
+/// Many commands in one entry: encoded one-element batches, laid end to end, are one encoded batch.
+fn pack(queued: &[Queued]) -> Vec<Bytes> {
+    let mut entries = Vec::new();
+    let mut open = BytesMut::new();
+    for item in queued {
+        if !open.is_empty() && open.len() + item.data.len() > ENTRY_BYTES {
+            entries.push(open.split().freeze());
+        }
+        open.extend_from_slice(&item.data);
+    }
+    entries.push(open.freeze());
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queued(data: &[u8]) -> Queued {
+        Queued { origin: Origin::Local, sequence: 0, data: Bytes::copy_from_slice(data) }
+    }
+
+    #[test]
+    fn commands_share_an_entry_up_to_the_bound_and_keep_their_order() {
+        let large = vec![7; ENTRY_BYTES - 1];
+        let packed = pack(&[queued(b"a"), queued(b"b"), queued(&large), queued(b"c")]);
+        assert_eq!(packed.len(), 2);
+        assert_eq!(&packed[0][..], b"ab");
+        assert_eq!(packed[1].len(), ENTRY_BYTES);
+        assert_eq!(packed[1][ENTRY_BYTES - 1], b'c');
+    }
+}

@@ -1,0 +1,274 @@
+//! The cheap, cloneable way into a running member. Everything a service may ask of the engine is here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use balsa_proto::{log, peer};
+use parking_lot::{Mutex, RwLock};
+use prost::Message as _;
+use tokio::sync::{oneshot, watch};
+
+use super::inbox::{Inbox, Input, Reply};
+use super::keeper::Keeper;
+use super::waiters::Waiters;
+use super::watch::WatchHub;
+use super::{Failure, Status, Store};
+use crate::domain::command::{Command, Outcome};
+use crate::storage::{KeySpace, SnapshotPoint};
+
+pub use log::membership_change::Change;
+
+/// Proposals of this member's clients without an outcome; above it the member is out of its depth and refuses.
+const MAX_PENDING: u64 = 32_768;
+
+/// What all handles of one member share.
+pub(crate) struct Shared {
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) waiters: Arc<Waiters>,
+    pub(crate) store: Arc<RwLock<Arc<Store>>>,
+    pub(crate) status: Arc<RwLock<Arc<Status>>>,
+    pub(crate) leader: watch::Receiver<(u64, u64)>,
+    pub(crate) hub: Arc<WatchHub>,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    pub(crate) last_read_index: Mutex<Option<Instant>>,
+    pub(crate) sequence: AtomicU64,
+    pub(crate) pending: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) member_id: u64,
+    pub(crate) cluster_id: u64,
+    pub(crate) incarnation: u64,
+    /// etcd's bound on a request inside the server: 5 s and two election time-outs.
+    pub(crate) request_timeout: Duration,
+    pub(crate) election_timeout: Duration,
+    pub(crate) max_request_bytes: usize,
+}
+
+/// A handle to one running member of one group.
+#[derive(Clone)]
+pub struct Handle(pub(crate) Arc<Shared>);
+
+impl Handle {
+    /// This member's raft id.
+    pub fn member_id(&self) -> u64 {
+        self.0.member_id
+    }
+
+    /// The cluster's id.
+    pub fn cluster_id(&self) -> u64 {
+        self.0.cluster_id
+    }
+
+    /// Replicates and applies a command; resolves when this member has applied it. Works on any member. A change of the
+    /// leader is survived: the command is sent again once it is certain that no log holds it.
+    ///
+    /// # Errors
+    /// `Refused` by the model; `TooManyRequests`, `TooLarge`: not in the log and never will be;
+    /// `TimedOut`, `Stopped`: unknown.
+    pub async fn propose(&self, command: Command) -> Result<Outcome, Failure> {
+        let shared = &*self.0;
+        let sequence = shared.sequence.fetch_add(1, Ordering::Relaxed);
+        let proposal = log::Proposal {
+            origin: shared.member_id,
+            incarnation: shared.incarnation,
+            sequence,
+            command: Some(command),
+        };
+        let data = log::Batch { proposals: vec![proposal] }.encode_to_vec();
+        if data.len() > shared.max_request_bytes {
+            return Err(Failure::TooLarge);
+        }
+        let _counted = Counted::new(&shared.pending)?;
+        let data = bytes::Bytes::from(data);
+        let answer = shared.waiters.register(sequence, data.clone());
+        let _registered = Registered { waiters: &shared.waiters, sequence };
+        shared.inbox.request(Input::Propose { sequence, data })?;
+        let result = self.await_reply(answer).await;
+        if result.is_err() {
+            shared.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// Resolves once this member has applied everything that was committed when the call was made: a read of
+    /// [`view`](Self::view) after it is linearizable.
+    ///
+    /// # Errors
+    /// `TooManyRequests`, `TimedOut`, `Stopped`.
+    pub async fn read_index(&self) -> Result<(), Failure> {
+        let result = self.request(Input::Read).await;
+        if result.is_ok() {
+            *self.0.last_read_index.lock() = Some(Instant::now());
+        }
+        result
+    }
+
+    /// A consistent view of the applied state.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub fn view(&self) -> Result<<Store as KeySpace>::View, Failure> {
+        Ok(self.store().view()?)
+    }
+
+    /// Changes the membership, on the leader. `planned_on` 0 means unfenced. For `Add` the id is ignored and taken from
+    /// the replicated counter. Resolves when this member has applied the change. Changes that are already done
+    /// (promote of a voter, remove of a removed id, add of a listed URL) are refused by the model with a typed
+    /// [`Refusal`](crate::domain::refusal::Refusal); the node service turns those into success.
+    ///
+    /// # Errors
+    /// See [`Failure`]; `NotLeader` on any other member.
+    pub async fn change_membership(&self, change: Change, planned_on: u64) -> Result<Arc<log::Membership>, Failure> {
+        self.request(|reply| Input::Change { change, planned_on, reply }).await
+    }
+
+    /// Hands leadership to the voter `target` and waits, at most one election timeout, until it leads.
+    ///
+    /// # Errors
+    /// `NotLeader`, `BadTransferee`, `ChangeInFlight`, `TimedOut`.
+    pub async fn move_leader(&self, target: u64) -> Result<(), Failure> {
+        self.request(|reply| Input::MoveLeader { target, reply }).await
+    }
+
+    /// The present picture of this member.
+    pub fn status(&self) -> Arc<Status> {
+        let mut status = self.0.status.read().clone();
+        let counted = Arc::make_mut(&mut status);
+        counted.pending = self.0.pending.load(Ordering::Relaxed);
+        counted.failed = self.0.failed.load(Ordering::Relaxed);
+        status
+    }
+
+    /// Resolves at the next change of (leader, term) away from `seen`, at once when it is not the present one.
+    pub async fn leader_changed(&self, seen: (u64, u64)) -> (u64, u64) {
+        let mut leader = self.0.leader.clone();
+        match leader.wait_for(|now| *now != seen).await.map(|now| *now) {
+            Ok(now) => now,
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// When a background read index last succeeded; readiness is "within the last 2 s".
+    pub fn last_read_index(&self) -> Option<Instant> {
+        *self.0.last_read_index.lock()
+    }
+
+    /// Inputs that wait for the driver, for metrics.
+    pub fn queued(&self) -> usize {
+        self.0.inbox.len()
+    }
+
+    /// One election time-out.
+    pub fn election_timeout(&self) -> Duration {
+        self.0.election_timeout
+    }
+
+    /// Takes a frame from a peer. Never blocks: a full inbox drops it; Raft repeats its messages.
+    pub fn receive(&self, frame: peer::Frame) {
+        let bytes = frame.encoded_len();
+        self.0.inbox.frame(frame, bytes);
+    }
+
+    /// Takes a snapshot that is complete and verified under `name` in the directory of key spaces. True when it is in
+    /// use from now on; false when this member is already past it.
+    ///
+    /// # Errors
+    /// `TimedOut`, `Stopped`.
+    pub async fn install_snapshot(
+        &self,
+        name: String,
+        point: SnapshotPoint,
+        from: u64,
+        term: u64,
+    ) -> Result<bool, Failure> {
+        self.request(|reply| Input::Install { name, point, from, term, reply }).await
+    }
+
+    /// Who watches.
+    pub fn watch_hub(&self) -> &Arc<WatchHub> {
+        &self.0.hub
+    }
+
+    /// The store in use. It is replaced when a snapshot is installed: do not keep it across awaits.
+    pub fn store(&self) -> Arc<Store> {
+        self.0.store.read().clone()
+    }
+
+    /// Hands leadership to the most caught-up active voter, if this member leads. At most one election time-out. When
+    /// nobody takes over, the others elect a leader by themselves once this one is gone.
+    pub async fn hand_over(&self) {
+        let status = self.status();
+        if !status.is_leader() {
+            return;
+        }
+        let votes = |id: u64| status.membership.members.iter().any(|member| member.id == id && !member.is_learner);
+        let candidates = status.progress.iter().filter(|p| p.id != status.raft_id && p.active && votes(p.id));
+        let Some(target) = candidates.max_by_key(|progress| progress.match_index) else { return };
+        match self.move_leader(target.id).await {
+            Ok(()) => tracing::info!(to = format!("{:x}", target.id), "handed leadership over"),
+            Err(error) => tracing::warn!(to = format!("{:x}", target.id), %error, "leadership was not handed over"),
+        }
+    }
+
+    /// Stops all threads: the driver first, then the applier with all it was given, then a last flush.
+    pub async fn stop(&self) {
+        let (stopped, wait) = oneshot::channel();
+        self.0.inbox.report(Input::Stop(stopped));
+        let _ = tokio::time::timeout(Duration::from_secs(10), wait).await;
+        self.0.keeper.stop();
+        let shared = self.0.clone();
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in std::mem::take(&mut *shared.threads.lock()) {
+                let _ = thread.join();
+            }
+        });
+        let _ = tokio::time::timeout(Duration::from_secs(20), joined).await;
+        self.0.waiters.fail_all(&Failure::Stopped);
+    }
+
+    async fn request<T>(&self, input: impl FnOnce(Reply<T>) -> Input) -> Result<T, Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.0.inbox.request(input(reply))?;
+        self.await_reply(answer).await
+    }
+
+    async fn await_reply<T>(&self, answer: oneshot::Receiver<Result<T, Failure>>) -> Result<T, Failure> {
+        match tokio::time::timeout(self.0.request_timeout, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(Failure::Stopped),
+            Err(_) => Err(Failure::TimedOut),
+        }
+    }
+}
+
+/// One more pending proposal, for as long as this lives.
+struct Counted<'a>(&'a AtomicU64);
+
+impl<'a> Counted<'a> {
+    fn new(pending: &'a AtomicU64) -> Result<Self, Failure> {
+        if pending.fetch_add(1, Ordering::Relaxed) >= MAX_PENDING {
+            pending.fetch_sub(1, Ordering::Relaxed);
+            return Err(Failure::TooManyRequests);
+        }
+        Ok(Self(pending))
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Forgets the waiter when the caller goes away, by time-out or by a broken connection.
+struct Registered<'a> {
+    waiters: &'a Waiters,
+    sequence: u64,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.waiters.forget(self.sequence);
+    }
+}

@@ -1,0 +1,121 @@
+//! The one way into the driver: bounded, drained as a whole, so that what arrives during an fsync becomes one batch.
+
+use std::time::Instant;
+
+use balsa_proto::log;
+use balsa_proto::peer;
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use super::Failure;
+use super::handle::Change;
+use super::snapshot::Checkpoint;
+use crate::storage::SnapshotPoint;
+
+/// Client inputs waiting for the driver. It drains all of them per batch, so a full inbox means seconds of backlog;
+/// when full the request is refused with `TooManyRequests`.
+const MAX_REQUESTS: usize = 16_384;
+/// Bytes of frames waiting for the driver; when full, Raft frames are dropped (Raft repeats them) and forwarded
+/// proposals stay with their origin, unknown until its time-out.
+const MAX_FRAME_BYTES: usize = 128 << 20;
+
+/// The answer channel of a call.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Failure>>;
+
+/// What the driver takes.
+pub(crate) enum Input {
+    /// A command of a client of this member, encoded as a one-element `log.Batch`, registered with the waiters.
+    Propose { sequence: u64, data: Bytes },
+    /// A linearizable read.
+    Read(Reply<()>),
+    /// From a peer.
+    Frame(peer::Frame),
+    /// A membership change.
+    Change { change: Change, planned_on: u64, reply: Reply<std::sync::Arc<log::Membership>> },
+    /// A transfer of leadership.
+    MoveLeader { target: u64, reply: Reply<()> },
+    /// The transport lost a peer.
+    Unreachable(u64),
+    /// The applier is done up to here.
+    Applied(super::applier::Report),
+    /// The key space is durable up to this index.
+    Flushed(u64),
+    /// The answer to a wanted snapshot.
+    SnapshotMade(Option<Checkpoint>),
+    /// A transfer ended.
+    SnapshotSent { to: u64, arrived: bool },
+    /// A received snapshot, complete and verified on disk.
+    Install { name: String, point: SnapshotPoint, from: u64, term: u64, reply: Reply<bool> },
+    /// End the thread.
+    Stop(oneshot::Sender<()>),
+}
+
+#[derive(Default)]
+struct Queue {
+    inputs: Vec<Input>,
+    requests: usize,
+    frame_bytes: usize,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    queue: Mutex<Queue>,
+    filled: Condvar,
+}
+
+impl Inbox {
+    /// Queues a client's input, or refuses it.
+    pub(crate) fn request(&self, input: Input) -> Result<(), Failure> {
+        let mut queue = self.queue.lock();
+        if queue.requests >= MAX_REQUESTS {
+            return Err(Failure::TooManyRequests);
+        }
+        queue.requests += 1;
+        queue.inputs.push(input);
+        self.wake(queue.inputs.len());
+        Ok(())
+    }
+
+    /// Queues a peer's frame of about `bytes`, or drops it; says which.
+    pub(crate) fn frame(&self, frame: peer::Frame, bytes: usize) -> bool {
+        let mut queue = self.queue.lock();
+        if queue.frame_bytes + bytes > MAX_FRAME_BYTES {
+            return false;
+        }
+        queue.frame_bytes += bytes;
+        queue.inputs.push(Input::Frame(frame));
+        self.wake(queue.inputs.len());
+        true
+    }
+
+    /// Queues what the engine's own threads report: as many as there is work under way, so no bound of its own.
+    pub(crate) fn report(&self, input: Input) {
+        let mut queue = self.queue.lock();
+        queue.inputs.push(input);
+        self.wake(queue.inputs.len());
+    }
+
+    /// Takes all there is, waiting for something until `deadline`.
+    pub(crate) fn drain(&self, deadline: Instant, into: &mut Vec<Input>) {
+        let mut queue = self.queue.lock();
+        if queue.inputs.is_empty() {
+            self.filled.wait_until(&mut queue, deadline);
+        }
+        queue.requests = 0;
+        queue.frame_bytes = 0;
+        std::mem::swap(&mut queue.inputs, into);
+    }
+
+    /// How many inputs wait.
+    pub(crate) fn len(&self) -> usize {
+        self.queue.lock().inputs.len()
+    }
+
+    fn wake(&self, len: usize) {
+        if len == 1 {
+            self.filled.notify_one();
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The housekeeping thread: makes the key space durable so that the log can be trimmed, deletes what was compacted in
+//! small steps, and makes checkpoints. Nothing waits for it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+use tracing::{debug, warn};
+
+use super::Store;
+use super::fatal::Fatal;
+use super::inbox::{Inbox, Input};
+use super::snapshot;
+use crate::domain::apply::{ApplyError, StateMachine};
+use crate::domain::mvcc::compaction;
+use crate::storage::KeySpace;
+
+/// Applied bytes after which the key space is flushed: what a restart must replay at most.
+const FLUSH_BYTES: usize = 64 << 20;
+/// An idle store is flushed this long after its last write.
+const FLUSH_AFTER: Duration = Duration::from_secs(60);
+/// Rows that one step of compaction deletes, and the pause after it, so that no request waits for it.
+const COMPACTION_ROWS: usize = 1_000;
+const COMPACTION_PAUSE: Duration = Duration::from_millis(2);
+
+#[derive(Default)]
+struct Tasks {
+    unflushed: usize,
+    last_write: Option<Instant>,
+    flush_now: bool,
+    compact_to: Option<i64>,
+    checkpoint: bool,
+    stop: bool,
+}
+
+/// See the module.
+pub(crate) struct Keeper {
+    tasks: Mutex<Tasks>,
+    called: Condvar,
+    store: Arc<RwLock<Arc<Store>>>,
+    inbox: Arc<Inbox>,
+    fatal: Fatal,
+    snapshots: PathBuf,
+    cluster_id: u64,
+}
+
+impl Keeper {
+    /// A keeper of the store in the slot; checkpoints go below `snapshots`.
+    pub(crate) fn new(
+        store: Arc<RwLock<Arc<Store>>>,
+        inbox: Arc<Inbox>,
+        fatal: Fatal,
+        snapshots: PathBuf,
+        cluster_id: u64,
+    ) -> Self {
+        let tasks = Mutex::new(Tasks { compact_to: Some(i64::MAX), ..Tasks::default() });
+        Self { tasks, called: Condvar::new(), store, inbox, fatal, snapshots, cluster_id }
+    }
+
+    /// Bytes were applied.
+    pub(crate) fn applied(&self, bytes: usize) {
+        let mut tasks = self.tasks.lock();
+        tasks.unflushed += bytes + 1;
+        tasks.last_write = Some(Instant::now());
+        if tasks.unflushed > FLUSH_BYTES {
+            self.called.notify_one();
+        }
+    }
+
+    /// A compaction was applied.
+    pub(crate) fn compact(&self, revision: i64) {
+        self.tasks.lock().compact_to = Some(revision);
+        self.called.notify_one();
+    }
+
+    /// Another key space is in use.
+    pub(crate) fn installed(&self) {
+        let mut tasks = self.tasks.lock();
+        tasks.flush_now = true;
+        tasks.compact_to = Some(i64::MAX);
+        self.called.notify_one();
+    }
+
+    /// A checkpoint is wanted; it comes back as an input.
+    pub(crate) fn checkpoint(&self) {
+        self.tasks.lock().checkpoint = true;
+        self.called.notify_one();
+    }
+
+    /// Flushes a last time and ends the thread.
+    pub(crate) fn stop(&self) {
+        self.tasks.lock().stop = true;
+        self.called.notify_one();
+    }
+
+    /// Runs until stopped.
+    pub(crate) fn run(&self) {
+        loop {
+            let (flush, compact, checkpoint, stop) = self.next();
+            if checkpoint {
+                self.make_checkpoint();
+            }
+            if flush || stop {
+                if let Err(error) = self.flush() {
+                    return self.fatal.apply(&error);
+                }
+            }
+            if stop {
+                return;
+            }
+            if compact && let Err(error) = self.compact_all() {
+                return self.fatal.storage(&error);
+            }
+        }
+    }
+
+    fn next(&self) -> (bool, bool, bool, bool) {
+        let mut tasks = self.tasks.lock();
+        loop {
+            let idle = tasks.last_write.is_some_and(|at| at.elapsed() >= FLUSH_AFTER);
+            let flush = tasks.flush_now || tasks.unflushed > FLUSH_BYTES || (idle && tasks.unflushed > 0);
+            let compact = tasks.compact_to.take().is_some();
+            if flush || compact || tasks.checkpoint || tasks.stop {
+                if flush {
+                    tasks.flush_now = false;
+                    tasks.unflushed = 0;
+                    tasks.last_write = None;
+                }
+                return (flush, compact, std::mem::take(&mut tasks.checkpoint), tasks.stop);
+            }
+            let wait = match tasks.last_write {
+                Some(at) if tasks.unflushed > 0 => FLUSH_AFTER.saturating_sub(at.elapsed()) + Duration::from_millis(10),
+                _ => Duration::from_secs(3600),
+            };
+            self.called.wait_for(&mut tasks, wait);
+        }
+    }
+
+    fn flush(&self) -> Result<(), ApplyError> {
+        let store = self.store.read().clone();
+        store.flush()?;
+        let flushed = StateMachine::open(store)?.flushed_index()?;
+        self.inbox.report(Input::Flushed(flushed));
+        Ok(())
+    }
+
+    /// Deletes what is compacted, step by step; the store keeps where to begin, so a restart goes on where this ended.
+    fn compact_all(&self) -> crate::storage::Result<()> {
+        let store = self.store.read().clone();
+        let mut cursor = compaction::Cursor::default();
+        loop {
+            let Some(batch) = compaction::step(&store.view()?, &mut cursor, COMPACTION_ROWS)? else { return Ok(()) };
+            store.write(batch)?;
+            if self.tasks.lock().stop {
+                return Ok(());
+            }
+            std::thread::sleep(COMPACTION_PAUSE);
+        }
+    }
+
+    fn make_checkpoint(&self) {
+        let store = self.store.read().clone();
+        let made = snapshot::make(&store, &self.snapshots, self.cluster_id);
+        match &made {
+            Ok(made) => debug!(index = made.point.index, "checkpoint made"),
+            Err(error) => warn!(%error, "no checkpoint could be made"),
+        }
+        self.inbox.report(Input::SnapshotMade(made.ok()));
+    }
+}

@@ -1,0 +1,307 @@
+//! Puts a member together from its disk: opens both stores, repairs the log from the key space, starts the threads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use balsa_proto::log::{Marker, Membership};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tracing::info;
+
+use super::applier::Applier;
+use super::driver::{Driver, Ports};
+use super::fatal::Fatal;
+use super::handle::{Handle, Shared};
+use super::inbox::{Inbox, Input};
+use super::keeper::Keeper;
+use super::node::{NodeConfig, StartError};
+use super::snapshot::Snapshots;
+use super::status::Status;
+use super::waiters::Waiters;
+use super::watch::{ViewSource, WatchHub};
+use super::{Failure, Store};
+use crate::domain::apply::{AppliedPoint, StateMachine};
+use crate::domain::raft::recovery::repair;
+use crate::domain::raft::{Replica, ReplicaConfig};
+use crate::storage::rocks::RocksLog;
+use crate::storage::{self, KeySpace, LogStore, LogWrite, SnapshotPoint};
+use crate::transport::Peers;
+use crate::transport::tonic::{TonicPeers, TonicPeersConfig};
+
+/// The name of the first key space of a disk.
+const FIRST: &str = "first";
+/// How often the member asks itself whether it could serve a linearizable read.
+const READ_INDEX_EVERY: Duration = Duration::from_millis(500);
+
+/// The directories of a disk.
+pub(crate) struct Layout(pub(crate) PathBuf);
+
+impl Layout {
+    pub(crate) fn log(&self) -> PathBuf {
+        self.0.join("log")
+    }
+
+    pub(crate) fn key_spaces(&self) -> PathBuf {
+        self.0.join("kv")
+    }
+
+    pub(crate) fn snapshots(&self) -> PathBuf {
+        self.0.join("snapshot")
+    }
+}
+
+/// Where a state machine stands, as the log and snapshots name it.
+pub(crate) fn point_of(applied: &AppliedPoint) -> SnapshotPoint {
+    SnapshotPoint { index: applied.index, term: applied.term, conf_state: applied.conf_state.clone() }
+}
+
+/// Writes the first state of a founder's disk, or of one of the members that found a cluster together: a snapshot point,
+/// so that whoever joins later can only start from a snapshot. Repeating it before the marker exists does no harm.
+pub(crate) fn found(config: &NodeConfig, membership: &Membership) -> Result<(), StartError> {
+    let layout = Layout(config.data_dir.clone());
+    let directory = layout.key_spaces().join(FIRST);
+    for stale in [layout.key_spaces(), layout.log()] {
+        remove(&stale)?;
+    }
+    let point = SnapshotPoint { index: 1, term: 1, conf_state: crate::domain::membership::conf_state(membership) };
+    create(&directory)?;
+    let store = Store::open(&directory, &config.key_space)?;
+    StateMachine::found(&store, membership, &point)?;
+    let log = RocksLog::open(&layout.log())?;
+    let hard_state = raft::eraftpb::HardState { term: 1, commit: 1, ..Default::default() };
+    let write = LogWrite {
+        reset_to: Some(&point),
+        hard_state: Some(&hard_state),
+        key_space: Some(FIRST),
+        sync: true,
+        ..LogWrite::default()
+    };
+    Ok(log.write(write)?)
+}
+
+/// Removes what a disk without a marker may hold: it was never a member.
+pub(crate) fn clear(config: &NodeConfig) -> Result<(), StartError> {
+    let layout = Layout(config.data_dir.clone());
+    remove(&layout.key_spaces())?;
+    remove(&layout.log())
+}
+
+/// Opens the disk of `marker`. Nothing runs yet.
+pub(crate) fn open<'a>(config: &'a NodeConfig, marker: &'a Marker) -> Result<Disk<'a>, StartError> {
+    let started = Instant::now();
+    let layout = Layout(config.data_dir.clone());
+    create(&layout.key_spaces())?;
+    remove(&layout.snapshots())?;
+    let log = Arc::new(RocksLog::open(&layout.log())?);
+    let initial = log.initial()?;
+    let name = match initial.key_space.clone() {
+        Some(name) => name,
+        None => {
+            log.write(LogWrite { key_space: Some(FIRST), sync: true, ..LogWrite::default() })?;
+            FIRST.to_owned()
+        }
+    };
+    storage::snapshot::remove_others(&layout.key_spaces(), &name)?;
+    let store = Arc::new(Store::open(&layout.key_spaces().join(&name), &config.key_space)?);
+    let machine = StateMachine::open(store.clone())?;
+    let applied = point_of(machine.applied());
+    let fixes = repair(&initial, &applied);
+    if !fixes.is_empty() {
+        info!(index = applied.index, "repairing the log from the key space");
+        log.write(fixes.as_write())?;
+    }
+    info!(applied = applied.index, last = initial.last_index, took = ?started.elapsed(), "disk opened");
+    Ok(Disk { config, marker, layout, log, store, machine, name })
+}
+
+/// An opened disk.
+pub(crate) struct Disk<'a> {
+    config: &'a NodeConfig,
+    marker: &'a Marker,
+    layout: Layout,
+    log: Arc<RocksLog>,
+    store: Arc<Store>,
+    machine: StateMachine<Store>,
+    name: String,
+}
+
+impl Disk<'_> {
+    /// (id, peer URLs) of the other members, as far as the disk knows them: a joiner knows only its marker.
+    fn known_peers(&self) -> Vec<(u64, Vec<String>)> {
+        let members = &self.machine.membership().members;
+        let known: Vec<(u64, Vec<String>)> = match members.is_empty() {
+            true => self.marker.seeds.iter().map(|seed| (seed.id, seed.peer_urls.clone())).collect(),
+            false => members.iter().map(|member| (member.id, member.peer_urls.clone())).collect(),
+        };
+        known.into_iter().filter(|(id, _)| *id != self.marker.member_id).collect()
+    }
+
+    /// The peer URLs of the other members.
+    pub(crate) fn peer_urls(&self) -> Vec<String> {
+        self.known_peers().into_iter().flat_map(|(_, urls)| urls).collect()
+    }
+
+    /// Starts the threads.
+    pub(crate) fn start(self, fatal: &Fatal) -> Result<Handle, StartError> {
+        let config = self.config;
+        let runtime = tokio::runtime::Handle::current();
+        let incarnation = super::node::random();
+        let inbox = Arc::new(Inbox::default());
+        let waiters = Arc::new(Waiters::default());
+        let slot = Arc::new(RwLock::new(self.store.clone()));
+        let status = Arc::new(RwLock::new(Arc::new(Status {
+            cluster_id: self.marker.cluster_id,
+            raft_id: self.marker.member_id,
+            incarnation: self.marker.incarnation,
+            membership: self.machine.membership().clone(),
+            ..Status::default()
+        })));
+        let peers = self.peers(&inbox, &runtime, incarnation);
+        let (leader, leader_seen) = watch::channel((0, 0));
+        let viewed = slot.clone();
+        let view = move || viewed.read().view().map_err(Failure::from);
+        let hub = WatchHub::new(Arc::new(ViewSource(view)), config.watch.clone())
+            .map_err(|error| StartError::Disk(error.to_string()))?;
+        let keeper = Arc::new(Keeper::new(
+            slot.clone(),
+            inbox.clone(),
+            fatal.clone(),
+            self.layout.snapshots(),
+            self.marker.cluster_id,
+        ));
+        let (to_applier, work) = std::sync::mpsc::channel();
+        let ports = Ports {
+            inbox: inbox.clone(),
+            log: self.log.clone(),
+            peers: peers.clone(),
+            applier: to_applier,
+            keeper: keeper.clone(),
+            snapshots: Snapshots::new(peers, inbox.clone(), runtime.clone()),
+            waiters: waiters.clone(),
+            status: status.clone(),
+            leader,
+            fatal: fatal.clone(),
+            member_id: self.marker.member_id,
+            incarnation,
+            cluster_id: self.marker.cluster_id,
+            tick: config.tick,
+            election_ticks: config.election_ticks,
+        };
+        let replica = self.replica(incarnation)?;
+        let driver = Driver::new(replica, ports, self.machine.applied().index);
+        let applier = Applier {
+            machine: self.machine,
+            store: slot.clone(),
+            directory: self.layout.key_spaces(),
+            options: config.key_space.clone(),
+            work,
+            inbox: inbox.clone(),
+            waiters: waiters.clone(),
+            hub: hub.clone(),
+            status: status.clone(),
+            keeper: keeper.clone(),
+            fatal: fatal.clone(),
+            member_id: self.marker.member_id,
+            incarnation,
+            name: self.name,
+        };
+        let keeping = keeper.clone();
+        let threads = vec![
+            spawn("applier", &runtime, move || applier.run()),
+            spawn("driver", &runtime, move || driver.run()),
+            spawn("keeper", &runtime, move || keeping.run()),
+        ];
+        let election_timeout = config.tick * config.election_ticks;
+        let handle = Handle(Arc::new(Shared {
+            inbox,
+            waiters,
+            store: slot,
+            status,
+            leader: leader_seen,
+            hub,
+            keeper,
+            threads: Mutex::new(threads),
+            last_read_index: Mutex::new(None),
+            sequence: AtomicU64::new(1),
+            pending: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            member_id: self.marker.member_id,
+            cluster_id: self.marker.cluster_id,
+            incarnation,
+            request_timeout: Duration::from_secs(5) + 2 * election_timeout,
+            election_timeout,
+            max_request_bytes: config.max_request_bytes,
+        }));
+        runtime.spawn(keep_read_index(handle.clone()));
+        Ok(handle)
+    }
+
+    fn peers(&self, inbox: &Arc<Inbox>, runtime: &tokio::runtime::Handle, incarnation: u64) -> Arc<TonicPeers> {
+        let lost = inbox.clone();
+        let config = TonicPeersConfig {
+            cluster_id: self.marker.cluster_id,
+            member_id: self.marker.member_id,
+            incarnation,
+            metrics: self.config.peer_metrics.clone(),
+        };
+        let on_unreachable = Arc::new(move |id| lost.report(Input::Unreachable(id)));
+        let peers = TonicPeers::new(config, runtime.clone(), on_unreachable);
+        peers.update(&self.known_peers());
+        peers
+    }
+
+    fn replica(&self, seed: u64) -> Result<Replica<RocksLog>, StartError> {
+        let applied = self.machine.applied();
+        let config = ReplicaConfig {
+            id: self.marker.member_id,
+            election_ticks: self.config.election_ticks as usize,
+            heartbeat_ticks: 1,
+            seed,
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        Replica::open(config, self.log.clone(), applied.index, applied.conf_state.clone(), &logger)
+            .map_err(|error| StartError::Corrupt(format!("the log in {}: {error}", self.layout.log().display())))
+    }
+}
+
+/// Readiness is fed in the background, so that a probe only looks.
+async fn keep_read_index(handle: Handle) {
+    loop {
+        match tokio::time::timeout(READ_INDEX_EVERY * 4, handle.read_index()).await {
+            Ok(Err(Failure::Stopped)) => return,
+            Ok(_) | Err(_) => tokio::time::sleep(READ_INDEX_EVERY).await,
+        }
+    }
+}
+
+fn spawn(
+    name: &str,
+    runtime: &tokio::runtime::Handle,
+    body: impl FnOnce() + Send + 'static,
+) -> std::thread::JoinHandle<()> {
+    let runtime = runtime.clone();
+    let run = move || {
+        let _entered = runtime.enter();
+        body();
+    };
+    match std::thread::Builder::new().name(name.to_owned()).spawn(run) {
+        Ok(thread) => thread,
+        Err(error) => panic!("no thread for {name}: {error}"),
+    }
+}
+
+fn create(directory: &Path) -> Result<(), StartError> {
+    std::fs::create_dir_all(directory)
+        .map_err(|error| StartError::Disk(format!("create {}: {error}", directory.display())))
+}
+
+fn remove(directory: &Path) -> Result<(), StartError> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StartError::Disk(format!("remove {}: {error}", directory.display())))
+        }
+        _ => Ok(()),
+    }
+}

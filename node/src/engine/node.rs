@@ -1,0 +1,578 @@
+//! The life of the process as a node: which member its disk makes it, if any, and how it becomes one. No node decides alone
+//! whether it is new: the operator says so (`Bootstrap`, `Join`), or etcd's `--initial-cluster` flags do.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use balsa_proto::log::{Marker, Member, Membership, Seed};
+use balsa_proto::node::ExitCode;
+use balsa_proto::peer::MembersResponse;
+use parking_lot::RwLock;
+use sha2::{Digest, Sha256};
+use tracing::{info, warn};
+
+use super::fatal::Fatal;
+use super::member;
+use super::watch::WatchOptions;
+use super::{Failure, Handle};
+use crate::domain::apply::ApplyError;
+use crate::domain::command::{Command, Outcome};
+use crate::storage::rocks::KeySpaceOptions;
+use crate::storage::{StorageError, marker};
+use crate::transport;
+use crate::transport::tonic::PeerMetrics;
+
+/// Version of all formats on the disk.
+const FORMAT_VERSION: u32 = 1;
+/// A peer that does not answer within this long is unknown.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often an uninitialized node, or a member without a leader, asks its peers what became of it.
+const ASK_EVERY: Duration = Duration::from_secs(3);
+/// How long a member of an existing cluster looks for one that knows it.
+const FIND_CLUSTER: Duration = Duration::from_secs(60);
+
+/// How a node with an empty disk becomes a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// It waits to be told by the operator.
+    Operator,
+    /// etcd's flags: all members found the cluster together, or one joins an existing cluster that already lists it.
+    Static {
+        /// (name, peer URLs) of all members, this one included.
+        members: Vec<(String, Vec<String>)>,
+        /// Part of the cluster id.
+        token: String,
+        /// `--initial-cluster-state=existing`.
+        existing: bool,
+    },
+}
+
+/// What a node needs to know, validated.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Directory of everything that this node keeps.
+    pub data_dir: PathBuf,
+    /// Human-readable name, published to the members.
+    pub name: String,
+    /// The URLs at which peers reach this node.
+    pub peer_urls: Vec<String>,
+    /// The URLs at which clients reach this node.
+    pub client_urls: Vec<String>,
+    /// What an empty disk means.
+    pub bootstrap: Bootstrap,
+    /// Raft's tick: the heartbeat interval.
+    pub tick: Duration,
+    /// Ticks of an election time-out.
+    pub election_ticks: u32,
+    /// Bound on one encoded command.
+    pub max_request_bytes: usize,
+    /// Bounds and intervals of watching.
+    pub watch: WatchOptions,
+    /// Memory of the key space.
+    pub key_space: KeySpaceOptions,
+    /// Counters of the peer transport.
+    pub peer_metrics: PeerMetrics,
+}
+
+/// Why a node cannot start or become a member. Each has its exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The disk failed.
+    #[error("disk: {0}")]
+    Disk(String),
+    /// A file is damaged in a way that the log cannot repair.
+    #[error("corrupt: {0}")]
+    Corrupt(String),
+    /// The disk belongs to another cluster or member.
+    #[error("wrong disk: {0}")]
+    WrongDisk(String),
+    /// The disk is empty but the member has started before.
+    #[error("disk lost: {0}")]
+    DiskLost(String),
+    /// The cluster has removed this member.
+    #[error("member removed: {0}")]
+    MemberRemoved(String),
+    /// The flags cannot work together.
+    #[error("configuration: {0}")]
+    Config(String),
+}
+
+impl StartError {
+    /// The code that the process ends with.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            StartError::Disk(_) => ExitCode::ExitDiskFailed as i32,
+            StartError::Corrupt(_) => ExitCode::ExitCorrupt as i32,
+            StartError::WrongDisk(_) => ExitCode::ExitWrongDisk as i32,
+            StartError::DiskLost(_) => ExitCode::ExitDiskLost as i32,
+            StartError::MemberRemoved(_) => ExitCode::ExitMemberRemoved as i32,
+            StartError::Config(_) => 1,
+        }
+    }
+
+    /// The name under which logs, metrics and the operator know it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            StartError::Disk(_) => "DiskFailed",
+            StartError::Corrupt(_) => "Corrupt",
+            StartError::WrongDisk(_) => "WrongDisk",
+            StartError::DiskLost(_) => "DiskLost",
+            StartError::MemberRemoved(_) => "MemberRemoved",
+            StartError::Config(_) => "InvalidConfig",
+        }
+    }
+}
+
+impl From<StorageError> for StartError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Failed { .. } => StartError::Disk(error.to_string()),
+            StorageError::Corrupt { .. } => StartError::Corrupt(error.to_string()),
+        }
+    }
+}
+
+impl From<ApplyError> for StartError {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::Storage(error) => error.into(),
+            other => StartError::Corrupt(other.to_string()),
+        }
+    }
+}
+
+struct Running {
+    marker: Marker,
+    handle: Handle,
+}
+
+/// One node: uninitialized, or one member.
+pub struct Node {
+    config: NodeConfig,
+    fatal: Fatal,
+    running: RwLock<Option<Running>>,
+    /// Held while the node becomes a member, so that two calls cannot both find an empty disk.
+    becoming: tokio::sync::Mutex<()>,
+}
+
+impl Node {
+    /// Opens the disk and starts the member that it belongs to, if any.
+    ///
+    /// # Errors
+    /// See [`StartError`]; the process must end with its code.
+    pub async fn open(config: NodeConfig, fatal: Fatal) -> Result<Arc<Self>, StartError> {
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(|error| StartError::Disk(format!("create {}: {error}", config.data_dir.display())))?;
+        let marker = marker::read(&config.data_dir)?;
+        let bootstrap = config.bootstrap.clone();
+        let node = Arc::new(Self {
+            config,
+            fatal,
+            running: RwLock::new(None),
+            becoming: tokio::sync::Mutex::new(()),
+        });
+        match (marker, bootstrap) {
+            (Some(marker), _) => node.start(marker).await?,
+            (None, Bootstrap::Operator) => node.wait_for_operator().await?,
+            (None, Bootstrap::Static { members, token, existing: false }) => node.found_static(&members, &token).await?,
+            (None, Bootstrap::Static { members, existing: true, .. }) => node.join_existing(&members).await?,
+        }
+        Ok(node)
+    }
+
+    /// The running member.
+    ///
+    /// # Errors
+    /// `Uninitialized`.
+    pub fn handle(&self) -> Result<Handle, Failure> {
+        self.running.read().as_ref().map(|running| running.handle.clone()).ok_or(Failure::Uninitialized)
+    }
+
+    /// What the disk says of itself.
+    pub fn marker(&self) -> Option<Marker> {
+        self.running.read().as_ref().map(|running| running.marker.clone())
+    }
+
+    /// How the node was configured.
+    pub fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    /// Where the need to end is announced.
+    pub fn fatal(&self) -> &Fatal {
+        &self.fatal
+    }
+
+    /// Founds a cluster: this node becomes its only voter, raft id 1. The same again succeeds without effect.
+    ///
+    /// # Errors
+    /// `WrongDisk` when the disk is a member of another cluster, or another member of it.
+    pub async fn bootstrap(&self, cluster_id: u64, peer_urls: Vec<String>) -> Result<Marker, StartError> {
+        let _becoming = self.becoming.lock().await;
+        if let Some(marker) = self.marker() {
+            return same(marker, cluster_id, 1);
+        }
+        let founder = Member { id: 1, name: self.config.name.clone(), peer_urls, ..Member::default() };
+        let membership = Membership { cluster_id, index: 1, next_id: 2, members: vec![founder], removed: Vec::new() };
+        self.found(&membership, 1).await
+    }
+
+    /// Becomes the member that the cluster already lists. The same again succeeds without effect.
+    ///
+    /// # Errors
+    /// `WrongDisk` when the disk is another member already.
+    pub async fn join(&self, marker: Marker) -> Result<Marker, StartError> {
+        let _becoming = self.becoming.lock().await;
+        if let Some(present) = self.marker() {
+            let present = same(present, marker.cluster_id, marker.member_id)?;
+            if present.incarnation != marker.incarnation {
+                return Err(StartError::WrongDisk(format!(
+                    "the disk is incarnation {:x}, the call names {:x}",
+                    present.incarnation, marker.incarnation
+                )));
+            }
+            return Ok(present);
+        }
+        let marker = Marker { format_version: FORMAT_VERSION, ..marker };
+        member::clear(&self.config)?;
+        marker::write(&self.config.data_dir, &marker)?;
+        self.start(marker.clone()).await?;
+        Ok(marker)
+    }
+
+    /// Stops all threads of the member, if one runs, and flushes.
+    pub async fn stop(&self) {
+        let handle = self.handle();
+        if let Ok(handle) = handle {
+            handle.stop().await;
+        }
+    }
+
+    /// The founding data come first and the marker last: a disk without a marker was never a member.
+    async fn found(&self, membership: &Membership, member_id: u64) -> Result<Marker, StartError> {
+        member::found(&self.config, membership)?;
+        let marker = Marker {
+            format_version: FORMAT_VERSION,
+            cluster_id: membership.cluster_id,
+            member_id,
+            incarnation: random(),
+            seeds: Vec::new(),
+        };
+        marker::write(&self.config.data_dir, &marker)?;
+        self.start(marker.clone()).await?;
+        Ok(marker)
+    }
+
+    async fn start(&self, marker: Marker) -> Result<(), StartError> {
+        if marker.format_version != FORMAT_VERSION {
+            let (found, known) = (marker.format_version, FORMAT_VERSION);
+            let place = self.config.data_dir.display();
+            return Err(StartError::WrongDisk(format!("{place} has format {found}, this version knows {known}")));
+        }
+        let disk = member::open(&self.config, &marker)?;
+        check_not_removed(&marker, &ask(&disk.peer_urls()).await)?;
+        let handle = disk.start(&self.fatal)?;
+        tokio::spawn(publish(handle.clone(), self.config.name.clone(), self.config.client_urls.clone()));
+        tokio::spawn(notice_removal(handle.clone(), marker.clone(), self.fatal.clone()));
+        info!(
+            cluster = format!("{:x}", marker.cluster_id),
+            member = format!("{:x}", marker.member_id),
+            "started as a member"
+        );
+        *self.running.write() = Some(Running { marker, handle });
+        Ok(())
+    }
+
+    // ---- told by the operator
+
+    /// A node whose disk was emptied learns it from its peers before it answers anybody.
+    async fn wait_for_operator(self: &Arc<Self>) -> Result<(), StartError> {
+        self.check_disk_not_lost().await?;
+        info!("the disk is empty: waiting to be told which member this is");
+        let node = self.clone();
+        tokio::spawn(async move {
+            while node.marker().is_none() {
+                tokio::time::sleep(ASK_EVERY).await;
+                if node.marker().is_some() {
+                    return;
+                }
+                if let Err(error) = node.check_disk_not_lost().await {
+                    node.fatal.end(ExitCode::ExitDiskLost, error.to_string());
+                    return;
+                }
+            }
+        });
+        Ok(())
+    }
+
+    async fn check_disk_not_lost(&self) -> Result<(), StartError> {
+        let mut siblings = Vec::new();
+        for url in &self.config.peer_urls {
+            siblings.extend(transport::siblings::siblings(url, ASK_TIMEOUT).await);
+        }
+        check_not_started(&self.config.peer_urls, &ask(&siblings).await)
+    }
+
+    // ---- told by flags
+
+    async fn found_static(&self, members: &[(String, Vec<String>)], token: &str) -> Result<(), StartError> {
+        let membership = static_membership(members, token);
+        let own = membership.members.iter().find(|member| member.name == self.config.name);
+        let Some(id) = own.map(|member| member.id) else {
+            return Err(StartError::Config(format!("initial-cluster does not name this member, {:?}", self.config.name)));
+        };
+        let others: Vec<String> =
+            membership.members.iter().filter(|member| member.id != id).flat_map(|m| m.peer_urls.clone()).collect();
+        let answers = ask(&others).await;
+        check_not_started(&self.config.peer_urls, &answers)?;
+        let _becoming = self.becoming.lock().await;
+        self.found(&membership, id).await.map(|_| ())
+    }
+
+    async fn join_existing(&self, members: &[(String, Vec<String>)]) -> Result<(), StartError> {
+        let others: Vec<String> = members
+            .iter()
+            .filter(|(name, _)| *name != self.config.name)
+            .flat_map(|(_, urls)| urls.clone())
+            .collect();
+        let deadline = tokio::time::Instant::now() + FIND_CLUSTER;
+        loop {
+            let answers = ask(&others).await;
+            check_not_started(&self.config.peer_urls, &answers)?;
+            if let Some(marker) = find_own(&self.config.peer_urls, &answers) {
+                return self.join(marker).await.map(|_| ());
+            }
+            if tokio::time::Instant::now() > deadline {
+                let urls = self.config.peer_urls.join(",");
+                return Err(StartError::Config(format!(
+                    "no member of the existing cluster at {} lists {urls}: add it first (etcdctl member add)",
+                    others.join(",")
+                )));
+            }
+            warn!("no member of the existing cluster lists this one yet");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+/// The present marker, if it is that of `member_id` of `cluster_id`.
+fn same(present: Marker, cluster_id: u64, member_id: u64) -> Result<Marker, StartError> {
+    if (present.cluster_id, present.member_id) == (cluster_id, member_id) {
+        return Ok(present);
+    }
+    Err(StartError::WrongDisk(format!(
+        "the disk is member {:x} of cluster {:x}, the call names member {member_id:x} of cluster {cluster_id:x}",
+        present.member_id, present.cluster_id
+    )))
+}
+
+/// Ids by rank of the name, the cluster id from everything that the members must agree on.
+fn static_membership(members: &[(String, Vec<String>)], token: &str) -> Membership {
+    let mut sorted = members.to_vec();
+    sorted.sort();
+    let mut hash = Sha256::new();
+    hash.update(token.as_bytes());
+    for (name, urls) in &sorted {
+        hash.update([0]);
+        hash.update(name.as_bytes());
+        hash.update([b'=']);
+        hash.update(urls.join(",").as_bytes());
+    }
+    let digest = hash.finalize();
+    let mut head = [0; 8];
+    head.copy_from_slice(&digest[..8]);
+    let member = |(rank, (name, peer_urls)): (usize, (String, Vec<String>))| Member {
+        id: rank as u64 + 1,
+        name,
+        peer_urls,
+        ..Member::default()
+    };
+    Membership {
+        cluster_id: u64::from_be_bytes(head).max(1),
+        index: 1,
+        next_id: sorted.len() as u64 + 1,
+        members: sorted.into_iter().enumerate().map(member).collect(),
+        removed: Vec::new(),
+    }
+}
+
+/// What each peer that answers says of the membership.
+async fn ask(urls: &[String]) -> Vec<MembersResponse> {
+    let asked = urls.iter().map(|url| transport::tonic::members(url, ASK_TIMEOUT));
+    futures::future::join_all(asked).await.into_iter().flatten().filter(|answer| answer.initialized).collect()
+}
+
+fn overlap(left: &[String], right: &[String]) -> bool {
+    left.iter().any(|url| right.contains(url))
+}
+
+/// An empty disk at a URL whose member has started before is a lost disk.
+fn check_not_started(own_urls: &[String], answers: &[MembersResponse]) -> Result<(), StartError> {
+    for membership in answers.iter().filter_map(|answer| answer.membership.as_ref()) {
+        let own = membership.members.iter().find(|member| overlap(&member.peer_urls, own_urls));
+        if let Some(member) = own.filter(|member| member.started) {
+            return Err(StartError::DiskLost(format!(
+                "the disk is empty, but cluster {:x} lists {} as member {:x}, which has started before: it must be \
+                 removed, and this node added as a new member",
+                membership.cluster_id,
+                own_urls.join(","),
+                member.id
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_not_removed(marker: &Marker, answers: &[MembersResponse]) -> Result<(), StartError> {
+    for membership in answers.iter().filter_map(|answer| answer.membership.as_ref()) {
+        if membership.cluster_id == marker.cluster_id && membership.removed.contains(&marker.member_id) {
+            return Err(StartError::MemberRemoved(format!(
+                "cluster {:x} has removed member {:x}, whose disk this is",
+                marker.cluster_id, marker.member_id
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The marker of the member that the cluster lists at one of `own_urls`.
+fn find_own(own_urls: &[String], answers: &[MembersResponse]) -> Option<Marker> {
+    answers.iter().filter_map(|answer| answer.membership.as_ref()).find_map(|membership| {
+        let own = membership.members.iter().find(|member| overlap(&member.peer_urls, own_urls))?;
+        let others = membership.members.iter().filter(|member| member.id != own.id);
+        Some(Marker {
+            format_version: FORMAT_VERSION,
+            cluster_id: membership.cluster_id,
+            member_id: own.id,
+            incarnation: random(),
+            seeds: others.map(|member| Seed { id: member.id, peer_urls: member.peer_urls.clone() }).collect(),
+        })
+    })
+}
+
+/// Makes name and client URLs known, and thereby the member `started`.
+async fn publish(handle: Handle, name: String, client_urls: Vec<String>) {
+    let id = handle.member_id();
+    loop {
+        let status = handle.status();
+        let own = status.membership.members.iter().find(|member| member.id == id);
+        if own.is_some_and(|own| own.started && own.name == name && own.client_urls == client_urls) {
+            info!(member = format!("{id:x}"), "ready to serve client requests");
+            return;
+        }
+        if own.is_none() || status.leader == 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        }
+        let command = Command::Publish(balsa_proto::log::PublishMember {
+            id,
+            name: name.clone(),
+            client_urls: client_urls.clone(),
+        });
+        match handle.propose(command).await {
+            Ok(Outcome::Publish) => {}
+            Ok(other) => warn!(?other, "publishing answered something else"),
+            Err(Failure::Stopped) => return,
+            Err(error) => {
+                warn!(%error, "could not publish this member yet");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+/// The leader stops talking to a member that it removed, so the member has to ask.
+async fn notice_removal(handle: Handle, marker: Marker, fatal: Fatal) {
+    loop {
+        tokio::time::sleep(ASK_EVERY).await;
+        let status = handle.status();
+        if status.leader != 0 {
+            continue;
+        }
+        let others = status.membership.members.iter().filter(|member| member.id != marker.member_id);
+        let urls: Vec<String> = others.flat_map(|member| member.peer_urls.clone()).collect();
+        if let Err(error) = check_not_removed(&marker, &ask(&urls).await) {
+            fatal.end(ExitCode::ExitMemberRemoved, error.to_string());
+            return;
+        }
+    }
+}
+
+/// A number that no other process draws, never 0.
+pub(crate) fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    // The standard library seeds each RandomState from the system's random numbers.
+    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.write_u128(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos()));
+    hasher.finish().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(name: &str) -> Vec<String> {
+        vec![format!("http://{name}:2380")]
+    }
+
+    fn answer(members: &[(u64, &str, bool)], removed: &[u64]) -> MembersResponse {
+        let member = |(id, name, started): &(u64, &str, bool)| Member {
+            id: *id,
+            peer_urls: url(name),
+            started: *started,
+            ..Member::default()
+        };
+        let membership = Membership {
+            cluster_id: 7,
+            members: members.iter().map(member).collect(),
+            removed: removed.to_vec(),
+            ..Membership::default()
+        };
+        MembersResponse { initialized: true, membership: Some(membership), leader: 1, term: 1 }
+    }
+
+    #[test]
+    fn the_same_flags_in_any_order_give_every_member_the_same_cluster() {
+        let one = static_membership(&[("b".into(), url("b")), ("a".into(), url("a"))], "t");
+        let two = static_membership(&[("a".into(), url("a")), ("b".into(), url("b"))], "t");
+        assert_eq!(one, two);
+        assert_eq!(one.members[0].name, "a");
+        assert_eq!((one.members[0].id, one.next_id), (1, 3));
+        assert_ne!(one.cluster_id, static_membership(&[("a".into(), url("a")), ("b".into(), url("b"))], "u").cluster_id);
+    }
+
+    #[test]
+    fn m4_an_empty_disk_of_a_started_member_is_a_lost_disk() {
+        let answers = [answer(&[(1, "a", true), (2, "b", true)], &[])];
+        let error = check_not_started(&url("b"), &answers).expect_err("refused");
+        assert_eq!(error.reason(), "DiskLost");
+        assert!(check_not_started(&url("c"), &answers).is_ok());
+    }
+
+    #[test]
+    fn a_member_that_is_listed_and_never_started_may_join() {
+        let answers = [answer(&[(1, "a", true), (2, "b", false)], &[])];
+        assert!(check_not_started(&url("b"), &answers).is_ok());
+        let marker = find_own(&url("b"), &answers).expect("listed");
+        assert_eq!((marker.cluster_id, marker.member_id), (7, 2));
+        assert_eq!(marker.seeds.len(), 1);
+    }
+
+    #[test]
+    fn m3_the_disk_of_a_removed_member_is_refused() {
+        let marker = Marker { cluster_id: 7, member_id: 2, ..Marker::default() };
+        let error = check_not_removed(&marker, &[answer(&[(1, "a", true)], &[2])]).expect_err("refused");
+        assert_eq!(error.exit_code(), ExitCode::ExitMemberRemoved as i32);
+        assert!(check_not_removed(&Marker { cluster_id: 8, ..marker }, &[answer(&[], &[2])]).is_ok());
+    }
+
+    #[test]
+    fn a_disk_of_another_member_is_refused() {
+        let present = Marker { cluster_id: 7, member_id: 2, ..Marker::default() };
+        assert!(same(present.clone(), 7, 2).is_ok());
+        assert_eq!(same(present.clone(), 8, 2).expect_err("refused").reason(), "WrongDisk");
+        assert_eq!(same(present, 7, 3).expect_err("refused").reason(), "WrongDisk");
+    }
+}

@@ -1,0 +1,169 @@
+//! One client's stream: its watchers by the client's ids, and what comes next for it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use balsa_proto::mvccpb;
+
+use super::buffer::Buffer;
+use super::{Failure, StreamKey, WatchHub};
+use crate::domain::mvcc::watch::{Interest, WatcherKey};
+
+/// A watcher to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatchRequest {
+    /// What it wants.
+    pub interest: Interest,
+    /// The first revision it wants; 0 = whatever comes after now.
+    pub start_revision: i64,
+    /// Whether events carry the pair before them.
+    pub prev_kv: bool,
+}
+
+/// Something to tell the client.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Delivery {
+    /// Events of one watcher, at least one, in order.
+    Events {
+        /// The client's id of the watcher.
+        watch_id: i64,
+        /// The watcher has all its events up to this revision, which is not below the last event's.
+        revision: i64,
+        /// The events; those of one revision are together.
+        events: Vec<mvccpb::Event>,
+    },
+    /// No event at or below `revision` is still to come.
+    Progress {
+        /// Of this watcher, or of all on the stream.
+        watch_id: Option<i64>,
+        /// The revision.
+        revision: i64,
+    },
+    /// The watcher lost events to a compaction and is no more.
+    Compacted {
+        /// The client's id of the watcher.
+        watch_id: i64,
+        /// The compacted revision.
+        compact_revision: i64,
+    },
+}
+
+/// A stream of a [`WatchHub`]. Its client pulls: whoever does not read makes no work and holds no more than the buffer.
+pub struct WatchStream {
+    hub: Arc<WatchHub>,
+    key: StreamKey,
+    buffer: Arc<Buffer>,
+    watchers: HashMap<i64, WatcherKey>,
+}
+
+impl WatchStream {
+    pub(super) fn new(hub: Arc<WatchHub>, key: StreamKey, buffer: Arc<Buffer>) -> Self {
+        Self { hub, key, buffer, watchers: HashMap::new() }
+    }
+
+    /// Whether a watcher has this id.
+    pub fn contains(&self, watch_id: i64) -> bool {
+        self.watchers.contains_key(&watch_id)
+    }
+
+    /// Adds a watcher under an id that is not in use, and answers the present revision. A watcher that starts below
+    /// the compacted revision is added too and [`Delivery::Compacted`] comes next for it.
+    pub fn watch(&mut self, watch_id: i64, request: WatchRequest) -> i64 {
+        self.cancel(watch_id);
+        let (watcher, revision) = self.hub.watch(self.key, watch_id, request);
+        self.watchers.insert(watch_id, watcher);
+        revision
+    }
+
+    /// Removes a watcher; nothing of it comes after this. Answers whether it was there.
+    pub fn cancel(&mut self, watch_id: i64) -> bool {
+        let Some(watcher) = self.watchers.remove(&watch_id) else { return false };
+        self.hub.cancel(watcher);
+        self.buffer.forget(watcher);
+        true
+    }
+
+    /// Asks for a promise on behalf of all watchers. It comes only if there are any, each is synced and has reached
+    /// its start; otherwise nothing comes.
+    pub fn request_progress(&self) {
+        self.hub.progress_of_all(self.key);
+    }
+
+    /// The same on behalf of one watcher.
+    pub fn request_progress_of(&self, watch_id: i64) {
+        if let Some(watcher) = self.watchers.get(&watch_id) {
+            self.hub.progress_of(*watcher);
+        }
+    }
+
+    /// The last published revision.
+    pub fn revision(&self) -> i64 {
+        self.hub.revision()
+    }
+
+    /// Waits for what comes next. Nothing is lost when the future is dropped before it resolves.
+    ///
+    /// # Errors
+    /// `Stopped`; `Storage` when missed events cannot be read. The stream is over then.
+    pub async fn next(&mut self) -> Result<Delivery, Failure> {
+        loop {
+            self.start_catch_up();
+            if let Some(delivery) = self.try_next() {
+                return Ok(delivery);
+            }
+            if let Some(failure) = self.buffer.failure() {
+                return Err(failure);
+            }
+            self.buffer.changed().await;
+        }
+    }
+
+    /// What is there already.
+    pub(super) fn try_next(&mut self) -> Option<Delivery> {
+        let delivery = self.buffer.pop()?;
+        match &delivery {
+            Delivery::Events { events, .. } => {
+                self.hub.delivered.fetch_add(events.len() as u64, Ordering::Relaxed);
+            }
+            Delivery::Compacted { watch_id, .. } => {
+                self.watchers.remove(watch_id);
+            }
+            Delivery::Progress { .. } => {}
+        }
+        Some(delivery)
+    }
+
+    /// Begins a read of missed events beside the client's own pace, if there are any and none is under way.
+    fn start_catch_up(&self) {
+        if !self.buffer.begin_catch_up() {
+            return;
+        }
+        let (hub, buffer, key) = (self.hub.clone(), self.buffer.clone(), self.key);
+        tokio::spawn(async move {
+            let turn = hub.turns.clone().acquire_owned().await;
+            let read = tokio::task::spawn_blocking(move || {
+                let caught_up = hub.catch_up(key);
+                drop(turn);
+                caught_up
+            });
+            match read.await {
+                Ok(Ok(())) => {}
+                Ok(Err(failure)) => buffer.fail(failure),
+                Err(broken) => buffer.fail(Failure::Storage(format!("a read of missed events ended early: {broken}"))),
+            }
+            buffer.end_catch_up();
+        });
+    }
+
+    #[cfg(test)]
+    pub(super) fn key(&self) -> StreamKey {
+        self.key
+    }
+}
+
+impl Drop for WatchStream {
+    fn drop(&mut self) {
+        self.hub.close(self.key);
+    }
+}

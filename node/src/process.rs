@@ -1,0 +1,143 @@
+//! The process: signals in, exit codes and the termination message out. Only `main` uses it.
+
+use std::path::PathBuf;
+use std::{env, fs, io};
+
+use balsa_proto::log::Marker;
+use balsa_proto::node::ExitCode;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Where Kubernetes reads the termination message, unless `TERMINATION_LOG` names another file.
+const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// SIGTERM and SIGINT.
+pub struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// Takes the two signals over from now on.
+    ///
+    /// # Errors
+    /// The runtime cannot register them.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next signal's number.
+    pub async fn next(&mut self) -> i32 {
+        tokio::select! {
+            _ = self.terminate.recv() => libc::SIGTERM,
+            _ = self.interrupt.recv() => libc::SIGINT,
+        }
+    }
+}
+
+/// Why and as what the process ends by itself.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Termination {
+    /// The exit code.
+    pub code: i32,
+    /// The name of the reason: a name of `ExitCode` without its prefix, `Usage` or `Failed`.
+    pub reason: String,
+    /// Of the disk; 0 when it has no marker.
+    pub cluster_id: u64,
+    /// Of the disk.
+    pub raft_id: u64,
+    /// Of the disk.
+    pub incarnation: u64,
+    /// What happened and what to do.
+    pub message: String,
+}
+
+impl Termination {
+    /// A failure without a typed code.
+    pub fn failed(code: i32, message: impl Into<String>) -> Self {
+        Self::typed(code, if code == 2 { "Usage" } else { "Failed" }, message)
+    }
+
+    /// A failure with a code and a reason of its own.
+    pub fn typed(code: i32, reason: &str, message: impl Into<String>) -> Self {
+        let reason = reason.to_owned();
+        Self { code, reason, cluster_id: 0, raft_id: 0, incarnation: 0, message: message.into() }
+    }
+
+    /// The name of a typed exit code as a reason: `EXIT_DISK_LOST` is `DiskLost`.
+    pub fn reason_of(code: ExitCode) -> String {
+        let words = code.as_str_name().trim_start_matches("EXIT_").split('_');
+        words.map(|word| word[..1].to_owned() + &word[1..].to_lowercase()).collect()
+    }
+
+    /// One line of JSON. Ids are hex strings, because 64-bit numbers lose precision in JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::json!({
+            "reason": self.reason,
+            "exitCode": self.code,
+            "clusterId": format!("{:x}", self.cluster_id),
+            "raftId": format!("{:x}", self.raft_id),
+            "incarnation": format!("{:x}", self.incarnation),
+            "message": self.message,
+        })
+        .to_string()
+    }
+
+    /// With what the disk says of itself.
+    pub fn of(mut self, marker: Option<&Marker>) -> Self {
+        if let Some(marker) = marker {
+            self.cluster_id = marker.cluster_id;
+            self.raft_id = marker.member_id;
+            self.incarnation = marker.incarnation;
+        }
+        self
+    }
+
+    /// Says it on stderr and in the termination log, and ends the process.
+    pub fn end(self) -> ! {
+        eprintln!("{}", self.to_json());
+        let named = env::var_os("TERMINATION_LOG").map(PathBuf::from);
+        let log = named.unwrap_or_else(|| PathBuf::from(TERMINATION_LOG));
+        // The default file is only there under Kubernetes; it is never created elsewhere.
+        if env::var_os("TERMINATION_LOG").is_some() || log.exists() {
+            let _ = fs::write(log, self.to_json());
+        }
+        std::process::exit(self.code)
+    }
+}
+
+/// Ends the process after a clean stop as etcd does: as PID 1 with 0, else of the signal that stopped it.
+pub fn end_by(signal: i32) -> ! {
+    if std::process::id() != 1 {
+        die_of(signal);
+    }
+    std::process::exit(0)
+}
+
+/// Restores the signal's default action and raises it. Returns only if the signal is blocked.
+#[allow(unsafe_code)]
+fn die_of(signal: i32) {
+    // SAFETY: both calls take plain integers and touch no memory of ours; no other thread depends on the handler that is
+    // replaced, because the process ends here.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_termination_message_is_what_the_operator_reads() {
+        let mut termination = Termination::failed(ExitCode::ExitDiskLost as i32, "replace the member");
+        termination.reason = Termination::reason_of(ExitCode::ExitDiskLost);
+        (termination.cluster_id, termination.raft_id) = (u64::MAX, 0x1f);
+        let json: serde_json::Value = serde_json::from_str(&termination.to_json()).unwrap();
+        assert_eq!(json["reason"], "DiskLost");
+        assert_eq!(json["exitCode"], 70);
+        assert_eq!(json["clusterId"], "ffffffffffffffff");
+        assert_eq!(json["raftId"], "1f");
+    }
+}

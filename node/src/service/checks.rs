@@ -1,0 +1,212 @@
+//! What a request must satisfy before the engine hears of it. Pure; etcd's checks, in etcd's order, with etcd's errors.
+
+use std::collections::HashSet;
+
+use balsa_proto::etcdserverpb as pb;
+use pb::request_op::Request;
+
+use super::failure::Error;
+use crate::domain::mvcc::{MAX_TXN_DEPTH, txn_depth};
+
+/// Checks a range.
+///
+/// # Errors
+/// `EmptyKey`, `InvalidSortOption`.
+pub fn range(request: &pb::RangeRequest) -> Result<(), Error> {
+    if request.key.is_empty() {
+        return Err(Error::EmptyKey);
+    }
+    let order = pb::range_request::SortOrder::try_from(request.sort_order);
+    let target = pb::range_request::SortTarget::try_from(request.sort_target);
+    if order.is_err() || target.is_err() {
+        return Err(Error::InvalidSortOption);
+    }
+    Ok(())
+}
+
+/// Checks a put.
+///
+/// # Errors
+/// `EmptyKey`, `ValueProvided`, `LeaseProvided`.
+pub fn put(request: &pb::PutRequest) -> Result<(), Error> {
+    if request.key.is_empty() {
+        return Err(Error::EmptyKey);
+    }
+    if request.ignore_value && !request.value.is_empty() {
+        return Err(Error::ValueProvided);
+    }
+    if request.ignore_lease && request.lease != 0 {
+        return Err(Error::LeaseProvided);
+    }
+    Ok(())
+}
+
+/// Checks a delete.
+///
+/// # Errors
+/// `EmptyKey`.
+pub fn delete_range(request: &pb::DeleteRangeRequest) -> Result<(), Error> {
+    if request.key.is_empty() { Err(Error::EmptyKey) } else { Ok(()) }
+}
+
+/// Checks a transaction with all that is nested in it.
+///
+/// # Errors
+/// `TooManyOperations`, also for nesting that the log could not carry; `EmptyOperation`, `DuplicateKey`, and those of the
+/// operations.
+pub fn txn(request: &pb::TxnRequest, max_operations: usize) -> Result<(), Error> {
+    if txn_depth(request) > MAX_TXN_DEPTH {
+        return Err(Error::TooManyOperations);
+    }
+    operations(request, max_operations)?;
+    writes(&request.success)?;
+    writes(&request.failure)?;
+    Ok(())
+}
+
+/// The bound holds for the largest of the three lists; a nested transaction has what its parent leaves. The recursion is
+/// bounded by it too, because each level needs at least one operation.
+fn operations(request: &pb::TxnRequest, left: usize) -> Result<(), Error> {
+    let used = request.compare.len().max(request.success.len()).max(request.failure.len());
+    let left = left.checked_sub(used).ok_or(Error::TooManyOperations)?;
+    if request.compare.iter().any(|compare| compare.key.is_empty()) {
+        return Err(Error::EmptyKey);
+    }
+    for operation in request.success.iter().chain(&request.failure) {
+        match &operation.request {
+            Some(Request::RequestRange(inner)) => range(inner)?,
+            Some(Request::RequestPut(inner)) => put(inner)?,
+            Some(Request::RequestDeleteRange(inner)) => delete_range(inner)?,
+            Some(Request::RequestTxn(inner)) => operations(inner, left)?,
+            None => return Err(Error::EmptyOperation),
+        }
+    }
+    Ok(())
+}
+
+/// The keys that a branch puts and the ranges that it deletes.
+#[derive(Default)]
+struct Writes<'a> {
+    puts: HashSet<&'a [u8]>,
+    deletes: Vec<(&'a [u8], &'a [u8])>,
+}
+
+impl<'a> Writes<'a> {
+    /// `range_end` is read literally, as etcd does: an end of "\0" covers nothing here.
+    fn deleted(&self, key: &[u8]) -> bool {
+        self.deletes.iter().any(|(low, end)| if end.is_empty() { key == *low } else { *low <= key && key < *end })
+    }
+
+    fn put(&mut self, key: &'a [u8]) -> Result<(), Error> {
+        if self.deleted(key) || !self.puts.insert(key) { Err(Error::DuplicateKey) } else { Ok(()) }
+    }
+}
+
+/// No key twice in one branch, and none inside a deleted range. The branches of a nested transaction exclude each other,
+/// so the same key may stand in both. Deletes of this level count before the nested ones are looked at.
+fn writes(branch: &[pb::RequestOp]) -> Result<Writes<'_>, Error> {
+    let mut all = Writes::default();
+    for operation in branch {
+        if let Some(Request::RequestDeleteRange(delete)) = &operation.request {
+            all.deletes.push((&delete.key, &delete.range_end));
+        }
+    }
+    for operation in branch {
+        let Some(Request::RequestTxn(nested)) = &operation.request else { continue };
+        let (success, failure) = (writes(&nested.success)?, writes(&nested.failure)?);
+        for key in &success.puts {
+            all.put(key)?;
+        }
+        for key in failure.puts.iter().filter(|key| !success.puts.contains(*key)) {
+            all.put(key)?;
+        }
+        all.deletes.extend(success.deletes.into_iter().chain(failure.deletes));
+    }
+    for operation in branch {
+        if let Some(Request::RequestPut(put)) = &operation.request {
+            all.put(&put.key)?;
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(request: Request) -> pb::RequestOp {
+        pb::RequestOp { request: Some(request) }
+    }
+
+    fn put_op(key: &str) -> pb::RequestOp {
+        op(Request::RequestPut(pb::PutRequest { key: key.to_owned().into(), ..Default::default() }))
+    }
+
+    fn delete_op(key: &str, end: &str) -> pb::RequestOp {
+        op(Request::RequestDeleteRange(pb::DeleteRangeRequest {
+            key: key.to_owned().into(),
+            range_end: end.to_owned().into(),
+            ..Default::default()
+        }))
+    }
+
+    fn nest(success: Vec<pb::RequestOp>, failure: Vec<pb::RequestOp>) -> pb::RequestOp {
+        op(Request::RequestTxn(pb::TxnRequest { success, failure, ..Default::default() }))
+    }
+
+    fn check(success: Vec<pb::RequestOp>) -> Result<(), Error> {
+        txn(&pb::TxnRequest { success, ..Default::default() }, 128)
+    }
+
+    #[test]
+    fn a_key_is_needed_everywhere() {
+        assert_eq!(range(&pb::RangeRequest::default()), Err(Error::EmptyKey));
+        assert_eq!(put(&pb::PutRequest::default()), Err(Error::EmptyKey));
+        assert_eq!(delete_range(&pb::DeleteRangeRequest::default()), Err(Error::EmptyKey));
+        assert_eq!(check(vec![put_op("")]), Err(Error::EmptyKey));
+        let compare = vec![pb::Compare::default()];
+        assert_eq!(txn(&pb::TxnRequest { compare, ..Default::default() }, 128), Err(Error::EmptyKey));
+        assert_eq!(check(vec![pb::RequestOp::default()]), Err(Error::EmptyOperation));
+    }
+
+    #[test]
+    fn unknown_sort_values_are_refused() {
+        let good = pb::RangeRequest { key: "a".into(), sort_order: 2, sort_target: 4, ..Default::default() };
+        assert_eq!(range(&good), Ok(()));
+        assert_eq!(range(&pb::RangeRequest { sort_order: 3, ..good.clone() }), Err(Error::InvalidSortOption));
+        assert_eq!(range(&pb::RangeRequest { sort_target: 5, ..good }), Err(Error::InvalidSortOption));
+    }
+
+    #[test]
+    fn ignored_fields_must_be_empty() {
+        let request = pb::PutRequest { key: "a".into(), value: "v".into(), ignore_value: true, ..Default::default() };
+        assert_eq!(put(&request), Err(Error::ValueProvided));
+        let request = pb::PutRequest { key: "a".into(), lease: 1, ignore_lease: true, ..Default::default() };
+        assert_eq!(put(&request), Err(Error::LeaseProvided));
+    }
+
+    #[test]
+    fn nested_transactions_share_the_bound() {
+        let of = |n: usize| (0..n).map(|i| put_op(&i.to_string())).collect::<Vec<_>>();
+        assert_eq!(check(of(128)), Ok(()));
+        assert_eq!(check(of(129)), Err(Error::TooManyOperations));
+        assert_eq!(check(vec![nest(of(127), vec![])]), Ok(()));
+        assert_eq!(check(vec![nest(of(128), vec![])]), Err(Error::TooManyOperations));
+    }
+
+    #[test]
+    fn a_key_is_written_once_per_branch() {
+        assert_eq!(check(vec![put_op("a"), put_op("a")]), Err(Error::DuplicateKey));
+        assert_eq!(check(vec![put_op("b"), delete_op("a", "c")]), Err(Error::DuplicateKey));
+        assert_eq!(check(vec![put_op("c"), delete_op("a", "c")]), Ok(()));
+        assert_eq!(check(vec![delete_op("a", "c"), delete_op("b", "")]), Ok(()), "overlapping deletes are fine");
+        assert_eq!(check(vec![put_op("b"), delete_op("a", "\0")]), Ok(()), "the end is read literally");
+        assert_eq!(check(vec![put_op("a"), nest(vec![put_op("a")], vec![])]), Err(Error::DuplicateKey));
+        assert_eq!(check(vec![nest(vec![put_op("a")], vec![put_op("a")])]), Ok(()), "branches exclude each other");
+        assert_eq!(
+            check(vec![nest(vec![put_op("a")], vec![]), nest(vec![], vec![put_op("a")])]),
+            Err(Error::DuplicateKey)
+        );
+        assert_eq!(check(vec![nest(vec![put_op("a")], vec![]), delete_op("a", "")]), Err(Error::DuplicateKey));
+    }
+}

@@ -1,0 +1,176 @@
+//! etcd's membership calls. They share the engine's one way of changing the membership with the node service, and keep
+//! etcd's errors and habits: no fence, the strict check, removal of the leader hands leadership over first.
+
+use std::sync::Arc;
+
+use balsa_proto::{etcdserverpb as pb, log};
+
+use super::failure::Error;
+use super::forward::{Leader, Place, place};
+use super::member::{Member, header};
+use super::reconfigure;
+use crate::config::url;
+use crate::engine::handle::Change;
+use crate::engine::{Failure, Handle};
+
+/// etcd's Cluster service as use cases.
+#[derive(Clone)]
+pub struct Cluster {
+    member: Arc<Member>,
+    leader: Arc<dyn Leader>,
+}
+
+impl Cluster {
+    /// Use cases of one member; what only the leader may do goes through `leader`.
+    pub fn new(member: Arc<Member>, leader: Arc<dyn Leader>) -> Self {
+        Self { member, leader }
+    }
+
+    /// The members. Headers of this service have revision 0, as etcd's.
+    ///
+    /// # Errors
+    /// With `linearizable` those of a read index.
+    pub async fn list(&self, request: pb::MemberListRequest) -> Result<pb::MemberListResponse, Error> {
+        let handle = self.member.voter()?;
+        if request.linearizable {
+            handle.read_index().await?;
+        }
+        let status = handle.status();
+        Ok(pb::MemberListResponse { header: Some(header(&status, 0)), members: members(&status.membership) })
+    }
+
+    /// Adds a voter, or a learner when the request says so.
+    ///
+    /// # Errors
+    /// `InvalidUrls`, `PeerUrlExists`, those of the strict check, `TooManyLearners`.
+    pub async fn add(&self, request: pb::MemberAddRequest, forwarded: bool) -> Result<pb::MemberAddResponse, Error> {
+        let peer_urls = peer_urls(&request.peer_ur_ls)?;
+        let handle = self.member.voter()?;
+        if let Place::At(urls) = place(&handle, forwarded)? {
+            return self.leader.member_add(urls, request).await;
+        }
+        let status = handle.status();
+        if request.is_learner {
+            reconfigure::may_add_learner(&status.membership, self.member.settings().max_learners)?;
+        } else if self.strict() {
+            reconfigure::may_add_voter(&status.membership, &status.progress)?;
+        }
+        let known: Vec<u64> = status.membership.members.iter().map(|member| member.id).collect();
+        let change =
+            Change::Add(log::AddMember { id: 0, peer_urls: peer_urls.clone(), is_learner: request.is_learner });
+        let membership = handle.change_membership(change, 0).await?;
+        let added = membership
+            .members
+            .iter()
+            .find(|member| !known.contains(&member.id) && member.peer_urls == peer_urls)
+            .ok_or_else(|| Error::Internal("the added member is not listed".into()))?;
+        Ok(pb::MemberAddResponse {
+            header: Some(header(&handle.status(), 0)),
+            member: Some(member(added)),
+            members: members(&membership),
+        })
+    }
+
+    /// Removes a member. The leader hands leadership over and passes the call on to its successor.
+    ///
+    /// # Errors
+    /// `MemberNotFound`, `LastVoter`, those of the strict check.
+    pub async fn remove(
+        &self,
+        request: pb::MemberRemoveRequest,
+        forwarded: bool,
+    ) -> Result<pb::MemberRemoveResponse, Error> {
+        let handle = self.member.voter()?;
+        if let Place::At(urls) = place(&handle, forwarded)? {
+            return self.leader.member_remove(urls, request).await;
+        }
+        let status = handle.status();
+        if self.strict() {
+            reconfigure::may_remove(&status.membership, request.id)?;
+        }
+        if request.id == handle.member_id() {
+            return self.remove_self(&handle, request).await;
+        }
+        let change = Change::Remove(log::RemoveMember { id: request.id });
+        let membership = handle.change_membership(change, 0).await?;
+        Ok(pb::MemberRemoveResponse { header: Some(header(&handle.status(), 0)), members: members(&membership) })
+    }
+
+    async fn remove_self(
+        &self,
+        handle: &Handle,
+        request: pb::MemberRemoveRequest,
+    ) -> Result<pb::MemberRemoveResponse, Error> {
+        let status = handle.status();
+        let successor = reconfigure::successor(&status.membership, &status.progress, request.id);
+        handle.move_leader(successor.ok_or(Error::Unhealthy)?).await?;
+        match place(handle, false)? {
+            Place::At(urls) => self.leader.member_remove(urls, request).await,
+            Place::Here => Err(Failure::LeaderChanged.into()),
+        }
+    }
+
+    /// Makes a learner a voter.
+    ///
+    /// # Errors
+    /// `MemberNotFound`, `NotLearner`, `NotCaughtUp`, those of the strict check.
+    pub async fn promote(
+        &self,
+        request: pb::MemberPromoteRequest,
+        forwarded: bool,
+    ) -> Result<pb::MemberPromoteResponse, Error> {
+        let handle = self.member.voter()?;
+        if let Place::At(urls) = place(&handle, forwarded)? {
+            return self.leader.member_promote(urls, request).await;
+        }
+        if self.strict() && handle.status().membership.members.iter().any(|m| m.id == request.id && m.is_learner) {
+            reconfigure::may_promote(&handle.status().membership)?;
+        }
+        let change = Change::Promote(log::PromoteMember { id: request.id });
+        let membership = handle.change_membership(change, 0).await?;
+        Ok(pb::MemberPromoteResponse { header: Some(header(&handle.status(), 0)), members: members(&membership) })
+    }
+
+    /// Gives a member other peer URLs.
+    ///
+    /// # Errors
+    /// `InvalidUrls`, `MemberNotFound`, `PeerUrlExists`.
+    pub async fn update(
+        &self,
+        request: pb::MemberUpdateRequest,
+        forwarded: bool,
+    ) -> Result<pb::MemberUpdateResponse, Error> {
+        let peer_urls = peer_urls(&request.peer_ur_ls)?;
+        let handle = self.member.voter()?;
+        if let Place::At(urls) = place(&handle, forwarded)? {
+            return self.leader.member_update(urls, request).await;
+        }
+        let change = Change::Update(log::UpdateMember { id: request.id, peer_urls });
+        let membership = handle.change_membership(change, 0).await?;
+        Ok(pb::MemberUpdateResponse { header: Some(header(&handle.status(), 0)), members: members(&membership) })
+    }
+
+    fn strict(&self) -> bool {
+        self.member.settings().strict_reconfig_check
+    }
+}
+
+/// Valid peer URLs in canonical order.
+fn peer_urls(urls: &[String]) -> Result<Vec<String>, Error> {
+    url::list(urls).map_err(|_| Error::InvalidUrls)
+}
+
+/// A member in etcd's words.
+pub fn member(member: &log::Member) -> pb::Member {
+    pb::Member {
+        id: member.id,
+        name: member.name.clone(),
+        peer_ur_ls: member.peer_urls.clone(),
+        client_ur_ls: member.client_urls.clone(),
+        is_learner: member.is_learner,
+    }
+}
+
+fn members(membership: &log::Membership) -> Vec<pb::Member> {
+    membership.members.iter().map(member).collect()
+}

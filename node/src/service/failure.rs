@@ -1,0 +1,417 @@
+//! The one table of failures: what a call that did not succeed is called on the wire, and what a client may conclude.
+//!
+//! Owns etcd's texts (clients match on them), the gRPC code of each, the class, and the node service's reason. It knows
+//! nothing of tonic: the presenters carry a row onto the wire. `docs/api.md` shows the table to readers; the test below
+//! keeps the two equal.
+
+use std::borrow::Cow;
+
+use balsa_proto::node::Reason;
+
+use crate::domain::refusal::Refusal;
+use crate::engine::Failure;
+
+/// What a client may conclude of a write that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Nothing was changed and nothing will be by this attempt.
+    Refused,
+    /// The write may have been applied, or may still be. It must not be repeated blindly.
+    Unknown,
+}
+
+/// gRPC status codes, by their numbers on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Code {
+    /// Cancelled by the caller.
+    Canceled = 1,
+    /// Also what etcd sends for two texts that its client maps back by text.
+    Unknown = 2,
+    /// The request is wrong in itself.
+    InvalidArgument = 3,
+    /// The caller's deadline passed.
+    DeadlineExceeded = 4,
+    /// Something named does not exist.
+    NotFound = 5,
+    /// A bound was hit.
+    ResourceExhausted = 8,
+    /// The state forbids it.
+    FailedPrecondition = 9,
+    /// A revision out of range.
+    OutOfRange = 11,
+    /// Not served here.
+    Unimplemented = 12,
+    /// A fault of this process.
+    Internal = 13,
+    /// Try again, perhaps elsewhere.
+    Unavailable = 14,
+    /// Data is lost or corrupt.
+    DataLoss = 15,
+}
+
+impl Code {
+    /// The code of a number from the wire; what is not in the list is `Unknown`.
+    pub const fn from_wire(number: i32) -> Self {
+        match number {
+            1 => Code::Canceled,
+            3 => Code::InvalidArgument,
+            4 => Code::DeadlineExceeded,
+            5 => Code::NotFound,
+            8 => Code::ResourceExhausted,
+            9 => Code::FailedPrecondition,
+            11 => Code::OutOfRange,
+            12 => Code::Unimplemented,
+            13 => Code::Internal,
+            14 => Code::Unavailable,
+            15 => Code::DataLoss,
+            _ => Code::Unknown,
+        }
+    }
+}
+
+/// Why a use case brought no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The engine or the model said no, or could not say.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// A request without a key.
+    #[error("key is not provided")]
+    EmptyKey,
+    /// An operation of a transaction with nothing in it.
+    #[error("a request operation is empty")]
+    EmptyOperation,
+    /// `ignore_value` together with a value.
+    #[error("value is provided")]
+    ValueProvided,
+    /// `ignore_lease` together with a lease.
+    #[error("lease is provided")]
+    LeaseProvided,
+    /// More operations in a transaction than allowed.
+    #[error("too many operations in txn request")]
+    TooManyOperations,
+    /// A transaction that writes a key twice.
+    #[error("duplicate key given in txn request")]
+    DuplicateKey,
+    /// An enum value of a sort that does not exist.
+    #[error("invalid sort option")]
+    InvalidSortOption,
+    /// Peer URLs that are none.
+    #[error("given member URLs are invalid")]
+    InvalidUrls,
+    /// The call is not for learners.
+    #[error("rpc not supported for learner")]
+    Learner,
+    /// Strict check: too few voters have started.
+    #[error("too few members have started for this change")]
+    NotEnoughStarted,
+    /// Strict check: too few voters are reachable.
+    #[error("too few members are active for this change")]
+    Unhealthy,
+    /// More learners than allowed.
+    #[error("too many learner members in cluster")]
+    TooManyLearners,
+    /// Marker and request disagree.
+    #[error("{0}")]
+    WrongDisk(String),
+    /// A field of a node service call is missing or malformed.
+    #[error("{0}")]
+    InvalidRequest(String),
+    /// The call is not served by this version.
+    #[error("{0} is not served")]
+    Unimplemented(&'static str),
+    /// A fault of this process that has no name of its own.
+    #[error("{0}")]
+    Internal(String),
+    /// What the leader answered to a forwarded call.
+    #[error("{message}")]
+    Remote {
+        /// Its code.
+        code: Code,
+        /// Its text, etcd's or "<Reason>: …".
+        message: String,
+        /// Its reason.
+        reason: Reason,
+    },
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The code on the wire.
+    pub code: Code,
+    /// etcd's exact text, prefix included.
+    pub text: Cow<'static, str>,
+    /// What a client may conclude.
+    pub class: Class,
+    /// The node service's reason; `Unspecified` where the node service cannot meet it.
+    pub reason: Reason,
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        Error::Failed(Failure::Refused(refusal))
+    }
+}
+
+impl Error {
+    /// The row of this failure.
+    pub fn row(&self) -> Row {
+        use Class::{Refused, Unknown};
+        match self {
+            Error::Failed(failure) => failure_row(failure),
+            Error::Remote { code, message, reason } => {
+                let class = if *code == Code::Unavailable && *reason != Reason::NoLeader { Unknown } else { Refused };
+                Row { code: *code, text: message.clone().into(), class, reason: *reason }
+            }
+            Error::WrongDisk(_) => {
+                row(Code::FailedPrecondition, "etcdserver: cluster ID mismatch", Refused, Reason::WrongDisk)
+            }
+            Error::InvalidRequest(what) => Row {
+                code: Code::InvalidArgument,
+                text: what.clone().into(),
+                class: Refused,
+                reason: Reason::InvalidRequest,
+            },
+            Error::Internal(what) => {
+                Row { code: Code::Internal, text: what.clone().into(), class: Unknown, reason: Reason::Unspecified }
+            }
+            other => {
+                let (code, text) = check_row(other);
+                row(code, text, Refused, Reason::InvalidRequest)
+            }
+        }
+    }
+
+    /// "<Reason>: <what and what to do>", the message of the node service.
+    pub fn node_message(&self) -> String {
+        match self {
+            Error::Remote { message, .. } => message.clone(),
+            other => format!("{}: {other}", self.row().reason.as_str_name()),
+        }
+    }
+}
+
+const fn row(code: Code, text: &'static str, class: Class, reason: Reason) -> Row {
+    Row { code, text: Cow::Borrowed(text), class, reason }
+}
+
+/// Rows of the engine's failures.
+fn failure_row(failure: &Failure) -> Row {
+    use Class::{Refused, Unknown};
+    match failure {
+        Failure::Refused(refusal) => refusal_row(refusal),
+        Failure::Uninitialized => row(Code::Unavailable, "etcdserver: no leader", Refused, Reason::Uninitialized),
+        Failure::NoLeader => row(Code::Unavailable, "etcdserver: no leader", Refused, Reason::NoLeader),
+        Failure::NotLeader { .. } => row(Code::FailedPrecondition, "etcdserver: not leader", Refused, Reason::NoLeader),
+        // etcd sends this one as Unknown; its client restores ResourceExhausted from the text.
+        Failure::TooManyRequests => {
+            row(Code::Unknown, "etcdserver: too many requests", Refused, Reason::Unspecified)
+        }
+        Failure::TooLarge => {
+            row(Code::InvalidArgument, "etcdserver: request is too large", Refused, Reason::InvalidRequest)
+        }
+        Failure::TimedOut => row(Code::Unavailable, "etcdserver: request timed out", Unknown, Reason::TimedOut),
+        Failure::LeaderChanged => row(Code::Unavailable, "etcdserver: leader changed", Refused, Reason::NoLeader),
+        Failure::Stopped => row(Code::Unavailable, "etcdserver: server stopped", Unknown, Reason::TimedOut),
+        Failure::ChangeInFlight => {
+            row(Code::Unavailable, "etcdserver: unhealthy cluster", Refused, Reason::ChangeInFlight)
+        }
+        Failure::MoveLeaderFirst(_) => {
+            row(Code::Unavailable, "etcdserver: unhealthy cluster", Refused, Reason::MoveLeaderFirst)
+        }
+        Failure::QuorumAtRisk => {
+            row(Code::Unavailable, "etcdserver: unhealthy cluster", Refused, Reason::QuorumAtRisk)
+        }
+        Failure::NotCaughtUp { .. } => row(
+            Code::FailedPrecondition,
+            "etcdserver: can only promote a learner member which is in sync with leader",
+            Refused,
+            Reason::NotCaughtUp,
+        ),
+        Failure::BadTransferee => {
+            row(Code::FailedPrecondition, "etcdserver: bad leader transferee", Refused, Reason::BadTransferee)
+        }
+        Failure::Storage(_) => row(Code::Unavailable, "etcdserver: server stopped", Unknown, Reason::TimedOut),
+    }
+}
+
+/// Rows of the model's refusals. All of class `Refused`: they are the same on every member.
+fn refusal_row(refusal: &Refusal) -> Row {
+    let (code, text, reason) = match refusal {
+        Refusal::Compacted => {
+            (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted", Reason::Unspecified)
+        }
+        Refusal::FutureRevision => {
+            (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision", Reason::Unspecified)
+        }
+        Refusal::KeyNotFound => (Code::InvalidArgument, "etcdserver: key not found", Reason::Unspecified),
+        Refusal::LeaseNotFound => (Code::NotFound, "etcdserver: requested lease not found", Reason::Unspecified),
+        // etcd's own API has no fence, so only the node service meets this one.
+        Refusal::ConfigChanged { .. } => {
+            (Code::FailedPrecondition, "etcdserver: unhealthy cluster", Reason::ConfigChanged)
+        }
+        Refusal::MemberNotFound(_) => (Code::NotFound, "etcdserver: member not found", Reason::MemberNotFound),
+        Refusal::MemberRemoved(_) => (Code::NotFound, "etcdserver: member not found", Reason::MemberRemoved),
+        Refusal::PeerUrlExists => {
+            (Code::FailedPrecondition, "etcdserver: Peer URLs already exists", Reason::InvalidRequest)
+        }
+        // The replicated counter moved past the id that the change was given: observe again.
+        Refusal::MemberIdExists(_) => {
+            (Code::FailedPrecondition, "etcdserver: member ID already exist", Reason::ConfigChanged)
+        }
+        Refusal::NotLearner(_) => {
+            (Code::FailedPrecondition, "etcdserver: can only promote a learner member", Reason::InvalidRequest)
+        }
+        Refusal::LastVoter(_) => (Code::Unknown, NOT_ENOUGH_STARTED, Reason::LastVoter),
+    };
+    row(code, text, Class::Refused, reason)
+}
+
+/// etcd sends this one as Unknown; its client restores FailedPrecondition from the text.
+const NOT_ENOUGH_STARTED: &str = "etcdserver: re-configuration failed due to not enough started members";
+
+/// Rows of the checks that a service makes before the engine hears of a request.
+fn check_row(error: &Error) -> (Code, &'static str) {
+    match error {
+        Error::EmptyKey => (Code::InvalidArgument, "etcdserver: key is not provided"),
+        Error::EmptyOperation => (Code::InvalidArgument, "etcdserver: key not found"),
+        Error::ValueProvided => (Code::InvalidArgument, "etcdserver: value is provided"),
+        Error::LeaseProvided => (Code::InvalidArgument, "etcdserver: lease is provided"),
+        Error::TooManyOperations => (Code::InvalidArgument, "etcdserver: too many operations in txn request"),
+        Error::DuplicateKey => (Code::InvalidArgument, "etcdserver: duplicate key given in txn request"),
+        Error::InvalidSortOption => (Code::InvalidArgument, "etcdserver: invalid sort option"),
+        Error::InvalidUrls => (Code::InvalidArgument, "etcdserver: given member URLs are invalid"),
+        Error::Learner => (Code::FailedPrecondition, "etcdserver: rpc not supported for learner"),
+        Error::NotEnoughStarted => (Code::Unknown, NOT_ENOUGH_STARTED),
+        Error::Unhealthy => (Code::Unavailable, "etcdserver: unhealthy cluster"),
+        Error::TooManyLearners => (Code::FailedPrecondition, "etcdserver: too many learner members in cluster"),
+        Error::Unimplemented(_) => (Code::Unimplemented, "etcdserver: not implemented"),
+        // The caller has handled these; a text is still better than a panic.
+        Error::Failed(_)
+        | Error::Remote { .. }
+        | Error::WrongDisk(_)
+        | Error::InvalidRequest(_)
+        | Error::Internal(_) => (Code::Internal, "etcdserver: internal error"),
+    }
+}
+
+/// Every failure once, for the tests of the table and of its page.
+#[cfg(test)]
+pub(crate) fn all() -> Vec<Error> {
+    let refusals = [
+        Refusal::Compacted,
+        Refusal::FutureRevision,
+        Refusal::KeyNotFound,
+        Refusal::LeaseNotFound,
+        Refusal::ConfigChanged { current: 2, planned_on: 1 },
+        Refusal::MemberNotFound(7),
+        Refusal::MemberRemoved(7),
+        Refusal::PeerUrlExists,
+        Refusal::MemberIdExists(7),
+        Refusal::NotLearner(7),
+        Refusal::LastVoter(7),
+    ];
+    let failures = [
+        Failure::Uninitialized,
+        Failure::NoLeader,
+        Failure::NotLeader { leader: None },
+        Failure::TooManyRequests,
+        Failure::TooLarge,
+        Failure::TimedOut,
+        Failure::LeaderChanged,
+        Failure::Stopped,
+        Failure::ChangeInFlight,
+        Failure::MoveLeaderFirst(7),
+        Failure::QuorumAtRisk,
+        Failure::NotCaughtUp { id: 7, matched: 1, commit: 9 },
+        Failure::BadTransferee,
+        Failure::Storage("disk".into()),
+    ];
+    let checks = [
+        Error::EmptyKey,
+        Error::EmptyOperation,
+        Error::ValueProvided,
+        Error::LeaseProvided,
+        Error::TooManyOperations,
+        Error::DuplicateKey,
+        Error::InvalidSortOption,
+        Error::InvalidUrls,
+        Error::Learner,
+        Error::NotEnoughStarted,
+        Error::Unhealthy,
+        Error::TooManyLearners,
+        Error::WrongDisk("the disk is of another cluster".into()),
+    ];
+    refusals.into_iter().map(Error::from).chain(failures.into_iter().map(Error::from)).chain(checks).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_write_that_may_be_in_the_log_is_unknown() {
+        let unknown: Vec<_> = all().into_iter().filter(|e| e.row().class == Class::Unknown).collect();
+        let expected: Vec<Error> =
+            vec![Failure::TimedOut.into(), Failure::Stopped.into(), Failure::Storage("disk".into()).into()];
+        assert_eq!(unknown, expected);
+    }
+
+    #[test]
+    fn every_text_has_the_prefix_that_clients_match_on() {
+        for error in all() {
+            let row = error.row();
+            assert!(row.text.starts_with("etcdserver: "), "{error:?}: {}", row.text);
+            assert_ne!(row.text, "etcdserver: internal error", "{error:?} has no row of its own");
+        }
+    }
+
+    #[test]
+    fn a_node_message_opens_with_its_reason() {
+        let error = Error::from(Refusal::ConfigChanged { current: 4, planned_on: 3 });
+        assert_eq!(
+            error.node_message(),
+            "ConfigChanged: the membership has changed: it is at index 4, the change was planned on 3"
+        );
+        let remote = Error::Remote {
+            code: Code::FailedPrecondition,
+            message: error.node_message(),
+            reason: Reason::ConfigChanged,
+        };
+        assert_eq!(remote.node_message(), error.node_message(), "a forwarded refusal is passed on as it is");
+    }
+
+    #[test]
+    fn codes_survive_the_wire() {
+        for error in all() {
+            let code = error.row().code;
+            assert_eq!(Code::from_wire(code as i32), code);
+        }
+    }
+
+    /// The page that readers and the e2e suite use has one line per failure, in the order of [`all`].
+    #[test]
+    fn golden_the_page_shows_this_table() {
+        let mut table = String::from("| failure | code | text | class | reason |\n| --- | --- | --- | --- | --- |\n");
+        for error in all() {
+            let Row { code, text, class, reason } = error.row();
+            let name = format!("{error:?}");
+            let name = name.trim_start_matches("Failed(").trim_start_matches("Refused(");
+            let name: String = name.chars().take_while(char::is_ascii_alphanumeric).collect();
+            let reason = if reason == Reason::Unspecified { "–" } else { reason.as_str_name() };
+            table += &format!("| {name} | {code:?} | `{text}` | {class:?} | {reason} |\n");
+        }
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/api.md");
+        let page = std::fs::read_to_string(path).expect("docs/api.md");
+        let (begin, end) = ("<!-- failures: begin -->\n", "<!-- failures: end -->");
+        let (head, rest) = page.split_once(begin).expect("begin mark");
+        let (shown, tail) = rest.split_once(end).expect("end mark");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(path, format!("{head}{begin}{table}{end}{tail}")).expect("docs/api.md is writable");
+        } else {
+            assert_eq!(shown, table, "run `make generate`");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The port through which a member passes a call on to the leader. The presenter side of the wire implements it, because
+//! a service knows no tonic.
+
+use balsa_proto::{etcdserverpb as pb, node};
+use futures::future::BoxFuture;
+
+use super::failure::Error;
+use crate::engine::{Failure, Handle};
+
+/// The answer to a forwarded call.
+pub type Answer<T> = BoxFuture<'static, Result<T, Error>>;
+
+/// Calls at the member whose peer URLs are given. Each URL is tried in order until one connects; an answer, good or bad,
+/// is never asked for twice. Implementations mark the call, so that its receiver does not forward it again.
+pub trait Leader: Send + Sync + 'static {
+    /// etcd's MemberAdd.
+    fn member_add(&self, urls: Vec<String>, request: pb::MemberAddRequest) -> Answer<pb::MemberAddResponse>;
+    /// etcd's MemberRemove.
+    fn member_remove(&self, urls: Vec<String>, request: pb::MemberRemoveRequest) -> Answer<pb::MemberRemoveResponse>;
+    /// etcd's MemberUpdate.
+    fn member_update(&self, urls: Vec<String>, request: pb::MemberUpdateRequest) -> Answer<pb::MemberUpdateResponse>;
+    /// etcd's MemberPromote.
+    fn member_promote(&self, urls: Vec<String>, request: pb::MemberPromoteRequest)
+    -> Answer<pb::MemberPromoteResponse>;
+    /// The node service's List.
+    fn list(&self, urls: Vec<String>, request: node::ListRequest) -> Answer<node::ListResponse>;
+    /// The node service's Add.
+    fn add(&self, urls: Vec<String>, request: node::AddRequest) -> Answer<node::ChangeResponse>;
+    /// The node service's Promote.
+    fn promote(&self, urls: Vec<String>, request: node::PromoteRequest) -> Answer<node::ChangeResponse>;
+    /// The node service's Remove.
+    fn remove(&self, urls: Vec<String>, request: node::RemoveRequest) -> Answer<node::ChangeResponse>;
+    /// The node service's MoveLeader.
+    fn move_leader(&self, urls: Vec<String>, request: node::MoveLeaderRequest) -> Answer<node::MoveLeaderResponse>;
+}
+
+/// Where a call that only the leader answers is to be handled.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Here: this member leads.
+    Here,
+    /// At the leader, which listens for peers at these URLs.
+    At(Vec<String>),
+}
+
+/// Finds the leader for a call. A call that was forwarded to this member is never forwarded again.
+///
+/// # Errors
+/// `NoLeader`; `NotLeader` for a forwarded call.
+pub fn place(handle: &Handle, forwarded: bool) -> Result<Place, Error> {
+    let status = handle.status();
+    if status.is_leader() {
+        return Ok(Place::Here);
+    }
+    let leader = Some(status.leader).filter(|id| *id != 0);
+    if forwarded {
+        return Err(Failure::NotLeader { leader }.into());
+    }
+    let leader = leader.ok_or(Failure::NoLeader)?;
+    let member = status.membership.members.iter().find(|member| member.id == leader).ok_or(Failure::NoLeader)?;
+    Ok(Place::At(member.peer_urls.clone()))
+}

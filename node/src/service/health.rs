@@ -1,0 +1,115 @@
+//! Readiness and liveness. Readiness is a read index that the engine's background check brought through within the last
+//! 2 s, on a voter that is not on its way out and that its operator holds for the right cluster. Liveness depends on
+//! nothing outside the process: never on quorum or peers.
+
+use std::time::{Duration, Instant};
+
+use super::failure::Error;
+use super::member::Member;
+use crate::engine::Failure;
+
+/// How old the last confirmed read index may be. Longer than an election, so that one does not unready the cluster.
+pub const READ_INDEX_FRESH: Duration = Duration::from_secs(2);
+
+/// One named check and its result; the error says why it failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// The name in sub-paths, in `?exclude=` and in the verbose body.
+    pub name: &'static str,
+    /// What it found.
+    pub result: Result<(), String>,
+}
+
+/// The checks of `/livez`. A node that waits to be told what it is, is alive.
+pub fn live(member: &Member) -> Vec<Check> {
+    vec![Check { name: "serializable_read", result: serializable_read(member, true) }]
+}
+
+/// The checks of `/readyz`: etcd's, in its order, then ours.
+pub fn ready(member: &Member) -> Vec<Check> {
+    vec![
+        // No member checks its data against the others' yet, so none can have found a difference.
+        Check { name: "data_corruption", result: Ok(()) },
+        Check { name: "serializable_read", result: serializable_read(member, false) },
+        Check { name: "linearizable_read", result: linearizable_read(member) },
+        Check { name: "non_learner", result: non_learner(member) },
+        Check { name: "not_draining", result: not_draining(member) },
+        Check { name: "cluster_id", result: cluster_id(member) },
+    ]
+}
+
+/// Whether all checks of `/readyz` pass.
+pub fn is_ready(member: &Member) -> bool {
+    ready(member).iter().all(|check| check.result.is_ok())
+}
+
+/// etcd's `/health`: a read through the cluster, or of this member alone with `serializable`. The error is the `reason`
+/// of the answer.
+///
+/// # Errors
+/// `RAFT NO LEADER`, or `RANGE ERROR:` and the text of the failure.
+pub async fn health(member: &Member, serializable: bool) -> Result<(), String> {
+    let range_error = |error: Error| format!("RANGE ERROR:{}", error.row().text);
+    let handle = member.handle().map_err(|failure| range_error(failure.into()))?;
+    if serializable {
+        return handle.view().map(drop).map_err(|failure| range_error(failure.into()));
+    }
+    if handle.status().leader == 0 {
+        return Err("RAFT NO LEADER".to_owned());
+    }
+    handle.read_index().await.map_err(|failure| range_error(failure.into()))
+}
+
+fn serializable_read(member: &Member, while_uninitialized: bool) -> Result<(), String> {
+    match member.handle() {
+        Err(Failure::Uninitialized) if while_uninitialized => Ok(()),
+        Err(failure) => Err(failure.to_string()),
+        Ok(handle) => handle.view().map(drop).map_err(|failure| failure.to_string()),
+    }
+}
+
+fn linearizable_read(member: &Member) -> Result<(), String> {
+    let handle = member.handle().map_err(|failure| failure.to_string())?;
+    fresh(handle.last_read_index(), Instant::now())
+}
+
+fn fresh(last: Option<Instant>, now: Instant) -> Result<(), String> {
+    match last.map(|last| now.saturating_duration_since(last)) {
+        None => Err("no read has been confirmed yet".to_owned()),
+        Some(age) if age > READ_INDEX_FRESH => Err(format!("the last confirmed read is {} ms old", age.as_millis())),
+        Some(_) => Ok(()),
+    }
+}
+
+fn non_learner(member: &Member) -> Result<(), String> {
+    let handle = member.handle().map_err(|failure| failure.to_string())?;
+    if handle.status().is_learner() { Err("the local node is a learner".to_owned()) } else { Ok(()) }
+}
+
+fn not_draining(member: &Member) -> Result<(), String> {
+    if member.is_draining() { Err("the node is stopping".to_owned()) } else { Ok(()) }
+}
+
+fn cluster_id(member: &Member) -> Result<(), String> {
+    match member.foreign_cluster() {
+        Some(expected) => Err(format!("the node is held for a member of cluster {expected:x}")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_confirmed_read_is_fresh_for_two_seconds() {
+        let then = Instant::now();
+        assert!(fresh(None, then).is_err());
+        assert!(fresh(Some(then), then).is_ok());
+        assert!(fresh(Some(then), then + READ_INDEX_FRESH).is_ok());
+        assert_eq!(
+            fresh(Some(then), then + READ_INDEX_FRESH + Duration::from_millis(1)),
+            Err("the last confirmed read is 2001 ms old".to_owned())
+        );
+    }
+}

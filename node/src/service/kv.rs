@@ -1,0 +1,203 @@
+//! Reads and writes of keys. A read is local when it asks for that, else confirmed by a read index first; a write is a
+//! command through the log. A transaction that only reads is a read.
+
+use std::sync::Arc;
+
+use balsa_proto::etcdserverpb as pb;
+use pb::request_op::Request;
+
+use super::checks;
+use super::failure::Error;
+use super::member::{Member, complete};
+use crate::domain::command::{Command, Outcome};
+use crate::domain::mvcc::{self, ReadError};
+use crate::engine::{Failure, Handle, Status, Store};
+use crate::storage::KeySpace;
+
+/// The view that reads are answered from.
+type View = <Store as KeySpace>::View;
+
+/// etcd's KV service as use cases.
+#[derive(Clone)]
+pub struct Kv {
+    member: Arc<Member>,
+}
+
+impl Kv {
+    /// Use cases of one member.
+    pub fn new(member: Arc<Member>) -> Self {
+        Self { member }
+    }
+
+    /// Reads a range. The header carries the current revision, whatever revision was asked for.
+    ///
+    /// # Errors
+    /// Of the checks; `Compacted`, `FutureRevision`; without `serializable` those of a read index.
+    pub async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
+        checks::range(&request)?;
+        let handle = self.reader(request.serializable).await?;
+        let single = request.range_end.is_empty();
+        let mut response = read(&handle, single, move |view| mvcc::range(view, &request)).await?;
+        response.header = complete(response.header, &handle.status());
+        Ok(response)
+    }
+
+    /// Sets a key.
+    ///
+    /// # Errors
+    /// Of the checks; those of a write.
+    pub async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Error> {
+        checks::put(&request)?;
+        match self.write(Command::Put(request)).await? {
+            (Outcome::Put(mut response), status) => {
+                response.header = complete(response.header, &status);
+                Ok(response)
+            }
+            (other, _) => Err(wrong_outcome(&other)),
+        }
+    }
+
+    /// Deletes a range.
+    ///
+    /// # Errors
+    /// Of the checks; those of a write.
+    pub async fn delete_range(&self, request: pb::DeleteRangeRequest) -> Result<pb::DeleteRangeResponse, Error> {
+        checks::delete_range(&request)?;
+        match self.write(Command::DeleteRange(request)).await? {
+            (Outcome::DeleteRange(mut response), status) => {
+                response.header = complete(response.header, &status);
+                Ok(response)
+            }
+            (other, _) => Err(wrong_outcome(&other)),
+        }
+    }
+
+    /// Runs a transaction: through the log, or as a read when no branch can write.
+    ///
+    /// # Errors
+    /// Of the checks; those of a write or of a read.
+    pub async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
+        checks::txn(&request, self.member.settings().max_txn_ops)?;
+        if !mvcc::is_write(&request) {
+            return self.read_txn(request).await;
+        }
+        match self.write(Command::Txn(request)).await? {
+            (Outcome::Txn(mut response), status) => {
+                response.header = complete(response.header, &status);
+                Ok(response)
+            }
+            (other, _) => Err(wrong_outcome(&other)),
+        }
+    }
+
+    /// Compacts the history below a revision. With `physical` it answers only when this member has deleted it.
+    ///
+    /// # Errors
+    /// `Compacted`, `FutureRevision`; those of a write.
+    pub async fn compact(&self, request: pb::CompactionRequest) -> Result<pb::CompactionResponse, Error> {
+        match self.write(Command::Compact(request)).await? {
+            (Outcome::Compact(mut response), status) => {
+                response.header = complete(response.header, &status);
+                Ok(response)
+            }
+            (other, _) => Err(wrong_outcome(&other)),
+        }
+    }
+
+    async fn read_txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
+        let handle = self.reader(is_serializable(&request)).await?;
+        let points = all_points(&request);
+        let mut response = read(&handle, points, move |view| mvcc::read_txn(view, &request)).await?;
+        response.header = complete(response.header, &handle.status());
+        Ok(response)
+    }
+
+    /// A handle whose view is fit for a read of that kind. Learners serve only serializable ones.
+    async fn reader(&self, serializable: bool) -> Result<Handle, Error> {
+        if serializable {
+            return Ok(self.member.handle()?);
+        }
+        let handle = self.member.voter()?;
+        handle.read_index().await?;
+        Ok(handle)
+    }
+
+    async fn write(&self, command: Command) -> Result<(Outcome, Arc<Status>), Error> {
+        let handle = self.member.voter()?;
+        let outcome = handle.propose(command).await?;
+        Ok((outcome, handle.status()))
+    }
+}
+
+/// Answers a read from the present view: at once when it touches single keys, else on a thread where it may block.
+async fn read<T, F>(handle: &Handle, inline: bool, answer: F) -> Result<T, Error>
+where
+    T: Send + 'static,
+    F: FnOnce(&View) -> Result<T, ReadError> + Send + 'static,
+{
+    let view = handle.view()?;
+    let result = if inline {
+        answer(&view)
+    } else {
+        tokio::task::spawn_blocking(move || answer(&view)).await.map_err(|error| Error::Internal(error.to_string()))?
+    };
+    result.map_err(read_error)
+}
+
+/// A read's failure in the words of the table.
+pub fn read_error(error: ReadError) -> Error {
+    match error {
+        ReadError::Refused(refusal) => refusal.into(),
+        ReadError::Storage(error) => Error::Failed(Failure::from(error)),
+    }
+}
+
+/// The engine answered a command with the outcome of another kind: a fault of ours, never of the client's.
+fn wrong_outcome(outcome: &Outcome) -> Error {
+    Error::Internal(format!("the outcome is not of the command's kind: {outcome:?}"))
+}
+
+/// A transaction of reads needs no read index when every range in it says so, and none either when it has no operation.
+fn is_serializable(request: &pb::TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).all(|operation| match &operation.request {
+        Some(Request::RequestRange(range)) => range.serializable,
+        _ => true,
+    })
+}
+
+/// Whether every compare and range of the transaction names a single key.
+fn all_points(request: &pb::TxnRequest) -> bool {
+    let ranges = request.success.iter().chain(&request.failure).all(|operation| match &operation.request {
+        Some(Request::RequestRange(range)) => range.range_end.is_empty(),
+        _ => true,
+    });
+    ranges && request.compare.iter().all(|compare| compare.range_end.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(serializable: bool, range_end: &'static str) -> pb::RequestOp {
+        let range =
+            pb::RangeRequest { key: "a".into(), range_end: range_end.into(), serializable, ..Default::default() };
+        pb::RequestOp { request: Some(Request::RequestRange(range)) }
+    }
+
+    #[test]
+    fn one_linearizable_range_makes_a_read_transaction_linearizable() {
+        let txn = |success, failure| pb::TxnRequest { success, failure, ..Default::default() };
+        assert!(is_serializable(&txn(vec![], vec![])));
+        assert!(is_serializable(&txn(vec![range(true, "")], vec![range(true, "")])));
+        assert!(!is_serializable(&txn(vec![range(true, "")], vec![range(false, "")])));
+    }
+
+    #[test]
+    fn a_range_or_a_ranged_compare_takes_a_thread_of_its_own() {
+        let points = pb::TxnRequest { success: vec![range(true, "")], ..Default::default() };
+        assert!(all_points(&points));
+        assert!(!all_points(&pb::TxnRequest { failure: vec![range(true, "b")], ..points.clone() }));
+        let compare = vec![pb::Compare { range_end: "b".into(), ..Default::default() }];
+        assert!(!all_points(&pb::TxnRequest { compare, ..points }));
+    }
+}

@@ -1,0 +1,381 @@
+//! What the operator asks of a node. Every call may be repeated: one that is already done succeeds without effect. The
+//! node refuses, with a typed reason, what would harm the cluster, whatever the operator believes.
+//!
+//! Leader-only calls are passed on to the leader once. The engine and the model make the checks; this file only knows
+//! which refusals mean "already done".
+
+use std::sync::Arc;
+
+use balsa_proto::{log, node as wire};
+
+use super::failure::Error;
+use super::forward::{Leader, Place, place};
+use super::member::Member;
+use super::{health, stop};
+use crate::config::url;
+use crate::config::version::BALSA_VERSION;
+use crate::domain::refusal::Refusal;
+use crate::engine::handle::Change;
+use crate::engine::fatal::ExitCode;
+use crate::engine::{Failure, Handle, StartError, Status};
+
+/// The node service as use cases.
+#[derive(Clone)]
+pub struct NodeService {
+    member: Arc<Member>,
+    leader: Arc<dyn Leader>,
+}
+
+impl NodeService {
+    /// Use cases of one node; what only the leader may do goes through `leader`.
+    pub fn new(member: Arc<Member>, leader: Arc<dyn Leader>) -> Self {
+        Self { member, leader }
+    }
+
+    /// What this node is. Never fails. Takes note of the cluster that the operator holds it for.
+    pub fn state(&self, request: wire::StateRequest) -> wire::StateResponse {
+        self.member.note_expected_cluster(request.cluster_id);
+        let settings = self.member.settings();
+        let mut response = wire::StateResponse {
+            name: settings.name.clone(),
+            version: BALSA_VERSION.to_owned(),
+            config_hash: settings.config_hash.clone(),
+            stopping: self.member.is_draining(),
+            ..wire::StateResponse::default()
+        };
+        if let Ok(handle) = self.member.handle() {
+            describe(&handle.status(), &mut response);
+            response.ready = health::is_ready(&self.member);
+        }
+        response
+    }
+
+    /// Founds the cluster with this node as its only voter.
+    ///
+    /// # Errors
+    /// `WrongDisk` when the disk is of another cluster; `InvalidRequest`.
+    pub async fn bootstrap(&self, request: wire::BootstrapRequest) -> Result<wire::BootstrapResponse, Error> {
+        let cluster_id = request.cluster_id;
+        if let Ok(handle) = self.member.handle() {
+            let status = handle.status();
+            if status.cluster_id == cluster_id {
+                return Ok(founded(&status));
+            }
+            return Err(wrong_disk(&status, &format!("cluster {cluster_id:x}")));
+        }
+        if cluster_id == 0 {
+            return Err(Error::InvalidRequest("the cluster id is 0".into()));
+        }
+        let peer_urls = peer_urls(&request.peer_urls)?;
+        self.member.node().bootstrap(cluster_id, peer_urls).await.map_err(|error| self.not_started(&error))?;
+        Ok(founded(&self.member.handle()?.status()))
+    }
+
+    /// Tells an uninitialized node which member it is. Its marker is on the disk before the answer.
+    ///
+    /// # Errors
+    /// `WrongDisk` when the disk is another member's; `InvalidRequest`.
+    pub async fn join(&self, request: wire::JoinRequest) -> Result<wire::JoinResponse, Error> {
+        if let Ok(handle) = self.member.handle() {
+            let status = handle.status();
+            let disk = (status.cluster_id, status.raft_id, status.incarnation);
+            if disk == (request.cluster_id, request.raft_id, request.incarnation) {
+                return Ok(wire::JoinResponse {});
+            }
+            let asked =
+                format!("member {:x}.{:x} of cluster {:x}", request.raft_id, request.incarnation, request.cluster_id);
+            return Err(wrong_disk(&status, &asked));
+        }
+        check_join(&request)?;
+        let others = request.peers.into_iter().filter(|peer| peer.id != request.raft_id);
+        let marker = log::Marker {
+            cluster_id: request.cluster_id,
+            member_id: request.raft_id,
+            incarnation: request.incarnation,
+            seeds: others.map(|peer| log::Seed { id: peer.id, peer_urls: peer.urls }).collect(),
+            ..log::Marker::default()
+        };
+        self.member.node().join(marker).await.map_err(|error| self.not_started(&error))?;
+        Ok(wire::JoinResponse {})
+    }
+
+    /// A disk that is another member's stays as it is and says so; any other fault ends the process with its code.
+    fn not_started(&self, error: &StartError) -> Error {
+        if let StartError::WrongDisk(what) = error {
+            return Error::WrongDisk(what.clone());
+        }
+        if let Ok(code) = ExitCode::try_from(error.exit_code()) {
+            self.member.node().fatal().end(code, error.to_string());
+        }
+        Error::Internal(error.to_string())
+    }
+
+    /// The members, linearizable, with the leader's view of each.
+    ///
+    /// # Errors
+    /// `NoLeader`; those of a read index.
+    pub async fn list(&self, request: wire::ListRequest, forwarded: bool) -> Result<wire::ListResponse, Error> {
+        let handle = self.member.handle()?;
+        if let Place::At(urls) = place(&handle, forwarded)? {
+            return self.leader.list(urls, request).await;
+        }
+        handle.read_index().await?;
+        Ok(listing(&handle.status()))
+    }
+
+    /// Adds a learner.
+    ///
+    /// # Errors
+    /// `ConfigChanged`, `ChangeInFlight`, `NoLeader`, `InvalidRequest`, `TimedOut`.
+    pub async fn add(&self, request: wire::AddRequest, forwarded: bool) -> Result<wire::ChangeResponse, Error> {
+        let peer_urls = peer_urls(&request.peer_urls)?;
+        let handle = self.member.handle()?;
+        if let Place::At(urls) = place(&handle, forwarded)? {
+            return self.leader.add(urls, request).await;
+        }
+        let change = Change::Add(log::AddMember { id: 0, peer_urls, is_learner: true });
+        change_once(&handle, change, request.membership_index).await
+    }
+
+    /// Makes a learner a voter.
+    ///
+    /// # Errors
+    /// `NotCaughtUp`, `MemberNotFound`, `MemberRemoved`, `ConfigChanged`, `ChangeInFlight`, `NoLeader`, `TimedOut`.
+    pub async fn promote(&self, request: wire::PromoteRequest, forwarded: bool) -> Result<wire::ChangeResponse, Error> {
+        let handle = self.member.handle()?;
+        if let Place::At(urls) = place(&handle, forwarded)? {
+            return self.leader.promote(urls, request).await;
+        }
+        let change = Change::Promote(log::PromoteMember { id: request.id });
+        change_once(&handle, change, request.membership_index).await
+    }
+
+    /// Removes a member.
+    ///
+    /// # Errors
+    /// `MoveLeaderFirst`, `QuorumAtRisk`, `LastVoter`, `MemberNotFound`, `ConfigChanged`, `ChangeInFlight`, `NoLeader`,
+    /// `TimedOut`.
+    pub async fn remove(&self, request: wire::RemoveRequest, forwarded: bool) -> Result<wire::ChangeResponse, Error> {
+        let handle = self.member.handle()?;
+        if let Place::At(urls) = place(&handle, forwarded)? {
+            return self.leader.remove(urls, request).await;
+        }
+        let change = Change::Remove(log::RemoveMember { id: request.id });
+        change_once(&handle, change, request.membership_index).await
+    }
+
+    /// Hands leadership to a voter and waits until it leads.
+    ///
+    /// # Errors
+    /// `BadTransferee`, `ChangeInFlight`, `NoLeader`, `TimedOut`.
+    pub async fn move_leader(
+        &self,
+        request: wire::MoveLeaderRequest,
+        forwarded: bool,
+    ) -> Result<wire::MoveLeaderResponse, Error> {
+        let handle = self.member.handle()?;
+        let status = handle.status();
+        if status.leader == request.target && request.target != 0 {
+            return Ok(wire::MoveLeaderResponse { leader: status.leader, term: status.term });
+        }
+        if let Place::At(urls) = place(&handle, forwarded)? {
+            return self.leader.move_leader(urls, request).await;
+        }
+        handle.move_leader(request.target).await?;
+        let status = handle.status();
+        Ok(wire::MoveLeaderResponse { leader: status.leader, term: status.term })
+    }
+
+    /// Makes the node fit to be stopped: unready, no leader, nothing in flight, flushed. It goes on serving.
+    ///
+    /// # Errors
+    /// `Storage` when the flush fails.
+    pub async fn prepare_stop(&self) -> Result<wire::PrepareStopResponse, Error> {
+        stop::prepare(&self.member).await?;
+        Ok(wire::PrepareStopResponse {})
+    }
+}
+
+/// Makes a change unless it is already made. A refusal can also mean that the change was made since it was planned, so
+/// the membership is looked at before and after.
+async fn change_once(handle: &Handle, change: Change, planned_on: u64) -> Result<wire::ChangeResponse, Error> {
+    handle.read_index().await?;
+    if let Some(done) = already_done(&handle.status().membership, &change) {
+        return Ok(done);
+    }
+    match handle.change_membership(change.clone(), planned_on).await {
+        Ok(membership) => already_done(&membership, &change)
+            .ok_or_else(|| Error::Internal("the change was applied and does not show in the membership".into())),
+        Err(Failure::Refused(refusal)) => {
+            already_done(&handle.status().membership, &change).ok_or_else(|| refusal_of(refusal, &change))
+        }
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// A change of a member that was removed meanwhile is about that member, not about a stale plan.
+fn refusal_of(refusal: Refusal, change: &Change) -> Error {
+    match (&refusal, change) {
+        (Refusal::MemberNotFound(0), _) => Error::InvalidRequest("the member id is 0".into()),
+        _ => refusal.into(),
+    }
+}
+
+/// The answer to a change that the membership already shows, if it does.
+fn already_done(membership: &log::Membership, change: &Change) -> Option<wire::ChangeResponse> {
+    let listed = |id: u64| membership.members.iter().find(|member| member.id == id).cloned();
+    let member = match change {
+        Change::Add(add) => {
+            membership.members.iter().find(|m| m.peer_urls.iter().any(|url| add.peer_urls.contains(url))).cloned()
+        }
+        Change::Promote(promote) => listed(promote.id).filter(|member| !member.is_learner),
+        Change::Remove(remove) => membership
+            .removed
+            .contains(&remove.id)
+            .then(|| log::Member { id: remove.id, ..log::Member::default() }),
+        Change::Update(update) => listed(update.id).filter(|member| member.peer_urls == update.peer_urls),
+    }?;
+    Some(wire::ChangeResponse { member: Some(member), membership: Some(membership.clone()) })
+}
+
+fn describe(status: &Status, response: &mut wire::StateResponse) {
+    let listed = status.membership.members.iter().find(|member| member.id == status.raft_id);
+    response.role = match listed {
+        None => wire::Role::None,
+        Some(member) if member.is_learner => wire::Role::Learner,
+        Some(_) => wire::Role::Voter,
+    } as i32;
+    response.state = wire::State::Member as i32;
+    response.cluster_id = status.cluster_id;
+    response.raft_id = status.raft_id;
+    response.incarnation = status.incarnation;
+    response.leader = status.leader;
+    response.term = status.term;
+    response.commit_index = status.commit;
+    response.applied_index = status.applied;
+    response.membership_index = status.membership.index;
+}
+
+fn listing(status: &Status) -> wire::ListResponse {
+    let progress = status.progress.iter().map(|peer| wire::Progress {
+        id: peer.id,
+        match_index: peer.match_index,
+        active: peer.active,
+        snapshot_running: peer.snapshot_running,
+        caught_up: peer.caught_up,
+    });
+    wire::ListResponse {
+        membership: Some(log::Membership::clone(&status.membership)),
+        leader: status.leader,
+        term: status.term,
+        commit_index: status.commit,
+        change_in_flight: status.change_in_flight || status.transferring,
+        progress: progress.collect(),
+    }
+}
+
+fn founded(status: &Status) -> wire::BootstrapResponse {
+    wire::BootstrapResponse {
+        raft_id: status.raft_id,
+        incarnation: status.incarnation,
+        membership_index: status.membership.index,
+    }
+}
+
+fn wrong_disk(status: &Status, asked: &str) -> Error {
+    Error::WrongDisk(format!(
+        "the disk is member {:x}.{:x} of cluster {:x}, the request is for {asked}: replace the disk or ask the right node",
+        status.raft_id, status.incarnation, status.cluster_id
+    ))
+}
+
+fn check_join(request: &wire::JoinRequest) -> Result<(), Error> {
+    let missing = |what: &str| Err(Error::InvalidRequest(format!("{what} is missing")));
+    if request.cluster_id == 0 {
+        return missing("the cluster id");
+    }
+    if request.raft_id == 0 {
+        return missing("the raft id");
+    }
+    if request.incarnation == 0 {
+        return missing("the incarnation");
+    }
+    if !request.peers.iter().any(|peer| peer.id != request.raft_id) {
+        return missing("another member among the peers");
+    }
+    for peer in &request.peers {
+        peer_urls(&peer.urls)?;
+    }
+    Ok(())
+}
+
+fn peer_urls(urls: &[String]) -> Result<Vec<String>, Error> {
+    url::list(urls).map_err(|error| Error::InvalidRequest(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn membership() -> log::Membership {
+        let member = |id, host: &str, is_learner| log::Member {
+            id,
+            peer_urls: vec![format!("http://{host}:2380")],
+            is_learner,
+            ..log::Member::default()
+        };
+        log::Membership {
+            members: vec![member(1, "a", false), member(2, "b", true)],
+            removed: vec![3],
+            ..log::Membership::default()
+        }
+    }
+
+    fn member_of(change: Change) -> Option<u64> {
+        already_done(&membership(), &change).map(|response| response.member.unwrap().id)
+    }
+
+    #[test]
+    fn a_change_that_shows_in_the_membership_is_done() {
+        let add = |url: &str| {
+            Change::Add(log::AddMember { id: 0, peer_urls: vec![url.to_owned()], is_learner: true })
+        };
+        assert_eq!(member_of(add("http://b:2380")), Some(2), "a listed URL answers with the listed member");
+        assert_eq!(member_of(add("http://c:2380")), None);
+        assert_eq!(member_of(Change::Promote(log::PromoteMember { id: 1 })), Some(1));
+        assert_eq!(member_of(Change::Promote(log::PromoteMember { id: 2 })), None);
+        assert_eq!(member_of(Change::Remove(log::RemoveMember { id: 3 })), Some(3));
+        assert_eq!(member_of(Change::Remove(log::RemoveMember { id: 1 })), None);
+        assert_eq!(member_of(Change::Remove(log::RemoveMember { id: 9 })), None, "never known is not removed");
+    }
+
+    #[test]
+    fn a_join_needs_another_member_to_learn_from() {
+        let peer = |id| wire::Peer { id, urls: vec!["http://a:2380".to_owned()] };
+        let good = wire::JoinRequest {
+            cluster_id: 1,
+            raft_id: 2,
+            incarnation: 3,
+            peers: vec![peer(1), peer(2)],
+            membership_index: 1,
+        };
+        assert_eq!(check_join(&good), Ok(()));
+        let alone = wire::JoinRequest { peers: vec![peer(2)], ..good.clone() };
+        assert!(matches!(check_join(&alone), Err(Error::InvalidRequest(_))));
+        for bad in [
+            wire::JoinRequest { cluster_id: 0, ..good.clone() },
+            wire::JoinRequest { raft_id: 0, ..good.clone() },
+            wire::JoinRequest { incarnation: 0, ..good.clone() },
+            wire::JoinRequest { peers: vec![wire::Peer { id: 1, urls: vec![] }], ..good.clone() },
+        ] {
+            assert!(matches!(check_join(&bad), Err(Error::InvalidRequest(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_list_says_when_a_transfer_runs() {
+        let status = Status { transferring: true, ..Status::default() };
+        assert!(listing(&status).change_in_flight);
+        assert!(!listing(&Status::default()).change_in_flight);
+    }
+}

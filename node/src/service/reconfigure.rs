@@ -1,0 +1,137 @@
+//! etcd's strict reconfiguration check: a change by etcd's own API is refused when it would endanger the quorum. Pure:
+//! the membership and the leader's view of it in, a verdict out. The node service has checks of its own in the engine.
+
+use balsa_proto::log::{Member, Membership};
+
+use super::failure::Error;
+use crate::engine::status::Progress;
+
+/// Whether a voter may be added: the voters that have started and the voters that are active must each make a quorum of
+/// the configuration with the new one in it. A single started voter may always get a second, or it could never grow.
+///
+/// # Errors
+/// `NotEnoughStarted`, `Unhealthy`.
+pub fn may_add_voter(membership: &Membership, progress: &[Progress]) -> Result<(), Error> {
+    let voters = voters(membership);
+    let started = voters.iter().filter(|member| member.started).count();
+    let after = voters.len() + 1;
+    let second_of_one = started == 1 && after == 2;
+    if !second_of_one && started < quorum(after) {
+        return Err(Error::NotEnoughStarted);
+    }
+    if active(&voters, progress) < quorum(voters.len()) {
+        return Err(Error::Unhealthy);
+    }
+    Ok(())
+}
+
+/// Whether a learner may become a voter: it counts as started.
+///
+/// # Errors
+/// `NotEnoughStarted`.
+pub fn may_promote(membership: &Membership) -> Result<(), Error> {
+    let voters = voters(membership);
+    let started = voters.iter().filter(|member| member.started).count() + 1;
+    if started < quorum(voters.len() + 1) { Err(Error::NotEnoughStarted) } else { Ok(()) }
+}
+
+/// Whether a member may be removed: the remaining voters that have started must make a quorum. Learners always may.
+///
+/// # Errors
+/// `NotEnoughStarted`, also for the only voter.
+pub fn may_remove(membership: &Membership, id: u64) -> Result<(), Error> {
+    let voters = voters(membership);
+    if !voters.iter().any(|member| member.id == id) {
+        return Ok(());
+    }
+    let remaining = voters.len() - 1;
+    let started = voters.iter().filter(|member| member.id != id && member.started).count();
+    if remaining == 0 || started < quorum(remaining) { Err(Error::NotEnoughStarted) } else { Ok(()) }
+}
+
+/// Whether one more learner is within the bound.
+///
+/// # Errors
+/// `TooManyLearners`.
+pub fn may_add_learner(membership: &Membership, max_learners: usize) -> Result<(), Error> {
+    let learners = membership.members.iter().filter(|member| member.is_learner).count();
+    if learners >= max_learners { Err(Error::TooManyLearners) } else { Ok(()) }
+}
+
+/// The voter to hand leadership to when `leaving` goes: active, and with the longest log.
+pub fn successor(membership: &Membership, progress: &[Progress], leaving: u64) -> Option<u64> {
+    progress
+        .iter()
+        .filter(|peer| peer.active && peer.id != leaving)
+        .filter(|peer| membership.members.iter().any(|member| member.id == peer.id && !member.is_learner))
+        .max_by_key(|peer| (peer.match_index, std::cmp::Reverse(peer.id)))
+        .map(|peer| peer.id)
+}
+
+fn voters(membership: &Membership) -> Vec<&Member> {
+    membership.members.iter().filter(|member| !member.is_learner).collect()
+}
+
+const fn quorum(voters: usize) -> usize {
+    voters / 2 + 1
+}
+
+fn active(voters: &[&Member], progress: &[Progress]) -> usize {
+    voters.iter().filter(|member| progress.iter().any(|peer| peer.id == member.id && peer.active)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One letter per member: `V` voter, `v` voter not started, `L` learner; ids from 1.
+    fn members(spec: &str) -> Membership {
+        let members = spec.chars().zip(1..).map(|(kind, id)| Member {
+            id,
+            is_learner: kind == 'L',
+            started: kind != 'v',
+            ..Member::default()
+        });
+        Membership { members: members.collect(), ..Membership::default() }
+    }
+
+    fn progress(active: &[u64]) -> Vec<Progress> {
+        active.iter().map(|id| Progress { id: *id, match_index: 10, active: true, ..Progress::default() }).collect()
+    }
+
+    #[test]
+    fn a_voter_is_added_only_to_a_started_and_active_quorum() {
+        assert_eq!(may_add_voter(&members("V"), &progress(&[1])), Ok(()), "1 to 2 is the only way to grow");
+        assert_eq!(may_add_voter(&members("Vv"), &progress(&[1])), Err(Error::NotEnoughStarted));
+        assert_eq!(may_add_voter(&members("VVv"), &progress(&[1, 2])), Err(Error::NotEnoughStarted));
+        assert_eq!(may_add_voter(&members("VVV"), &progress(&[1, 2])), Ok(()));
+        assert_eq!(may_add_voter(&members("VVV"), &progress(&[1])), Err(Error::Unhealthy));
+    }
+
+    #[test]
+    fn a_removal_leaves_a_started_quorum() {
+        assert_eq!(may_remove(&members("V"), 1), Err(Error::NotEnoughStarted), "the last voter stays");
+        assert_eq!(may_remove(&members("Vv"), 2), Ok(()));
+        assert_eq!(may_remove(&members("Vv"), 1), Err(Error::NotEnoughStarted));
+        assert_eq!(may_remove(&members("VvL"), 3), Ok(()), "learners never count");
+    }
+
+    #[test]
+    fn a_promotion_counts_the_learner_as_started() {
+        assert_eq!(may_promote(&members("VL")), Ok(()));
+        assert_eq!(may_promote(&members("VvvL")), Err(Error::NotEnoughStarted));
+        assert_eq!(may_add_learner(&members("VL"), 1), Err(Error::TooManyLearners));
+        assert_eq!(may_add_learner(&members("VL"), 2), Ok(()));
+    }
+
+    #[test]
+    fn leadership_goes_to_an_active_voter_with_the_longest_log() {
+        let mut peers = progress(&[1, 2, 3, 4]);
+        peers[2].match_index = 11;
+        peers[3].match_index = 12;
+        assert_eq!(successor(&members("VVVL"), &peers, 1), Some(3), "4 is a learner");
+        peers[2].active = false;
+        assert_eq!(successor(&members("VVVL"), &peers, 1), Some(2));
+        assert_eq!(successor(&members("V"), &progress(&[1]), 1), None);
+    }
+}

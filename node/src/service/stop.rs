@@ -1,0 +1,55 @@
+//! The way out, in steps that each have a bound: unready → leadership handed over → still serving while endpoints lag →
+//! streams ended → in flight finished → flushed. The process calls [`drain`] on SIGTERM; the operator may run the first
+//! half earlier through PrepareStop.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::failure::Error;
+use super::maintenance::blocking;
+use super::member::Member;
+use crate::engine::{Failure, Handle};
+use crate::storage::KeySpace;
+
+/// Longest wait for proposals in flight: the engine's own bound on a request.
+const IN_FLIGHT_BOUND: Duration = Duration::from_secs(7);
+
+/// How often the number in flight is looked at.
+const IN_FLIGHT_POLL: Duration = Duration::from_millis(10);
+
+/// Unready, leadership handed over, what is in flight finished, flushed. The node goes on serving. Again: no effect but
+/// another flush.
+///
+/// # Errors
+/// `Storage` when the flush fails. A hand-over that does not succeed is no error: the others elect a leader by
+/// themselves once this one is gone.
+pub async fn prepare(member: &Member) -> Result<(), Error> {
+    member.start_draining();
+    let Ok(handle) = member.handle() else { return Ok(()) };
+    handle.hand_over().await;
+    finish_in_flight(&handle).await;
+    let store = handle.store();
+    blocking(move || store.flush().map_err(|error| Failure::from(error).into())).await
+}
+
+/// [`prepare`], then goes on serving for `delay`, because endpoints and DNS still name this node, then tells long-lived
+/// streams to end. The caller closes the listeners next, and stops the engine last.
+pub async fn drain(member: &Member, delay: Duration) {
+    let until = Instant::now() + delay;
+    if let Err(error) = prepare(member).await {
+        tracing::warn!(%error, "preparing to stop failed; stopping all the same");
+    }
+    sleep(until.saturating_duration_since(Instant::now())).await;
+    member.stopping().cancel();
+}
+
+async fn finish_in_flight(handle: &Handle) {
+    let finished = async {
+        while handle.status().pending > 0 {
+            sleep(IN_FLIGHT_POLL).await;
+        }
+    };
+    // New requests keep coming while the node serves, so the number may never be seen at 0: the bound ends the wait.
+    let _ = timeout(IN_FLIGHT_BOUND, finished).await;
+}

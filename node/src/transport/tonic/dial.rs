@@ -1,0 +1,163 @@
+//! Addresses and connections. Each connection resolves its name anew: a pod that comes back has another address.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use balsa_proto::peer::peer_client::PeerClient;
+use balsa_proto::peer::{MembersRequest, MembersResponse};
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint, Error as TransportError};
+
+use super::MAX_FRAME_BYTES;
+
+/// Longest wait for one connection, name resolution included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A host that vanished is noticed after both together.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(1_000);
+/// See [`KEEPALIVE_INTERVAL`].
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// Flow-control windows, far above what a local network holds in flight.
+const STREAM_WINDOW: u32 = 16 << 20;
+/// See [`STREAM_WINDOW`].
+const CONNECTION_WINDOW: u32 = 32 << 20;
+
+/// Why a peer did not answer a question.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// No connection.
+    #[error("cannot connect to {url}: {cause}")]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// The transport's words.
+        cause: String,
+    },
+    /// Connected, but no answer in time.
+    #[error("{0} does not answer")]
+    TimedOut(String),
+    /// It answered with an error.
+    #[error("{url} refuses: {cause}")]
+    Refused {
+        /// Who.
+        url: String,
+        /// Its words.
+        cause: String,
+    },
+}
+
+/// How a URL is connected to.
+pub(super) fn endpoint(url: &str) -> Result<Endpoint, TransportError> {
+    Ok(Endpoint::from_shared(url.to_owned())?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW))
+}
+
+/// A new connection to `url`.
+pub(super) async fn connect(url: &str) -> Result<PeerClient<Channel>, AskError> {
+    let unreachable = |cause: String| AskError::Unreachable { url: url.to_owned(), cause };
+    let endpoint = endpoint(url).map_err(|error| unreachable(words(&error)))?;
+    let channel = match timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
+        Err(_) => return Err(unreachable(format!("no connection within {CONNECT_TIMEOUT:?}"))),
+        Ok(connected) => connected.map_err(|error| unreachable(words(&error)))?,
+    };
+    Ok(PeerClient::new(channel)
+        .max_encoding_message_size(MAX_FRAME_BYTES)
+        .max_decoding_message_size(MAX_FRAME_BYTES))
+}
+
+/// A new connection to the first of the URLs that accepts one.
+pub(super) async fn connect_any(urls: &[String]) -> Result<PeerClient<Channel>, AskError> {
+    let mut last = AskError::Unreachable { url: "a peer".to_owned(), cause: "it has no URL".to_owned() };
+    for url in urls {
+        match connect(url).await {
+            Ok(client) => return Ok(client),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// What the peer at `url` says of the membership, without consensus: enough to refuse, never enough to join on.
+///
+/// # Errors
+/// No answer within `bound`.
+pub async fn members(url: &str, bound: Duration) -> Result<MembersResponse, AskError> {
+    let ask = async {
+        let mut client = connect(url).await?;
+        let answer = client.members(MembersRequest {}).await;
+        answer.map_err(|status| AskError::Refused { url: url.to_owned(), cause: status.message().to_owned() })
+    };
+    match timeout(bound, ask).await {
+        Err(_) => Err(AskError::TimedOut(url.to_owned())),
+        Ok(answer) => Ok(answer?.into_inner()),
+    }
+}
+
+/// URLs of all that share a domain with `url`: below a headless service `<pod>.<service>…`, the service's own name
+/// resolves to every pod. Nothing for an address, for a name without a domain, and for a name that does not resolve
+/// within `bound`. The own address is among them.
+pub async fn siblings(url: &str, bound: Duration) -> Vec<String> {
+    let Ok(uri) = url.parse::<tonic::codegen::http::Uri>() else { return Vec::new() };
+    let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else { return Vec::new() };
+    let scheme = uri.scheme_str().unwrap_or("http");
+    let Some(domain) = domain(host) else { return Vec::new() };
+    match timeout(bound, tokio::net::lookup_host((domain, port))).await {
+        Ok(Ok(addresses)) => addresses.map(|address| format!("{scheme}://{address}")).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// A name without its first label; nothing for an address or when nothing is left.
+fn domain(host: &str) -> Option<&str> {
+    let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    host.split_once('.').map(|(_, domain)| domain).filter(|domain| !is_address && !domain.is_empty())
+}
+
+/// An error with its causes: tonic says only "transport error" by itself.
+pub(super) fn words(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words = format!("{words}: {error}");
+        cause = error.source();
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_name_below_a_domain_has_siblings() {
+        assert_eq!(domain("balsa-0.balsa-peers.ns.svc.cluster.local"), Some("balsa-peers.ns.svc.cluster.local"));
+        assert_eq!(domain("balsa-0.balsa-peers"), Some("balsa-peers"));
+        for host in ["localhost", "127.0.0.1", "[::1]", "10.0.0.7", "balsa."] {
+            assert_eq!(domain(host), None, "{host}");
+        }
+    }
+
+    #[tokio::test]
+    async fn siblings_are_the_addresses_of_the_domain() {
+        let found = siblings("http://balsa-0.localhost:2380", Duration::from_secs(5)).await;
+        assert!(found.contains(&"http://127.0.0.1:2380".to_owned()), "{found:?}");
+        assert!(siblings("http://127.0.0.1:2380", Duration::from_secs(5)).await.is_empty());
+        assert!(siblings("no url", Duration::from_secs(5)).await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_not_there_is_told_from_one_that_is_silent() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let silent = members(&url, Duration::from_millis(300)).await;
+        assert!(matches!(silent, Err(AskError::TimedOut(_))), "{silent:?}");
+        drop(listener);
+        let absent = members(&url, Duration::from_secs(3)).await;
+        assert!(matches!(absent, Err(AskError::Unreachable { .. })), "{absent:?}");
+    }
+}

@@ -1,0 +1,135 @@
+//! The task of one peer: dial, stream, and again, for as long as the peer is listed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use balsa_proto::peer::Frame;
+use balsa_proto::peer::peer_client::PeerClient;
+use futures::{Stream, stream};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tracing::{debug, info, warn};
+
+use super::dial::{connect_any, words};
+use super::queue::Queue;
+use super::Shared;
+
+/// First wait after a failure; it doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+/// A pod that comes back is found within this. A stream that lasted longer was a good one.
+const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// How long a peer that is no longer listed still gets what is queued for it.
+const FLUSH: Duration = Duration::from_secs(1);
+
+/// Why a connection is over.
+enum End {
+    /// It broke, or was never there, or not for long.
+    Lost {
+        cause: String,
+        lasted: bool,
+    },
+    /// The peer is elsewhere.
+    Moved,
+    /// The queue was closed, and is sent or has had its time.
+    Done,
+}
+
+/// Runs until the peer is no longer listed.
+pub(super) async fn run(id: u64, shared: Arc<Shared>, queue: Arc<Queue>, mut urls: watch::Receiver<Vec<String>>) {
+    let (mut backoff, mut told) = (MIN_BACKOFF, false);
+    loop {
+        let present = urls.borrow_and_update().clone();
+        let end = tokio::select! {
+            end = connection(id, &shared, &queue, &present) => end,
+            end = changed(&mut urls) => end,
+        };
+        let (cause, lasted) = match end {
+            End::Done => return,
+            End::Moved => continue,
+            End::Lost { cause, lasted } => (cause, lasted),
+        };
+        lost(id, &shared, &queue);
+        if queue.is_closed() {
+            return;
+        }
+        if lasted {
+            (backoff, told) = (MIN_BACKOFF, false);
+        }
+        let peer = format!("{id:x}");
+        match std::mem::replace(&mut told, true) {
+            false => warn!(peer, cause, "lost the way to a peer"),
+            true => debug!(peer, cause, "a peer is still away"),
+        }
+        tokio::select! {
+            () = sleep(backoff) => backoff = (backoff * 2).min(MAX_BACKOFF),
+            _ = urls.changed() => backoff = MIN_BACKOFF,
+        }
+    }
+}
+
+/// What was meant for a stream that broke is dropped: Raft repeats it, and nobody may repeat the rest.
+fn lost(id: u64, shared: &Shared, queue: &Queue) {
+    queue.set_up(false);
+    for _ in 0..queue.clear() {
+        shared.config.metrics.failed(id);
+    }
+    (shared.on_unreachable)(id);
+}
+
+/// Resolves when the peer has other URLs, or, once it is no longer listed, when it has had its time.
+async fn changed(urls: &mut watch::Receiver<Vec<String>>) -> End {
+    if urls.changed().await.is_ok() {
+        return End::Moved;
+    }
+    sleep(FLUSH).await;
+    End::Done
+}
+
+/// One connection from its dial to its end.
+async fn connection(id: u64, shared: &Arc<Shared>, queue: &Arc<Queue>, urls: &[String]) -> End {
+    match connect_any(urls).await {
+        Ok(client) => frames(id, shared, queue, client).await,
+        Err(error) => End::Lost { cause: error.to_string(), lasted: false },
+    }
+}
+
+/// The listener answers only at the end: with a failure, or when the queue was closed and everything is there.
+async fn frames(id: u64, shared: &Arc<Shared>, queue: &Arc<Queue>, mut client: PeerClient<Channel>) -> End {
+    debug!(peer = format!("{id:x}"), "connected to a peer");
+    queue.set_up(true);
+    let started = Instant::now();
+    let over = CancellationToken::new();
+    let _ends_with_this_call = over.clone().drop_guard();
+    let answer = client.frames(outgoing(id, shared.clone(), queue.clone(), over)).await;
+    let lasted = started.elapsed() > MAX_BACKOFF;
+    match answer {
+        Ok(_) if queue.is_closed() => {
+            info!(peer = format!("{id:x}"), "a peer that is no longer listed has all that was queued for it");
+            End::Done
+        }
+        Ok(_) => End::Lost { cause: "the peer ended the stream".to_owned(), lasted },
+        Err(status) => End::Lost { cause: words(&status), lasted },
+    }
+}
+
+/// The frames of the queue. A call that is over must not take from the next one's: its stream may outlive it, in the
+/// hands of the connection.
+fn outgoing(
+    id: u64,
+    shared: Arc<Shared>,
+    queue: Arc<Queue>,
+    over: CancellationToken,
+) -> impl Stream<Item = Frame> + Send + 'static {
+    stream::unfold((shared, queue, over), move |(shared, queue, over)| async move {
+        let next = tokio::select! {
+            biased;
+            () = over.cancelled() => None,
+            next = queue.pop() => next,
+        };
+        let (frame, size) = next?;
+        shared.config.metrics.sent(id, size);
+        Some((frame, (shared, queue, over)))
+    })
+}

@@ -1,0 +1,259 @@
+//! A cluster of `balsa` processes on loopback, started by etcd's flags. All of them end with the value.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use balsa_proto::etcdserverpb as pb;
+use balsa_proto::etcdserverpb::cluster_client::ClusterClient;
+use balsa_proto::etcdserverpb::kv_client::KvClient;
+use balsa_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use balsa_proto::etcdserverpb::watch_client::WatchClient;
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+/// How long anything may take before a test says that it does not happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) client_port: u16,
+    pub(crate) peer_port: u16,
+    pub(crate) data: PathBuf,
+    pub(crate) log: PathBuf,
+    process: Option<Child>,
+}
+
+impl Member {
+    pub(crate) fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer_port)
+    }
+
+    pub(crate) fn client_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the member runs").id()
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Waits for the process to end by itself.
+    pub(crate) fn wait_for_exit(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        let process = self.process.as_mut().expect("the member runs");
+        loop {
+            if let Some(status) = process.try_wait().expect("the process can be asked") {
+                self.process = None;
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{} does not end:\n{}", self.name, tail(&self.log));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// kill -9, and the corpse is collected.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    fn channel(&self) -> Channel {
+        Endpoint::from_shared(self.client_url()).expect("a URL").connect_timeout(Duration::from_secs(1)).connect_lazy()
+    }
+
+    pub(crate) fn kv(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel())
+    }
+
+    pub(crate) fn watch(&self) -> WatchClient<Channel> {
+        WatchClient::new(self.channel())
+    }
+
+    pub(crate) fn cluster(&self) -> ClusterClient<Channel> {
+        ClusterClient::new(self.channel())
+    }
+
+    pub(crate) fn maintenance(&self) -> MaintenanceClient<Channel> {
+        MaintenanceClient::new(self.channel())
+    }
+
+    pub(crate) async fn status(&self) -> Option<pb::StatusResponse> {
+        let asked = async { self.maintenance().status(pb::StatusRequest {}).await };
+        let answer = tokio::time::timeout(Duration::from_secs(1), asked).await.ok()?;
+        answer.ok().map(tonic::Response::into_inner)
+    }
+
+    pub(crate) async fn put(&self, key: &str, value: &str) -> Result<i64, tonic::Status> {
+        let (key, value) = (key.to_owned().into(), value.to_owned().into());
+        let answer = self.kv().put(pb::PutRequest { key, value, ..Default::default() }).await?;
+        Ok(answer.into_inner().header.expect("a header").revision)
+    }
+
+    pub(crate) async fn get(&self, key: &str) -> Result<Option<String>, tonic::Status> {
+        let request = pb::RangeRequest { key: key.to_owned().into(), ..Default::default() };
+        let answer = self.kv().range(request).await?.into_inner();
+        Ok(answer.kvs.first().map(|kv| String::from_utf8_lossy(&kv.value).into_owned()))
+    }
+
+    pub(crate) fn log_text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+pub(crate) struct Cluster {
+    pub(crate) members: Vec<Member>,
+    pub(crate) directory: TempDir,
+}
+
+impl Cluster {
+    /// Starts `size` members that found a cluster together, and waits for a leader.
+    pub(crate) async fn start(size: usize) -> Self {
+        let mut cluster = Self { members: Vec::new(), directory: TempDir::new().expect("a directory") };
+        for index in 0..size {
+            cluster.add_unstarted(&format!("m{index}"));
+        }
+        let all = cluster.initial_cluster();
+        for index in 0..size {
+            cluster.run(index, &all, "new");
+        }
+        cluster.leader().await;
+        cluster
+    }
+
+    /// A further member that is not started yet; its index.
+    pub(crate) fn add_unstarted(&mut self, name: &str) -> usize {
+        let data = self.directory.path().join(name);
+        self.members.push(Member {
+            name: name.to_owned(),
+            client_port: free_port(),
+            peer_port: free_port(),
+            log: data.with_extension("log"),
+            data,
+            process: None,
+        });
+        self.members.len() - 1
+    }
+
+    pub(crate) fn initial_cluster(&self) -> String {
+        let one = |member: &Member| format!("{}={}", member.name, member.peer_url());
+        self.members.iter().map(one).collect::<Vec<_>>().join(",")
+    }
+
+    pub(crate) fn run(&mut self, index: usize, initial_cluster: &str, state: &str) {
+        self.run_with(index, initial_cluster, state, &[]);
+    }
+
+    pub(crate) fn run_with(&mut self, index: usize, initial_cluster: &str, state: &str, more: &[(&str, &str)]) {
+        let member = &mut self.members[index];
+        let log = std::fs::File::options().create(true).append(true).open(&member.log).expect("a log file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_balsa"));
+        command
+            .arg(format!("--name={}", member.name))
+            .arg(format!("--data-dir={}", member.data.display()))
+            .arg(format!("--listen-client-urls={}", member.client_url()))
+            .arg(format!("--advertise-client-urls={}", member.client_url()))
+            .arg(format!("--listen-peer-urls={}", member.peer_url()))
+            .arg(format!("--initial-advertise-peer-urls={}", member.peer_url()))
+            .arg(format!("--initial-cluster={initial_cluster}"))
+            .arg(format!("--initial-cluster-state={state}"))
+            .arg("--initial-cluster-token=processes")
+            .arg("--drain-delay=0s");
+        for (name, value) in more {
+            command.env(name, value);
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+        member.process = Some(command.spawn().expect("the node's binary runs"));
+    }
+
+    /// Starts a member again on its disk.
+    pub(crate) fn restart(&mut self, index: usize) {
+        let all = self.initial_cluster();
+        self.run(index, &all, "new");
+    }
+
+    /// The index of the leader that a majority of the running members names.
+    pub(crate) async fn leader(&self) -> usize {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(leader) = self.leader_now().await {
+                return leader;
+            }
+            assert!(Instant::now() < deadline, "no leader:\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn leader_now(&self) -> Option<usize> {
+        let mut named = Vec::new();
+        for (index, member) in self.members.iter().enumerate().filter(|(_, member)| member.is_running()) {
+            if let Some(status) = member.status().await {
+                let own = status.header.as_ref().map_or(0, |header| header.member_id);
+                named.push((index, own, status.leader));
+            }
+        }
+        let running = self.members.iter().filter(|member| member.is_running()).count();
+        let (index, id, _) = named.iter().find(|(_, own, leader)| own == leader && *own != 0)?;
+        let agree = named.iter().filter(|(_, _, leader)| leader == id).count();
+        (agree * 2 > running).then_some(*index)
+    }
+
+    /// Waits until `check` holds, asking again and again.
+    pub(crate) async fn eventually<F: Future<Output = bool>>(&self, what: &str, check: impl Fn() -> F) {
+        let deadline = Instant::now() + PATIENCE;
+        while !check().await {
+            assert!(Instant::now() < deadline, "not in time: {what}\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The hash of every running member at one revision must be the same.
+    pub(crate) async fn assert_hashes_agree(&self) {
+        let leader = &self.members[self.leader().await];
+        let revision = leader.put("hash-pin", "x").await.expect("a write");
+        let mut hashes = Vec::new();
+        for member in self.members.iter().filter(|member| member.is_running()) {
+            member.get("hash-pin").await.expect("a linearizable read");
+            let hash = member.maintenance().hash_kv(pb::HashKvRequest { revision }).await.expect("a hash").into_inner();
+            hashes.push((hash.hash, hash.compact_revision));
+        }
+        assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "hashes differ: {hashes:?}");
+    }
+
+    /// The ends of all logs, for a failed test.
+    pub(crate) fn logs(&self) -> String {
+        let one = |member: &Member| format!("--- {}\n{}", member.name, tail(&member.log));
+        self.members.iter().map(one).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        self.members.iter_mut().for_each(Member::kill);
+    }
+}
+
+fn tail(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(25)..].join("\n")
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port()
+}

@@ -1,0 +1,50 @@
+//! Bad input on both ports, and damaged disks: a clear refusal, never a panic, nothing acknowledged lost.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use balsa_proto::etcdserverpb as pb;
+
+use crate::cluster::Cluster;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_on_either_port_harms_nobody() {
+    let cluster = Cluster::start(3).await;
+    for member in &cluster.members {
+        for port in [member.client_port, member.peer_port] {
+            for garbage in [&[0u8; 512][..], b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff"] {
+                let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
+                stream.set_read_timeout(Some(Duration::from_millis(300))).expect("a time-out");
+                let _ = stream.write_all(garbage);
+                let _ = stream.read(&mut [0; 64]);
+            }
+        }
+    }
+    cluster.members[0].put("still", "here").await.expect("a write");
+    assert!(cluster.members.iter().all(|member| !member.log_text().contains("panicked")), "{}", cluster.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_over_the_bound_is_refused_with_etcds_words() {
+    let cluster = Cluster::start(1).await;
+    let member = &cluster.members[0];
+    let request = pb::PutRequest { key: "big".into(), value: vec![7; 1_600_000].into(), ..Default::default() };
+    let error = member.kv().put(request).await.expect_err("too large");
+    assert_eq!(error.message(), "etcdserver: request is too large");
+    assert_eq!(member.get("big").await.expect("a read"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_of_another_cluster_is_not_mistaken_for_ones_own() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.members[0].kill();
+    let marker = cluster.members[0].data.join("MARKER");
+    let mut bytes = std::fs::read(&marker).expect("a marker");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 0xff;
+    std::fs::write(&marker, bytes).expect("damaged");
+    cluster.restart(0);
+    assert_eq!(cluster.members[0].wait_for_exit().code(), Some(73), "Corrupt\n{}", cluster.logs());
+    assert!(cluster.members[0].log_text().contains("MARKER"), "the file is named");
+}

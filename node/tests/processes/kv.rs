@@ -1,0 +1,72 @@
+//! The key space over the wire, through any member.
+
+use balsa_proto::etcdserverpb as pb;
+use tonic::Code;
+
+use crate::cluster::Cluster;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_through_any_member_is_read_through_every_member() {
+    let cluster = Cluster::start(3).await;
+    for (index, member) in cluster.members.iter().enumerate() {
+        let key = format!("key-{index}");
+        member.put(&key, "value").await.expect("a write");
+        for other in &cluster.members {
+            assert_eq!(other.get(&key).await.expect("a read").as_deref(), Some("value"));
+        }
+    }
+    cluster.assert_hashes_agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revisions_and_errors_are_etcds() {
+    let cluster = Cluster::start(1).await;
+    let member = &cluster.members[0];
+    let first = member.put("a", "1").await.expect("a write");
+    assert_eq!(member.put("a", "2").await.expect("a write"), first + 1);
+
+    let old = pb::RangeRequest { key: "a".into(), revision: first, ..Default::default() };
+    let answer = member.kv().range(old.clone()).await.expect("a read").into_inner();
+    assert_eq!((&answer.kvs[0].value[..], answer.kvs[0].version, answer.count), (&b"1"[..], 1, 1));
+
+    let compact = pb::CompactionRequest { revision: first + 1, physical: true };
+    member.kv().compact(compact).await.expect("a compaction");
+    let error = member.kv().range(old).await.expect_err("compacted");
+    assert_eq!(error.code(), Code::OutOfRange);
+    assert_eq!(error.message(), "etcdserver: mvcc: required revision has been compacted");
+
+    let future = pb::RangeRequest { key: "a".into(), revision: 1_000, ..Default::default() };
+    let error = member.kv().range(future).await.expect_err("in the future");
+    assert_eq!(error.message(), "etcdserver: mvcc: required revision is a future revision");
+    let error = member.put("", "x").await.expect_err("no key");
+    assert_eq!((error.code(), error.message()), (Code::InvalidArgument, "etcdserver: key is not provided"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_sees_every_revision_once_and_in_order() {
+    use pb::watch_request::RequestUnion;
+
+    let cluster = Cluster::start(3).await;
+    let first = cluster.members[0].put("w/0", "x").await.expect("a write");
+    let (requests, stream) = tokio::sync::mpsc::channel(4);
+    let create = pb::WatchCreateRequest {
+        key: "w/".into(),
+        range_end: "w0".into(),
+        start_revision: first,
+        ..Default::default()
+    };
+    let create = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    requests.send(create).await.expect("sent");
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let mut events = cluster.members[2].watch().watch(stream).await.expect("a watch").into_inner();
+    for number in 1..200 {
+        cluster.members[number % 3].put(&format!("w/{number}"), "x").await.expect("a write");
+    }
+    let mut seen = Vec::new();
+    while seen.len() < 200 {
+        let answer = events.message().await.expect("open").expect("more");
+        seen.extend(answer.events.iter().map(|event| event.kv.as_ref().expect("a pair").mod_revision));
+    }
+    let expected: Vec<i64> = (first..first + 200).collect();
+    assert_eq!(seen, expected);
+}

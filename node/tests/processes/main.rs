@@ -1,0 +1,10 @@
+//! Whole nodes as real processes on loopback: what a user of etcd's flags gets, with kills, restarts, full and lost disks.
+//! Nothing here knows the inside of a node; it speaks etcd's API and looks at exit codes.
+
+mod cluster;
+mod writer;
+
+mod faults;
+mod kv;
+mod membership;
+mod restart;

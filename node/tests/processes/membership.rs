@@ -1,0 +1,54 @@
+//! Members come and go through etcd's own calls.
+
+use balsa_proto::etcdserverpb as pb;
+
+use crate::cluster::Cluster;
+
+async fn add_learner(cluster: &Cluster, url: String) -> u64 {
+    let leader = &cluster.members[cluster.leader().await];
+    let request = pb::MemberAddRequest { peer_ur_ls: vec![url], is_learner: true };
+    leader.cluster().member_add(request).await.expect("added").into_inner().member.expect("a member").id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_catches_up_by_snapshot_is_promoted_and_removed() {
+    let mut cluster = Cluster::start(3).await;
+    for number in 0..200 {
+        cluster.members[number % 3].put(&format!("k/{number}"), "v").await.expect("a write");
+    }
+    let index = cluster.add_unstarted("joiner");
+    let id = add_learner(&cluster, cluster.members[index].peer_url()).await;
+    assert_eq!(id, 4, "ids are counted, never reused");
+    let all = cluster.initial_cluster();
+    cluster.run(index, &all, "existing");
+
+    let promote = pb::MemberPromoteRequest { id };
+    cluster
+        .eventually("the learner is caught up and promoted", || async {
+            let leader = &cluster.members[cluster.leader().await];
+            leader.cluster().member_promote(promote).await.is_ok()
+        })
+        .await;
+    assert_eq!(cluster.members[index].get("k/7").await.expect("a read").as_deref(), Some("v"));
+    cluster.assert_hashes_agree().await;
+
+    let other = (cluster.leader().await + 1) % 3;
+    let removed = cluster.members[other].cluster().member_remove(pb::MemberRemoveRequest { id }).await;
+    assert_eq!(removed.expect("removed").into_inner().members.len(), 3);
+    let status = cluster.members[index].wait_for_exit();
+    assert_eq!(status.code(), Some(71), "MemberRemoved\n{}", cluster.logs());
+    cluster.run(index, &all, "existing");
+    let status = cluster.members[index].wait_for_exit();
+    assert_eq!(status.code(), Some(71), "its disk is refused for good\n{}", cluster.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn m4_a_member_whose_disk_was_emptied_refuses_to_run() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.members[0].put("a", "1").await.expect("a write");
+    let victim = (cluster.leader().await + 1) % 3;
+    cluster.members[victim].kill();
+    std::fs::remove_dir_all(&cluster.members[victim].data).expect("emptied");
+    cluster.restart(victim);
+    assert_eq!(cluster.members[victim].wait_for_exit().code(), Some(70), "DiskLost\n{}", cluster.logs());
+}

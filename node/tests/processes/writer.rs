@@ -1,0 +1,135 @@
+//! Writers that never stop, and the check at the end: every acknowledged write is there exactly once, every refused one is
+//! not, every unknown one may be either. A key is never written twice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use balsa_proto::etcdserverpb as pb;
+use balsa_proto::etcdserverpb::kv_client::KvClient;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::cluster::Cluster;
+
+/// What became of one key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Acknowledged,
+    Refused,
+    Unknown,
+}
+
+pub(crate) struct Writers {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<Vec<(String, Fate, Instant)>>>,
+}
+
+/// What the writers saw.
+pub(crate) struct History {
+    pub(crate) fates: Vec<(String, Fate)>,
+    /// The longest time in which nobody's write was acknowledged.
+    pub(crate) longest_pause: Duration,
+}
+
+impl Writers {
+    /// `count` writers, each starting at another member and moving on when one does not answer.
+    pub(crate) fn start(cluster: &Cluster, count: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let urls: Vec<String> = cluster.members.iter().map(crate::cluster::Member::client_url).collect();
+        let tasks = (0..count).map(|writer| tokio::spawn(write(writer, urls.clone(), stop.clone()))).collect();
+        Self { stop, tasks }
+    }
+
+    pub(crate) async fn finish(self) -> History {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Vec::new();
+        for task in self.tasks {
+            all.extend(task.await.expect("a writer ends"));
+        }
+        all.sort_by_key(|(_, _, at)| *at);
+        let acknowledged: Vec<Instant> =
+            all.iter().filter(|(_, fate, _)| *fate == Fate::Acknowledged).map(|(_, _, at)| *at).collect();
+        let longest_pause = acknowledged.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
+        History { fates: all.into_iter().map(|(key, fate, _)| (key, fate)).collect(), longest_pause }
+    }
+}
+
+impl History {
+    pub(crate) fn count(&self, fate: Fate) -> usize {
+        self.fates.iter().filter(|(_, other)| *other == fate).count()
+    }
+
+    /// Compares with the store.
+    pub(crate) async fn check(&self, cluster: &Cluster) {
+        let member = &cluster.members[cluster.leader().await];
+        for (key, fate) in &self.fates {
+            let request = pb::RangeRequest { key: key.clone().into(), ..Default::default() };
+            let kvs = member.kv().range(request).await.expect("a linearizable read").into_inner().kvs;
+            match fate {
+                Fate::Acknowledged => {
+                    assert_eq!(kvs.len(), 1, "{key} was acknowledged and is not there\n{}", cluster.logs());
+                    assert_eq!(kvs[0].version, 1, "{key} was written more than once");
+                }
+                Fate::Refused => assert!(kvs.is_empty(), "{key} was refused and is there"),
+                Fate::Unknown => assert!(kvs.first().is_none_or(|kv| kv.version == 1), "{key} was written twice"),
+            }
+        }
+    }
+}
+
+async fn write(writer: usize, urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<(String, Fate, Instant)> {
+    let connect = |url: &String| {
+        let endpoint = Endpoint::from_shared(url.clone()).expect("a URL").connect_timeout(Duration::from_millis(500));
+        KvClient::new(endpoint.connect_lazy())
+    };
+    let mut clients: Vec<KvClient<Channel>> = urls.iter().map(connect).collect();
+    let mut fates = Vec::new();
+    let mut turn = writer;
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let key = format!("w/{writer}/{number:08}");
+        let at = turn % clients.len();
+        let sent = tokio::time::timeout(Duration::from_secs(10), clients[at].txn(create(&key)));
+        let fate = match sent.await {
+            Ok(Ok(answer)) if answer.get_ref().succeeded => Fate::Acknowledged,
+            Ok(Ok(_)) => panic!("{key} exists before it was written"),
+            Ok(Err(status)) => fate_of(&status),
+            Err(_) => Fate::Unknown,
+        };
+        fates.push((key, fate, Instant::now()));
+        if fate != Fate::Acknowledged {
+            turn += 1;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    fates
+}
+
+/// A connection that was never made carried no write; everything else that etcd's clients must not retry is unknown.
+fn fate_of(status: &tonic::Status) -> Fate {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.to_string().contains("Connection refused") {
+            return Fate::Refused;
+        }
+        source = error.source();
+    }
+    let refused = ["etcdserver: too many requests", "etcdserver: not leader"];
+    if refused.contains(&status.message()) { Fate::Refused } else { Fate::Unknown }
+}
+
+fn create(key: &str) -> pb::TxnRequest {
+    let absent = pb::Compare {
+        result: pb::compare::CompareResult::Equal as i32,
+        target: pb::compare::CompareTarget::Create as i32,
+        key: key.to_owned().into(),
+        target_union: Some(pb::compare::TargetUnion::CreateRevision(0)),
+        ..Default::default()
+    };
+    let put = pb::PutRequest { key: key.to_owned().into(), value: key.to_owned().into(), ..Default::default() };
+    let op = pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) };
+    pb::TxnRequest { compare: vec![absent], success: vec![op], failure: Vec::new() }
+}
