@@ -416,12 +416,13 @@ fn votes_that_nobody_asked_for_are_refused() {
 #[test]
 fn fatal_snapshots_are_refused() {
     fatal(follower(), snapshot_of(9, 0, &[1, 2], &[]), Invalid::SnapshotPoint { index: 9, term: 0 });
-    let configurations: [(&[u64], &[u64]); 3] = [(&[], &[1]), (&[0, 1, 2], &[]), (&[1, 2], &[2])];
-    for (voters, learners) in configurations {
+    let fatal_ones: [(&[u64], &[u64]); 3] = [(&[], &[1]), (&[0, 1, 2], &[]), (&[1, 2], &[2])];
+    for (voters, learners) in fatal_ones {
         fatal(follower(), snapshot_of(9, 2, voters, learners), Invalid::SnapshotConfiguration);
     }
     // Raft copes with these, but they are no configuration that a member has.
-    for (voters, learners) in [(&[1, 1, 2] as &[u64], &[] as &[u64]), (&[1, 2], &[3, 3])] {
+    let others: [(&[u64], &[u64]); 2] = [(&[1, 1, 2], &[]), (&[1, 2], &[3, 3])];
+    for (voters, learners) in others {
         refused(&follower(), &snapshot_of(9, 2, voters, learners), Invalid::SnapshotConfiguration);
     }
 }
