@@ -11,5 +11,8 @@ pub mod replica;
 pub mod tail;
 pub mod validate;
 
+#[cfg(test)]
+mod simulation;
+
 pub use replica::{Batch, NotProposed, Persisted, Replica, ReplicaConfig, Role};
 pub use tail::Tail;

@@ -42,6 +42,16 @@ impl MemoryKeySpace {
         Self::holding(shared.flushed.clone())
     }
 
+    /// A [`checkpoint`](KeySpace::checkpoint) that needs no directory: a durable copy that goes its own way.
+    ///
+    /// # Errors
+    /// `Failed` after a crash or as planned.
+    pub fn fork(&self) -> Result<Self> {
+        self.flush()?;
+        let shared = self.shared.lock();
+        Ok(Self::holding(shared.flushed.clone()))
+    }
+
     /// Lets the `nth` write from now on fail, 1 being the next; batches, flushes and checkpoints count. All after it
     /// fail too, until a crash.
     pub fn fail_write(&self, nth: u64, left: FailedWrite) {
