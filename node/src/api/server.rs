@@ -21,7 +21,6 @@ use tonic::transport::server::TcpIncoming;
 use wire::node_server::NodeServer;
 
 use super::cluster::ClusterApi;
-use super::ending::Ending;
 use super::forward::GrpcLeader;
 use super::grpc_metrics::GrpcMetricsLayer;
 use super::http;
