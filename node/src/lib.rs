@@ -12,3 +12,4 @@ pub mod process;
 pub mod service;
 pub mod storage;
 pub mod transport;
+pub mod wiring;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use balsa_node::api::server::{Listeners, Services};
+use balsa_node::api::server::{Closing, Listeners, Services};
 use balsa_node::config::{Config, Invocation, logging};
 use balsa_node::engine::fatal::Fatal;
 use balsa_node::engine::{Node, NodeConfig};
@@ -10,7 +10,6 @@ use balsa_node::process::{StopSignals, Termination, end_by};
 use balsa_node::service::metrics::Metrics;
 use balsa_node::service::{Member, Settings, stop};
 use balsa_node::storage::marker;
-use tonic::service::Routes;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -46,9 +45,10 @@ async fn run(config: &Config) -> Result<i32, Termination> {
     let services = Services::new(member.clone(), metrics, config);
 
     let mut listeners = Listeners::default();
-    listeners.serve(&config.listen_metrics_urls, &services.metrics_routes()).map_err(failed)?;
-    listeners.serve(&config.listen_peer_urls, &services.peer_routes(Routes::default())).map_err(failed)?;
-    listeners.serve(&config.listen_client_urls, &services.client_routes().map_err(failed)?).map_err(failed)?;
+    let client = services.client_routes().map_err(failed)?;
+    listeners.serve(&config.listen_metrics_urls, &services.metrics_routes(), Closing::AtExit).map_err(failed)?;
+    listeners.serve(&config.listen_peer_urls, &services.peer_routes(), Closing::AtExit).map_err(failed)?;
+    listeners.serve(&config.listen_client_urls, &client, Closing::Gracefully).map_err(failed)?;
 
     let signal = tokio::select! {
         signal = signals.next() => signal,

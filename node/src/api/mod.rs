@@ -2,12 +2,14 @@
 //! decides anything.
 
 pub mod cluster;
+pub mod ending;
 pub mod forward;
 pub mod grpc_metrics;
 pub mod http;
 pub mod kv;
 pub mod maintenance;
 pub mod node;
+pub mod peer;
 pub mod server;
 pub mod status;
 pub mod watch;

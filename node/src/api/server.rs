@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,17 +21,20 @@ use tonic::transport::server::TcpIncoming;
 use wire::node_server::NodeServer;
 
 use super::cluster::ClusterApi;
+use super::ending::Ending;
 use super::forward::GrpcLeader;
 use super::grpc_metrics::GrpcMetricsLayer;
 use super::kv::KvApi;
 use super::maintenance::MaintenanceApi;
 use super::node::NodeApi;
+use super::peer::PeerApi;
 use super::http;
 use super::watch::WatchApi;
 use crate::config::Config;
 use crate::config::url::Url;
 use crate::service::Member;
 use crate::service::metrics::Metrics;
+use crate::service::peer::PeerService;
 use crate::service::watch::WatchSettings;
 
 /// What a request may be larger than the limit on the command in it; etcd's own allowance.
@@ -59,6 +63,7 @@ pub struct Services {
     metrics: Arc<Metrics>,
     max_request_bytes: usize,
     watch: WatchSettings,
+    data_dir: PathBuf,
 }
 
 impl Services {
@@ -68,7 +73,8 @@ impl Services {
             progress_interval: config.watch_progress_notify_interval,
             election_timeout: config.election_timeout,
         };
-        Self { member, metrics, max_request_bytes: config.max_request_bytes, watch }
+        let data_dir = config.data_dir.clone();
+        Self { member, metrics, max_request_bytes: config.max_request_bytes, watch, data_dir }
     }
 
     fn decode_limit(&self) -> usize {
@@ -85,8 +91,9 @@ impl Services {
         let kv = KvServer::new(KvApi::new(self.member.clone()));
         let cluster = ClusterServer::new(ClusterApi::new(self.member.clone(), leader));
         let maintenance = MaintenanceServer::new(MaintenanceApi::new(self.member.clone()));
-        let member = self.member.clone();
-        let watch = WatchServer::new(WatchApi::new(move || member.handle(), self.watch, self.max_request_bytes));
+        let (member, stopping) = (self.member.clone(), self.member.stopping().clone());
+        let watch = WatchApi::new(move || member.handle(), stopping, self.watch, self.max_request_bytes);
+        let watch = WatchServer::new(watch);
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -106,11 +113,13 @@ impl Services {
         Ok(router.into())
     }
 
-    /// gRPC of the peer port: the node service, and etcd's membership calls for members that pass them on. `more` is the
-    /// peer service.
-    pub fn peer_routes(&self, more: Routes) -> Routes {
+    /// gRPC of the peer port: the peer and node services, and etcd's membership calls for members that pass them on.
+    pub fn peer_routes(&self) -> Routes {
         let leader = Arc::new(GrpcLeader);
-        more.add_service(NodeServer::new(NodeApi::new(self.member.clone(), leader.clone())))
+        let member = self.member.clone();
+        let peers = PeerService::new(&self.data_dir, Arc::new(move || member.handle()));
+        Routes::new(PeerApi::new(Arc::new(peers)).into_server())
+            .add_service(NodeServer::new(NodeApi::new(self.member.clone(), leader.clone())))
             .add_service(ClusterServer::new(ClusterApi::new(self.member.clone(), leader)))
     }
 
@@ -120,15 +129,25 @@ impl Services {
     }
 }
 
+/// What becomes of a listener's connections when the process stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// Clients are told to go away, and what is in flight is finished.
+    Gracefully,
+    /// Open until the process is gone: peers keep one stream each, which never ends by itself.
+    AtExit,
+}
+
 /// Servers that run until they are told to close.
 pub struct Listeners {
     servers: JoinSet<Result<(), tonic::transport::Error>>,
+    until_exit: JoinSet<Result<(), tonic::transport::Error>>,
     closing: CancellationToken,
 }
 
 impl Default for Listeners {
     fn default() -> Self {
-        Self { servers: JoinSet::new(), closing: CancellationToken::new() }
+        Self { servers: JoinSet::new(), until_exit: JoinSet::new(), closing: CancellationToken::new() }
     }
 }
 
@@ -137,35 +156,46 @@ impl Listeners {
     ///
     /// # Errors
     /// An address that cannot be bound, with the address in the text.
-    pub fn serve(&mut self, urls: &[Url], routes: &Routes) -> io::Result<Vec<SocketAddr>> {
+    pub fn serve(&mut self, urls: &[Url], routes: &Routes, closing: Closing) -> io::Result<Vec<SocketAddr>> {
         let mut bound = Vec::with_capacity(urls.len());
         for url in urls {
             let address = url.listen_address().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
             let in_context = |error: io::Error| io::Error::new(error.kind(), format!("listen on {url}: {error}"));
             let incoming = TcpIncoming::bind(address).map_err(in_context)?.with_nodelay(Some(true));
             bound.push(incoming.local_addr()?);
-            let closing = self.closing.clone();
             let server = server().add_routes(routes.clone());
-            self.servers.spawn(server.serve_with_incoming_shutdown(incoming, closing.cancelled_owned()));
+            match closing {
+                Closing::AtExit => self.until_exit.spawn(server.serve_with_incoming(incoming)),
+                Closing::Gracefully => {
+                    let closed = self.closing.clone().cancelled_owned();
+                    self.servers.spawn(server.serve_with_incoming_shutdown(incoming, closed))
+                }
+            };
         }
         Ok(bound)
     }
 
     /// Resolves when a server has ended by itself, which none should.
     pub async fn failed(&mut self) -> String {
-        match self.servers.join_next().await {
-            Some(Ok(Ok(()))) | None => "a listener ended".to_owned(),
-            Some(Ok(Err(error))) => error.to_string(),
-            Some(Err(error)) => error.to_string(),
+        let ended = tokio::select! {
+            Some(ended) = self.servers.join_next() => ended,
+            Some(ended) = self.until_exit.join_next() => ended,
+            else => return std::future::pending().await,
+        };
+        match ended {
+            Ok(Ok(())) => "a listener ended".to_owned(),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
         }
     }
 
-    /// Accepts no more, tells clients to go away, waits for what is in flight, at most [`CLOSE_BOUND`], and cuts the rest.
+    /// Accepts no more clients, tells those that are there to go away, waits for what is in flight, at most
+    /// [`CLOSE_BOUND`], and leaves the rest to the end of the process.
     pub async fn close(mut self) {
         self.closing.cancel();
         let all = async { while self.servers.join_next().await.is_some() {} };
         if timeout(CLOSE_BOUND, all).await.is_err() {
-            tracing::warn!("some connections were still open and are cut");
+            tracing::warn!("some connections were still open and end with the process");
         }
     }
 }

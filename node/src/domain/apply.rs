@@ -422,7 +422,8 @@ mod tests {
     fn what_is_founded_is_found_after_a_crash() {
         let key_space = MemoryKeySpace::default();
         let member = log::Member { id: 5, ..Default::default() };
-        let membership = log::Membership { cluster_id: 9, index: 1, next_id: 6, members: vec![member], removed: vec![] };
+        let membership =
+            log::Membership { cluster_id: 9, index: 1, next_id: 6, members: vec![member], removed: vec![] };
         let conf_state = membership::conf_state(&membership);
         let point = SnapshotPoint { index: 1, term: 3, conf_state: conf_state.clone() };
         StateMachine::found(&key_space, &membership, &point).unwrap();

@@ -7,7 +7,7 @@
 use std::sync::LazyLock;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, core::Collector,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, core::Collector,
     exponential_buckets,
 };
 
@@ -28,10 +28,6 @@ fn histogram(name: &str, help: &str, start: f64, count: usize) -> Histogram {
 
 fn counters(name: &str, help: &str, label: &str) -> IntCounterVec {
     registered(IntCounterVec::new(Opts::new(name, help), &[label]))
-}
-
-fn gauge(name: &str, help: &str) -> IntGauge {
-    registered(IntGauge::new(name, help))
 }
 
 /// Seconds of one synced write of the Raft log.
@@ -103,19 +99,6 @@ pub static QUEUE_FULL: LazyLock<IntCounterVec> = LazyLock::new(|| {
 pub static COMMANDS_PER_ENTRY: LazyLock<Histogram> =
     LazyLock::new(|| histogram("balsa_raft_commands_per_entry", "Client commands packed into one log entry.", 1.0, 12));
 
-/// Watchers that are open.
-pub static WATCHERS: LazyLock<IntGauge> =
-    LazyLock::new(|| gauge("etcd_debugging_mvcc_watcher_total", "Total number of watchers."));
-
-/// Watchers that are behind the current revision.
-pub static SLOW_WATCHERS: LazyLock<IntGauge> =
-    LazyLock::new(|| gauge("etcd_debugging_mvcc_slow_watcher_total", "Total number of unsynced slow watchers."));
-
-/// Watch events sent.
-pub static WATCH_EVENTS: LazyLock<IntCounter> = LazyLock::new(|| {
-    registered(IntCounter::new("etcd_debugging_mvcc_events_total", "Total number of events sent by this member."))
-});
-
 /// Makes every metric exist from the start, with 0, so that a rate over it is right from the first event on.
 pub fn register_all() {
     LazyLock::force(&LOG_SYNC);
@@ -131,7 +114,4 @@ pub fn register_all() {
     LazyLock::force(&QUEUE_LENGTH);
     LazyLock::force(&QUEUE_FULL);
     LazyLock::force(&COMMANDS_PER_ENTRY);
-    LazyLock::force(&WATCHERS);
-    LazyLock::force(&SLOW_WATCHERS);
-    LazyLock::force(&WATCH_EVENTS);
 }

@@ -48,7 +48,7 @@ pub async fn stream(member: &Arc<Member>) -> Result<impl Stream<Item = Item> + S
     let handle = member.handle()?;
     let (store, cluster_id, parent) = (handle.store(), handle.cluster_id(), member.settings().scratch_dir.clone());
     let checkpoint =
-        blocking(move || make_checkpoint(&store, &parent, cluster_id).map_err(|error| Failure::from(error).into()))
+        blocking(move || make_checkpoint(&store, &parent, cluster_id).map_err(|error| Failure::Storage(error.to_string()).into()))
             .await?;
     let (directory, manifest) = (Scratch(checkpoint.directory), checkpoint.manifest);
     let (sender, receiver) = mpsc::channel(QUEUE);

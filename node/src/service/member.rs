@@ -8,11 +8,7 @@ use balsa_proto::etcdserverpb as pb;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Error;
-use crate::config::{self, Config};
-use crate::engine::watch::WatchOptions;
-use crate::engine::{self, Failure, Handle, Node, NodeConfig, Status};
-use crate::storage::rocks::KeySpaceOptions;
-use crate::transport::tonic::PeerMetrics;
+use crate::engine::{Failure, Handle, Node, Status};
 
 /// Limits and facts of the configuration that use cases need.
 #[derive(Debug, Clone)]
@@ -31,47 +27,6 @@ pub struct Settings {
     pub config_hash: String,
     /// Where checkpoints for snapshot streams are made; on the file system of the store, emptied at start.
     pub scratch_dir: PathBuf,
-}
-
-impl From<&Config> for Settings {
-    fn from(config: &Config) -> Self {
-        Self {
-            name: config.name.clone(),
-            max_txn_ops: config.max_txn_ops,
-            max_learners: config.max_learners,
-            strict_reconfig_check: config.strict_reconfig_check,
-            // As etcd reports a quota that is switched off.
-            quota_bytes: -1,
-            config_hash: config.hash.clone(),
-            scratch_dir: config.data_dir.join("snapshot"),
-        }
-    }
-}
-
-impl From<&Config> for NodeConfig {
-    fn from(config: &Config) -> Self {
-        let bootstrap = match &config.bootstrap {
-            config::Bootstrap::Operator => engine::Bootstrap::Operator,
-            config::Bootstrap::Static { members, token, existing } => engine::Bootstrap::Static {
-                members: members.clone().into_iter().collect(),
-                token: token.clone(),
-                existing: *existing,
-            },
-        };
-        Self {
-            data_dir: config.data_dir.clone(),
-            name: config.name.clone(),
-            peer_urls: config.initial_advertise_peer_urls.clone(),
-            client_urls: config.advertise_client_urls.clone(),
-            bootstrap,
-            tick: config.heartbeat_interval,
-            election_ticks: config.election_ticks(),
-            max_request_bytes: config.max_request_bytes,
-            watch: WatchOptions::default(),
-            key_space: KeySpaceOptions::default(),
-            peer_metrics: PeerMetrics::default(),
-        }
-    }
 }
 
 /// One process that is, or may become, a member.

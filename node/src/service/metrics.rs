@@ -11,6 +11,7 @@ use super::member::Member;
 use super::health;
 use crate::config::version::{BALSA_VERSION, ETCD_VERSION};
 use crate::engine::Status;
+use crate::engine::watch::WatchCounts;
 use crate::metrics;
 use crate::storage::KeySpace;
 
@@ -75,6 +76,39 @@ struct Observed {
     active: IntGaugeVec,
     ready: IntGauge,
     draining: IntGauge,
+    inbox: IntGauge,
+    watch: Watch,
+}
+
+/// What the watch hub counts.
+struct Watch {
+    streams: IntGauge,
+    watchers: IntGauge,
+    slow: IntGauge,
+    pending: IntGauge,
+    events: IntCounter,
+}
+
+impl Watch {
+    fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            streams: make.gauge("etcd_debugging_mvcc_watch_stream_total", "Total number of watch streams.")?,
+            watchers: make.gauge("etcd_debugging_mvcc_watcher_total", "Total number of watchers.")?,
+            slow: make.gauge("etcd_debugging_mvcc_slow_watcher_total", "Total number of unsynced slow watchers.")?,
+            pending: make
+                .gauge("etcd_debugging_mvcc_pending_events_total", "Total number of pending events to be sent.")?,
+            events: make
+                .counter("etcd_debugging_mvcc_events_total", "Total number of events sent by this member.")?,
+        })
+    }
+
+    fn set(&self, counts: &WatchCounts) {
+        self.streams.set(counts.streams as i64);
+        self.watchers.set(counts.watchers as i64);
+        self.slow.set(counts.behind as i64);
+        self.pending.set(counts.pending_events as i64);
+        advance(&self.events, counts.events);
+    }
 }
 
 /// Makes and registers single gauges and counters.
@@ -136,6 +170,8 @@ impl Observed {
             active: make.gauges("balsa_raft_member_active", "Whether a member was heard from (leader).", "member")?,
             ready: make.gauge("balsa_ready", "Whether this member is ready to serve.")?,
             draining: make.gauge("balsa_draining", "Whether this member is on its way out.")?,
+            inbox: make.gauge("balsa_raft_inbox_length", "Inputs that wait for the driver.")?,
+            watch: Watch::new(&make)?,
         })
     }
 
@@ -147,6 +183,8 @@ impl Observed {
         let (size, live) = handle.store().size_bytes();
         self.size.set(clamp(size));
         self.size_in_use.set(clamp(live));
+        self.inbox.set(handle.queued() as i64);
+        self.watch.set(&handle.watch_hub().counts());
         self.set(&handle.status());
     }
 

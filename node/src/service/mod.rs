@@ -12,6 +12,7 @@ pub mod maintenance;
 pub mod member;
 pub mod metrics;
 pub mod node;
+pub mod peer;
 pub mod reconfigure;
 pub mod stop;
 pub mod watch;

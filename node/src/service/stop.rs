@@ -9,8 +9,12 @@ use tokio::time::{Instant, sleep, timeout};
 use super::failure::Error;
 use super::maintenance::blocking;
 use super::member::Member;
+use super::reconfigure::successor;
 use crate::engine::{Failure, Handle};
 use crate::storage::KeySpace;
+
+/// Longest wait for a successor to take over. Raft itself gives a transfer one election timeout.
+const HANDOVER_BOUND: Duration = Duration::from_secs(5);
 
 /// Longest wait for proposals in flight: the engine's own bound on a request.
 const IN_FLIGHT_BOUND: Duration = Duration::from_secs(7);
@@ -27,7 +31,7 @@ const IN_FLIGHT_POLL: Duration = Duration::from_millis(10);
 pub async fn prepare(member: &Member) -> Result<(), Error> {
     member.start_draining();
     let Ok(handle) = member.handle() else { return Ok(()) };
-    handle.hand_over().await;
+    hand_over(&handle).await;
     finish_in_flight(&handle).await;
     let store = handle.store();
     blocking(move || store.flush().map_err(|error| Failure::from(error).into())).await
@@ -42,6 +46,20 @@ pub async fn drain(member: &Member, delay: Duration) {
     }
     sleep(until.saturating_duration_since(Instant::now())).await;
     member.stopping().cancel();
+}
+
+async fn hand_over(handle: &Handle) {
+    let status = handle.status();
+    if !status.is_leader() {
+        return;
+    }
+    let Some(target) = successor(&status.membership, &status.progress, status.raft_id) else { return };
+    let target_hex = format!("{target:x}");
+    match timeout(HANDOVER_BOUND, handle.move_leader(target)).await {
+        Ok(Ok(())) => tracing::info!(target_hex, "handed leadership over"),
+        Ok(Err(error)) => tracing::warn!(target_hex, %error, "could not hand leadership over"),
+        Err(_) => tracing::warn!(target_hex, "the successor did not take over in time"),
+    }
 }
 
 async fn finish_in_flight(handle: &Handle) {

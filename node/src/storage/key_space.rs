@@ -106,6 +106,9 @@ pub trait KeySpace: Send + Sync + 'static {
     fn size_bytes(&self) -> (u64, u64);
 }
 
+/// What a scan calls with each key and its value; `Break` ends the scan.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
 /// A consistent read-only view. Owned: it keeps what it needs of the store alive.
 pub trait View: Send + 'static {
     /// One key.
@@ -115,11 +118,5 @@ pub trait View: Send + 'static {
     fn multi_get(&self, table: Table, keys: &[&[u8]]) -> Result<Vec<Option<Bytes>>>;
 
     /// Visits the keys between the bounds in byte order (or the reverse of it) until `visit` breaks.
-    fn scan(
-        &self,
-        table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()>;
+    fn scan(&self, table: Table, bounds: (Bound<&[u8]>, Bound<&[u8]>), reverse: bool, visit: Visit<'_>) -> Result<()>;
 }

@@ -17,11 +17,11 @@ pub mod snapshot;
 #[cfg(test)]
 mod conformance;
 
-pub use key_space::{KeySpace, Table, View, WriteBatch};
+pub use key_space::{KeySpace, Table, View, Visit, WriteBatch};
 pub use log::{InitialState, LogStore, LogWrite, SnapshotPoint};
 
-/// What a store can fail with. A failed write is never retried: the process ends with a typed exit code, because nothing
-/// can be said of what the disk holds after it.
+/// What a store can fail with. A failed write is never retried: the process ends with a typed exit code, because
+/// nothing can be said of what the disk holds after it.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The disk is full or the device fails; `what` names the operation and the path.

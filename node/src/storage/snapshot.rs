@@ -54,7 +54,7 @@ pub fn manifest(directory: &Path, facts: &Facts) -> Result<SnapshotManifest> {
     let mut files = Vec::new();
     for (name, size) in data_files(directory)? {
         let sha256 = hash(&directory.join(&name))?;
-        files.push(SnapshotFile { name, size, sha256: sha256.into() });
+        files.push(SnapshotFile { name, size, sha256: sha256.to_vec().into() });
     }
     let conf_state = &facts.point.conf_state;
     Ok(SnapshotManifest {
@@ -116,7 +116,7 @@ pub fn verify(directory: &Path, manifest: &SnapshotManifest) -> Result<()> {
             Some(size) if size != file.size => {
                 return Err(corrupt(format!("{:?} has {size} bytes, not {}", file.name, file.size)));
             }
-            Some(_) if hash(&directory.join(&file.name))? != file.sha256 => {
+            Some(_) if hash(&directory.join(&file.name))? != file.sha256[..] => {
                 return Err(corrupt(format!("{:?} has other bytes", file.name)));
             }
             Some(_) => {}

@@ -7,8 +7,6 @@ pub mod tonic;
 
 use balsa_proto::peer;
 
-pub use self::tonic::siblings;
-
 /// The other members, as the engine sees them.
 pub trait Peers: Send + Sync + 'static {
     /// Queues a body for `to`. Never blocks; callable from any thread. True promises an attempt, and bodies to one peer

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tonic::transport::{Channel, Error as TransportError};
 
 pub use counters::PeerMetrics;
-pub use dial::{AskError, members, siblings};
+pub use dial::{AskError, members};
 pub use snapshot::SnapshotError;
 
 use self::queue::Queue;

@@ -183,12 +183,14 @@ fn terms(message: &Message) -> Result<(), Invalid> {
 
 /// Entries follow the anchor without a hole, so one that contradicts a committed entry can only stand at or below the
 /// committed index, and Raft answers those without reading them. An anchor beyond the log has "term 0" to Raft: an anchor
-/// of term 0 would be found there and the entries appended behind a hole. Only the empty log's, index 0, has term 0.
+/// of term 0 would be found there and the entries appended behind a hole. The empty log's anchor has term 0 too, and is
+/// never sent: all logs begin after a snapshot point, because a member that is fed from the start has no membership to
+/// apply changes to.
 fn append(message: &Message) -> Result<(), Invalid> {
-    if (message.index == 0) != (message.log_term == 0) {
+    if message.index == 0 || message.log_term == 0 {
         return Err(Invalid::LogTerm { log_term: message.log_term, term: message.term });
     }
-    let (mut index, mut term) = (message.index, message.log_term.max(1));
+    let (mut index, mut term) = (message.index, message.log_term);
     for entry in &message.entries {
         index += 1;
         if entry.index != index {

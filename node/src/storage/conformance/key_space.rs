@@ -348,8 +348,14 @@ fn sizes_grow_with_what_is_written<E: Engine>() {
     let (_directory, place) = place();
     let store = E::create(&place);
     let (before, _) = store.size_bytes();
-    // Bytes that do not compress, from a multiplicative generator.
-    let noise: Vec<u8> = (1u64..300_000).map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect();
+    // Bytes that do not compress.
+    let mut state = 1u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    })
+    .take(300_000)
+    .collect();
     let mut batch = WriteBatch::default();
     batch.put(Table::Live, "large", noise);
     store.write(batch).unwrap();
@@ -381,6 +387,30 @@ fn a_memory_key_space_is_dead_after_a_crash_or_a_failed_write() {
         assert!(store.flush().is_err());
         assert_eq!(rows(&restarted, Table::Live), "a=4");
     }
+}
+
+#[test]
+fn a_checkpoint_is_not_changed_by_reading_it() {
+    let (_directory, place) = place();
+    let store = Rocks::create(&place);
+    put(&store, &[(Table::Live, "a", "1")]);
+    let checkpoint = place.join("checkpoint");
+    store.checkpoint(&checkpoint).unwrap();
+    let files = || {
+        let read = |entry: std::io::Result<std::fs::DirEntry>| {
+            let path = entry.unwrap().path();
+            (path.clone(), std::fs::read(path).unwrap())
+        };
+        std::fs::read_dir(&checkpoint).unwrap().map(read).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let before = files();
+    let copy = RocksKeySpace::open_read_only(&checkpoint).unwrap();
+    assert_eq!(rows(&copy, Table::Live), "a=1");
+    let mut batch = WriteBatch::default();
+    batch.put(Table::Live, "a", "2");
+    assert!(copy.write(batch).is_err());
+    drop(copy);
+    assert!(files() == before);
 }
 
 #[test]

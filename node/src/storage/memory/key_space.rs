@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::faults::{FailedWrite, Faults, outcome};
-use crate::storage::key_space::Write;
+use crate::storage::key_space::{Visit, Write};
 use crate::storage::{KeySpace, Result, StorageError, Table, View, WriteBatch, durable};
 
 /// The file of a checkpoint's directory.
@@ -208,13 +208,7 @@ impl View for MemoryView {
         Ok(keys.iter().map(|key| self.tables.table(table).get(*key).cloned()).collect())
     }
 
-    fn scan(
-        &self,
-        table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn scan(&self, table: Table, bounds: (Bound<&[u8]>, Bound<&[u8]>), reverse: bool, visit: Visit<'_>) -> Result<()> {
         if is_empty(bounds) {
             return Ok(());
         }

@@ -71,6 +71,13 @@ impl RocksKeySpace {
     /// # Errors
     /// `Failed` when there is none, `Corrupt` when it is not what we left.
     pub fn open_read_only(directory: &Path) -> Result<Self> {
+        // The binding creates the directory otherwise, even for reading.
+        if !directory.join("CURRENT").exists() {
+            return Err(StorageError::Failed {
+                what: format!("open of key space {}", directory.display()),
+                cause: "there is none".to_owned(),
+            });
+        }
         let families = families(&KeySpaceOptions::default());
         let opened = DB::open_cf_descriptors_read_only(&bounded_options(), directory, families, false);
         Self::opened(opened, directory)

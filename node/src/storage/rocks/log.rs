@@ -166,9 +166,7 @@ impl RocksLog {
     }
 
     fn put_snapshot_point(&self, batch: &mut WriteBatch, point: &SnapshotPoint) -> Result<()> {
-        let mut metadata = SnapshotMetadata::default();
-        metadata.index = point.index;
-        metadata.term = point.term;
+        let mut metadata = SnapshotMetadata { index: point.index, term: point.term, ..SnapshotMetadata::default() };
         metadata.set_conf_state(point.conf_state.clone());
         self.put_state(batch, SNAPSHOT_POINT, &metadata)
     }

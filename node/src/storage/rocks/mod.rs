@@ -29,8 +29,8 @@ const ARENA_BLOCK_BYTES: usize = 64 << 10;
 const TEXT_LOG_BYTES: usize = 1 << 20;
 const TEXT_LOG_FILES: usize = 2;
 
-/// Flushes and compactions hand their bytes to the disk in steps of this size: a burst of dirty pages at their end would
-/// stand in the way of the log's next sync.
+/// Flushes and compactions hand their bytes to the disk in steps of this size: a burst of dirty pages at their end
+/// would stand in the way of the log's next sync.
 const BYTES_PER_SYNC: u64 = 1 << 20;
 
 /// The manifest is rewritten when it has grown to this size.
@@ -85,6 +85,6 @@ fn storage_error(action: &str, directory: &Path, error: &rocksdb::Error) -> Stor
     }
 }
 
-/// The order in which a WAL is believed at open: everything up to a cut in its tail, which is what a crash in the middle
-/// of a write leaves. Point-in-time recovery would drop synced votes and entries behind a damage without a word.
+/// What is believed of a WAL at open: everything up to a cut in its tail, which is what a crash in the middle of a
+/// write leaves. Point-in-time recovery would drop synced votes and entries behind a damage without a word.
 const WAL_RECOVERY: DBRecoveryMode = DBRecoveryMode::TolerateCorruptedTailRecords;

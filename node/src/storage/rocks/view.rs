@@ -4,13 +4,14 @@
 //! the snapshot, so it may read on after the snapshot was released. Hence one type owns both, makes every read itself
 //! and hands out neither snapshot, iterator nor read options. The only unsafe code of the storage layer is here.
 
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rocksdb::{DB, ReadOptions, Snapshot};
 
 use super::key_space::Tables;
+use crate::storage::key_space::Visit;
 use crate::storage::{Result, Table, View};
 
 /// A view of a [`RocksKeySpace`](super::RocksKeySpace) at one moment. While it lives, no version it shows is dropped
@@ -59,13 +60,7 @@ impl View for RocksView {
             .collect()
     }
 
-    fn scan(
-        &self,
-        table: Table,
-        bounds: (Bound<&[u8]>, Bound<&[u8]>),
-        reverse: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn scan(&self, table: Table, bounds: (Bound<&[u8]>, Bound<&[u8]>), reverse: bool, visit: Visit<'_>) -> Result<()> {
         let mut options = self.options();
         // Bounds rather than checks of ours: RocksDB then never walks over deleted keys beyond the range.
         let low = inclusive_low(bounds.0);

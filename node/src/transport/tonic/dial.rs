@@ -1,6 +1,5 @@
 //! Addresses and connections. Each connection resolves its name anew: a pod that comes back has another address.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use balsa_proto::peer::peer_client::PeerClient;
@@ -98,26 +97,6 @@ pub async fn members(url: &str, bound: Duration) -> Result<MembersResponse, AskE
     }
 }
 
-/// URLs of all that share a domain with `url`: below a headless service `<pod>.<service>…`, the service's own name
-/// resolves to every pod. Nothing for an address, for a name without a domain, and for a name that does not resolve
-/// within `bound`. The own address is among them.
-pub async fn siblings(url: &str, bound: Duration) -> Vec<String> {
-    let Ok(uri) = url.parse::<tonic::codegen::http::Uri>() else { return Vec::new() };
-    let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else { return Vec::new() };
-    let scheme = uri.scheme_str().unwrap_or("http");
-    let Some(domain) = domain(host) else { return Vec::new() };
-    match timeout(bound, tokio::net::lookup_host((domain, port))).await {
-        Ok(Ok(addresses)) => addresses.map(|address| format!("{scheme}://{address}")).collect(),
-        _ => Vec::new(),
-    }
-}
-
-/// A name without its first label; nothing for an address or when nothing is left.
-fn domain(host: &str) -> Option<&str> {
-    let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-    host.split_once('.').map(|(_, domain)| domain).filter(|domain| !is_address && !domain.is_empty())
-}
-
 /// An error with its causes: tonic says only "transport error" by itself.
 pub(super) fn words(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
@@ -132,23 +111,6 @@ pub(super) fn words(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_name_below_a_domain_has_siblings() {
-        assert_eq!(domain("balsa-0.balsa-peers.ns.svc.cluster.local"), Some("balsa-peers.ns.svc.cluster.local"));
-        assert_eq!(domain("balsa-0.balsa-peers"), Some("balsa-peers"));
-        for host in ["localhost", "127.0.0.1", "[::1]", "10.0.0.7", "balsa."] {
-            assert_eq!(domain(host), None, "{host}");
-        }
-    }
-
-    #[tokio::test]
-    async fn siblings_are_the_addresses_of_the_domain() {
-        let found = siblings("http://balsa-0.localhost:2380", Duration::from_secs(5)).await;
-        assert!(found.contains(&"http://127.0.0.1:2380".to_owned()), "{found:?}");
-        assert!(siblings("http://127.0.0.1:2380", Duration::from_secs(5)).await.is_empty());
-        assert!(siblings("no url", Duration::from_secs(5)).await.is_empty());
-    }
 
     #[tokio::test]
     async fn a_peer_that_is_not_there_is_told_from_one_that_is_silent() {

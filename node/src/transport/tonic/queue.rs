@@ -83,10 +83,6 @@ impl Queue {
         self.waiting.lock().closed
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.waiting.lock().frames.is_empty()
-    }
-
     pub(super) fn is_up(&self) -> bool {
         !self.down.load(Ordering::Relaxed)
     }

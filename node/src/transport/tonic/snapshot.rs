@@ -10,11 +10,11 @@ use balsa_proto::log::SnapshotManifest;
 use balsa_proto::peer::snapshot_chunk::Body;
 use balsa_proto::peer::{SnapshotChunk, SnapshotData};
 use bytes::Bytes;
+use futures::StreamExt as _;
 use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::dial::connect_any;

@@ -64,7 +64,13 @@ impl Running {
     /// On a runtime of its own: dropped, it cuts its connections as a dead process does.
     fn at(address: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let socket = std::net::TcpListener::bind(address).unwrap();
+        // A predecessor at the same address may still be letting go of it.
+        let socket = loop {
+            match std::net::TcpListener::bind(address) {
+                Ok(socket) => break socket,
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
         let address = socket.local_addr().unwrap();
         socket.set_nonblocking(true).unwrap();
         let (sender, frames) = mpsc::unbounded_channel();

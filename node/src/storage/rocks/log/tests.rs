@@ -50,7 +50,7 @@ fn a_torn_tail_costs_the_torn_write_only() {
         cut(&crash(&log, &crashed), bytes);
         assert_eq!(last_index(&crashed).unwrap(), if bytes == 0 { 5 } else { 3 }, "cut by {bytes} bytes");
         append(&RocksLog::open(&crashed).unwrap(), 4..=4, 1, true);
-        assert_eq!(last_index(&crashed).unwrap(), if bytes == 0 { 4 } else { 4 });
+        assert_eq!(last_index(&crashed).unwrap(), 4);
     }
 }
 
@@ -115,12 +115,12 @@ fn trimmed_entries_leave_the_disk_with_their_files() {
     let place = tempfile::tempdir().unwrap();
     let log = RocksLog::open(place.path()).unwrap();
     let on_disk = || log.database.live_files().unwrap().iter().map(|file| file.size).sum::<usize>();
-    // Four memtables' worth, so that RocksDB moves the files down from its first level, where they cannot be dropped.
     for index in 1..=100 {
         append(&log, index..=index, 1 << 20, false);
     }
     log.database.flush_cf(log.family(ENTRIES).unwrap()).unwrap();
-    log.database.wait_for_compact(&rocksdb::WaitForCompactOptions::default()).unwrap();
+    // Down from the first level, in which RocksDB drops no files; it does so by itself when there are four.
+    log.database.compact_range_cf(log.family(ENTRIES).unwrap(), None::<&[u8]>, None::<&[u8]>);
     let before = on_disk();
     assert!(before >= 95 << 20, "{before} bytes");
     log.trim(&point(99)).unwrap();
@@ -128,7 +128,7 @@ fn trimmed_entries_leave_the_disk_with_their_files() {
     assert_eq!(on_disk(), before, "a trim that a power loss may take back must not drop files");
     append(&log, 101..=101, 1, true);
     log.trim(&point(100)).unwrap();
-    assert!(on_disk() <= 40 << 20, "{} bytes", on_disk());
+    assert!(on_disk() <= before / 2, "{} of {before} bytes", on_disk());
     drop(log);
     let initial = RocksLog::open(place.path()).unwrap().initial().unwrap();
     assert_eq!((initial.first_index, initial.last_index), (101, 101));

@@ -1,0 +1,282 @@
+//! What a member does with what other members send: frames go to the engine, a snapshot to the disk and then to the
+//! engine, and anybody may ask for this member's own view of the membership.
+//!
+//! It decides whether something is meant for this member and may be followed; it knows neither gRPC nor Raft.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use balsa_proto::log::SnapshotManifest;
+use balsa_proto::peer::{Frame, MembersResponse, SnapshotChunk, SnapshotData, snapshot_chunk::Body};
+use prometheus::IntCounter;
+use prost::Message as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{info, warn};
+
+use crate::engine::{Failure, Handle};
+use crate::storage::snapshot::{self, Staging};
+use crate::storage::{StorageError, durable};
+use crate::transport::tonic::PeerMetrics;
+
+/// Directory of the key spaces in the data directory; a received snapshot becomes one of them.
+const KEY_SPACES: &str = "kv";
+
+static FOREIGN_FRAMES: LazyLock<IntCounter> = LazyLock::new(|| {
+    let name = "balsa_peer_foreign_frames_total";
+    let help = "Frames that were dropped because they were meant for another member or cluster.";
+    prometheus::register_int_counter!(name, help).expect("a valid name, used once")
+});
+
+/// The way to the engine, once the disk is a member's.
+pub type Way = Arc<dyn Fn() -> Result<Handle, Failure> + Send + Sync>;
+
+/// Why something from a peer was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The engine could not take it, or there is none yet.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// It was sent to another member or another cluster.
+    #[error("meant for member {to:x} of cluster {cluster_id:x}")]
+    Foreign {
+        /// The cluster it was sent to.
+        cluster_id: u64,
+        /// The member it was sent to.
+        to: u64,
+    },
+    /// Chunks in an order that none of ours sends.
+    #[error("{0}")]
+    OutOfOrder(&'static str),
+    /// A snapshot is being received already.
+    #[error("a snapshot is being received already")]
+    Busy,
+    /// The snapshot is damaged, or the disk refuses it.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// The peer service of one process.
+pub struct PeerService {
+    key_spaces: PathBuf,
+    way: Way,
+    metrics: PeerMetrics,
+    /// One snapshot at a time: two would share the disk and only one can win.
+    receiving: Arc<Semaphore>,
+}
+
+impl PeerService {
+    /// The service of the member whose disk is `data_dir`, or will be.
+    pub fn new(data_dir: &Path, way: Way) -> Self {
+        LazyLock::force(&FOREIGN_FRAMES);
+        Self {
+            key_spaces: data_dir.join(KEY_SPACES),
+            way,
+            metrics: PeerMetrics::default(),
+            receiving: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// Where the frames of one stream go.
+    ///
+    /// # Errors
+    /// `Uninitialized`.
+    pub fn frames(&self) -> Result<FrameSink, PeerError> {
+        let handle = (self.way)()?;
+        let (cluster_id, member_id) = (handle.cluster_id(), handle.member_id());
+        let forward = Box::new(move |frame| handle.receive(frame));
+        Ok(FrameSink { cluster_id, member_id, metrics: self.metrics.clone(), forward })
+    }
+
+    /// Begins to receive a snapshot by its first chunk.
+    ///
+    /// # Errors
+    /// `Uninitialized`; `Busy`; `Foreign`; `OutOfOrder` when the first chunk is no manifest; `Storage` when it must not
+    /// be followed or does not fit. Nothing is left on the disk.
+    pub async fn receive(&self, first: SnapshotChunk) -> Result<Incoming, PeerError> {
+        let handle = (self.way)()?;
+        let permit = self.receiving.clone().try_acquire_owned().map_err(|_| PeerError::Busy)?;
+        let head = Head::of(&first);
+        if (head.cluster_id, head.to) != (handle.cluster_id(), handle.member_id()) || head.from == head.to {
+            return Err(PeerError::Foreign { cluster_id: head.cluster_id, to: head.to });
+        }
+        self.metrics.received(head.from, first.encoded_len());
+        let Some(Body::Manifest(manifest)) = first.body else {
+            return Err(PeerError::OutOfOrder("a snapshot without a manifest"));
+        };
+        if manifest.cluster_id != head.cluster_id {
+            return Err(PeerError::Foreign { cluster_id: manifest.cluster_id, to: head.to });
+        }
+        let name = directory_name(&manifest);
+        let (parent, staged) = (self.key_spaces.clone(), name.clone());
+        let (manifest, staging) = on_disk(move || {
+            let staging = Staging::begin(&parent, &staged, &manifest)?;
+            Ok((manifest, staging))
+        })
+        .await?;
+        info!(from = format!("{:x}", head.from), index = manifest.index, name, "receiving a snapshot");
+        Ok(Incoming { head, name, manifest, staging, handle, metrics: self.metrics.clone(), _permit: permit })
+    }
+
+    /// This member's own view of the membership.
+    pub fn members(&self) -> MembersResponse {
+        let Ok(handle) = (self.way)() else { return MembersResponse::default() };
+        let status = handle.status();
+        MembersResponse {
+            initialized: true,
+            membership: Some((*status.membership).clone()),
+            leader: status.leader,
+            term: status.term,
+        }
+    }
+}
+
+/// Takes the frames of one stream.
+pub struct FrameSink {
+    cluster_id: u64,
+    member_id: u64,
+    metrics: PeerMetrics,
+    forward: Box<dyn Fn(Frame) + Send + Sync>,
+}
+
+impl FrameSink {
+    /// Hands a frame to the engine, without ever waiting. One that is not meant for this member is dropped and counted: a
+    /// replaced member keeps its address, so that its successor gets what was sent to it.
+    pub fn take(&self, frame: Frame) {
+        let ours = (frame.cluster_id, frame.to) == (self.cluster_id, self.member_id);
+        if !ours || frame.from == 0 || frame.from == self.member_id {
+            FOREIGN_FRAMES.inc();
+            return;
+        }
+        self.metrics.received(frame.from, frame.encoded_len());
+        (self.forward)(frame);
+    }
+}
+
+/// What all chunks of one snapshot say alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Head {
+    cluster_id: u64,
+    from: u64,
+    to: u64,
+    term: u64,
+}
+
+impl Head {
+    fn of(chunk: &SnapshotChunk) -> Self {
+        Self { cluster_id: chunk.cluster_id, from: chunk.from, to: chunk.to, term: chunk.term }
+    }
+}
+
+/// A snapshot that is being received. Dropped, it leaves nothing on the disk.
+pub struct Incoming {
+    head: Head,
+    name: String,
+    manifest: SnapshotManifest,
+    staging: Staging,
+    handle: Handle,
+    metrics: PeerMetrics,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Incoming {
+    /// Writes the next chunk to the disk.
+    ///
+    /// # Errors
+    /// `OutOfOrder`, `Storage`; the snapshot is lost.
+    pub async fn take(mut self, chunk: SnapshotChunk) -> Result<Self, PeerError> {
+        if Head::of(&chunk) != self.head {
+            return Err(PeerError::OutOfOrder("chunks of different snapshots"));
+        }
+        self.metrics.received(self.head.from, chunk.encoded_len());
+        let Some(Body::Data(data)) = chunk.body else { return Err(PeerError::OutOfOrder("a second manifest")) };
+        self.staging = write(self.staging, data).await?;
+        Ok(self)
+    }
+
+    /// Everything has arrived: checks that, and offers it to Raft. True when it is in use from now on, false when this
+    /// member is past it.
+    ///
+    /// # Errors
+    /// `Storage` when something is missing; `Failed` when the engine did not answer: it may be installed then.
+    pub async fn finish(self) -> Result<bool, PeerError> {
+        let Self { head, name, manifest, staging, handle, .. } = self;
+        let path = on_disk(move || staging.finish()).await?;
+        let point = snapshot::point(&manifest);
+        let installed = handle.install_snapshot(name, point, head.from, head.term).await;
+        // An engine that did not answer may still take it; what it does not take is removed at the next start.
+        if matches!(installed, Ok(false)) || refused_for_good(&installed) {
+            warn!(index = manifest.index, ?installed, "a received snapshot is not needed");
+            on_disk(move || remove(&path)).await?;
+        }
+        Ok(installed?)
+    }
+}
+
+/// Whether the call never reached the engine.
+fn refused_for_good(installed: &Result<bool, Failure>) -> bool {
+    matches!(installed, Err(Failure::TooManyRequests | Failure::Uninitialized))
+}
+
+async fn write(mut staging: Staging, data: SnapshotData) -> Result<Staging, PeerError> {
+    on_disk(move || {
+        staging.write(&data)?;
+        Ok(staging)
+    })
+    .await
+}
+
+fn remove(path: &Path) -> Result<(), StorageError> {
+    std::fs::remove_dir_all(path).map_err(|error| StorageError::from_io("remove", path, &error))?;
+    path.parent().map_or(Ok(()), durable::sync_directory)
+}
+
+/// Runs what blocks on the disk where it delays nobody.
+async fn on_disk<T, F>(work: F) -> Result<T, PeerError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, StorageError> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Ok(done?),
+        Err(error) => {
+            Err(StorageError::Failed { what: "receive a snapshot".to_owned(), cause: error.to_string() }.into())
+        }
+    }
+}
+
+/// A name that no other receipt has.
+fn directory_name(manifest: &SnapshotManifest) -> String {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let process = std::process::id();
+    format!("{}-{}-{:x}-{process:x}", manifest.index, manifest.term, since_epoch.as_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn only_frames_that_are_meant_for_this_member_reach_the_engine() {
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let taking = taken.clone();
+        let forward = Box::new(move |frame: Frame| taking.lock().push(frame.incarnation));
+        let sink = FrameSink { cluster_id: 7, member_id: 2, metrics: PeerMetrics::default(), forward };
+        let frame = |cluster_id, from, to, incarnation| Frame { cluster_id, from, to, incarnation, body: None };
+        let before = FOREIGN_FRAMES.get();
+        for frame in [
+            frame(7, 1, 2, 100),
+            frame(8, 1, 2, 101),
+            frame(7, 1, 3, 102),
+            frame(7, 0, 2, 103),
+            frame(7, 2, 2, 104),
+            frame(7, 3, 2, 105),
+        ] {
+            sink.take(frame);
+        }
+        assert_eq!(*taken.lock(), [100, 105]);
+        assert_eq!(FOREIGN_FRAMES.get() - before, 4);
+    }
+}
