@@ -329,7 +329,8 @@ async fn clients_of_all_paces_get_everything_while_the_applier_goes_on() {
         tokio::task::yield_now().await;
     }
     for reader in readers {
-        assert_eq!(reader.await.expect("reader"), (2..2 + WRITES as i64).collect::<Vec<_>>());
+        let read = tokio::time::timeout(std::time::Duration::from_secs(60), reader).await.expect("nothing is lost");
+        assert_eq!(read.expect("reader"), (2..2 + WRITES as i64).collect::<Vec<_>>());
     }
 }
 
