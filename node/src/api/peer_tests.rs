@@ -208,7 +208,8 @@ async fn a_member_that_joins_gets_a_snapshot_and_then_the_log() {
     let (founder, joiner) = (Served::founded().await, Served::start("joiner").await);
     let handle = founder.handle();
     let add = AddMember { id: 0, peer_urls: vec![joiner.url.clone()], is_learner: true };
-    let membership = handle.change_membership(Change::Add(add), 0).await.unwrap();
+    let outcome = handle.change_membership(Change::Add(add), 0).await;
+    let membership = outcome.unwrap_or_else(|error| panic!("{error}: {:?}", handle.status()));
     let id = membership.members.iter().map(|member| member.id).max().unwrap();
     let seeds = vec![Seed { id: 1, peer_urls: vec![founder.url.clone()] }];
     let marker = Marker { cluster_id: CLUSTER, member_id: id, incarnation: 5, seeds, ..Marker::default() };
