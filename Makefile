@@ -10,7 +10,8 @@ export CARGO_TARGET_DIR ?= $(BALSA_CACHE)/target
 export BALSA_KUBE ?= /run/balsa-kube
 export PATH := $(BALSA_CACHE)/bin:$(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 BIN := $(CARGO_TARGET_DIR)/debug
-# Always the whole workspace: building one package alone selects other features and compiles RocksDB once more.
+# Always the whole workspace with its tests: building one package, or binaries without tests, selects other features and
+# compiles the dependencies once more.
 CARGO := cargo
 SCENARIO ?=
 
@@ -37,7 +38,7 @@ install: ## Install what building and testing need (Debian packages, Go tools)
 .PHONY: build
 build: ## Build all binaries
 	@e2e/install packages rust
-	$(CARGO) build --workspace --locked
+	$(CARGO) build --workspace --tests --bins --locked
 
 .PHONY: test
 test: ## All tests: checks, unit, simulation, processes, end-to-end on a real Kubernetes

@@ -1,1 +1,25 @@
-//! placeholder
+//! The control plane: reconciles `RaftCluster` resources into running Balsa clusters.
+//!
+//! Each module is a step of the reconcile: observe → validate → build → apply → plan → execute → status.
+//! `observed`, `valid`, `names`, `plan` and `step` are pure and know no Kubernetes client.
+
+pub mod apply;
+pub mod arguments;
+pub mod build;
+pub mod controller;
+pub mod execute;
+pub mod health;
+pub mod lease;
+pub mod members;
+pub mod metrics;
+pub mod names;
+pub mod observe;
+pub mod observed;
+pub mod plan;
+pub mod status;
+pub mod step;
+pub mod valid;
+pub mod validate;
+
+#[cfg(test)]
+mod fixtures;

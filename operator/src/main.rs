@@ -1,1 +1,74 @@
-fn main(){}
+//! The operator's process: wires the parts, and ends them in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use balsa_operator::arguments::{Arguments, Command, Run};
+use balsa_operator::{controller, health, lease::Seat, metrics::Metrics};
+use clap::Parser;
+use kube::runtime::events::{Recorder, Reporter};
+use kube::{Client, Config};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Longest time that one call of a pass may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command() {
+        Command::Run(run) => operate(run).await,
+        Command::Crd => {
+            print!("{}", balsa_crds::raft_cluster_yaml()?);
+            Ok(())
+        }
+    }
+}
+
+async fn operate(run: Run) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().json().with_span_list(false).with_env_filter(filter).init();
+    // An error would only say that a provider is installed already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let config = Config::infer().await.context("no way to the Kubernetes API: set KUBECONFIG or run in a pod")?;
+    let mut bounded = config.clone();
+    (bounded.read_timeout, bounded.default_retry) = (Some(CALL_TIMEOUT), false);
+    let (watches, client) = (Client::try_from(config)?, Client::try_from(bounded)?);
+    let (metrics, stop) = (Arc::new(Metrics::new()?), CancellationToken::new());
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+        stopping.cancel();
+    });
+    let serving = tokio::spawn(health::serve(run.metrics_address, metrics.clone(), stop.clone()));
+    let mut seat = Seat::stand(watches.clone(), &run.namespace, &run.identity).await?;
+    let reporter = Reporter { controller: "balsa-operator".into(), instance: Some(run.identity.clone()) };
+    let events = Recorder::new(client.clone(), reporter);
+    let context = Arc::new(controller::Context { client, events, metrics });
+    let result = lead(&mut seat, context, watches, &run, &stop).await;
+    stop.cancel();
+    // Only now may another operator begin: every pass has ended.
+    seat.release().await?;
+    serving.await??;
+    result
+}
+
+async fn lead(
+    seat: &mut Seat,
+    context: Arc<controller::Context>,
+    watches: Client,
+    run: &Run,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    tokio::select! {
+        won = seat.won() => won?,
+        () = stop.cancelled() => return Ok(()),
+    }
+    tracing::info!(identity = run.identity, "leading");
+    tokio::select! {
+        () = controller::run(context, watches, run.watch_namespace.as_deref(), stop.clone()) => Ok(()),
+        () = seat.lost() => anyhow::bail!("the lease is lost: another operator leads"),
+    }
+}

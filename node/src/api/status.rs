@@ -54,13 +54,17 @@ pub fn is_forwarded(metadata: &MetadataMap) -> bool {
     metadata.contains_key(FORWARDED)
 }
 
+/// Whether the client wants to hear of it when there is no leader.
+pub fn wants_leader(metadata: &MetadataMap) -> bool {
+    metadata.get(HAS_LEADER).is_some_and(|value| value.as_encoded_bytes() == b"true")
+}
+
 /// Refuses a request that wants a leader when none is known.
 ///
 /// # Errors
 /// `NoLeader`.
 pub fn admit(member: &Member, metadata: &MetadataMap) -> Result<(), Status> {
-    let wanted = metadata.get(HAS_LEADER).is_some_and(|value| value.as_encoded_bytes() == b"true");
-    if wanted { member.require_leader().map_err(etcd) } else { Ok(()) }
+    if wants_leader(metadata) { member.require_leader().map_err(etcd) } else { Ok(()) }
 }
 
 #[cfg(test)]

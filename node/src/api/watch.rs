@@ -6,11 +6,12 @@ use std::pin::Pin;
 use balsa_proto::etcdserverpb as pb;
 use futures::{Stream, stream};
 use prost::Message;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::status::{etcd, wants_leader};
 use crate::engine::Failure;
-use crate::service::failure::Error;
-use crate::service::watch::{Answer, End, Member, Session, WatchSettings};
+use crate::service::watch::{Answer, End, Session, WatchSettings, Watched};
 
 /// What etcd adds to `max-request-bytes` for messages around a request.
 const REQUEST_OVERHEAD_BYTES: usize = 512 << 10;
@@ -18,22 +19,24 @@ const REQUEST_OVERHEAD_BYTES: usize = 512 << 10;
 /// The presenter. `member` answers the running member, or why there is none.
 pub struct WatchApi<F> {
     member: F,
+    stopping: CancellationToken,
     settings: WatchSettings,
     max_response_bytes: usize,
 }
 
 impl<F> WatchApi<F> {
-    /// `max_request_bytes` is the flag of that name: answers of that and 512 KiB are sent in parts to clients that take
-    /// them so.
-    pub fn new(member: F, settings: WatchSettings, max_request_bytes: usize) -> Self {
-        Self { member, settings, max_response_bytes: max_request_bytes.saturating_add(REQUEST_OVERHEAD_BYTES) }
+    /// `stopping` is cancelled when streams must end. `max_request_bytes` is the flag of that name: answers of that and
+    /// 512 KiB are sent in parts to clients that take them so.
+    pub fn new(member: F, stopping: CancellationToken, settings: WatchSettings, max_request_bytes: usize) -> Self {
+        let max_response_bytes = max_request_bytes.saturating_add(REQUEST_OVERHEAD_BYTES);
+        Self { member, stopping, settings, max_response_bytes }
     }
 }
 
 #[tonic::async_trait]
 impl<M, F> pb::watch_server::Watch for WatchApi<F>
 where
-    M: Member,
+    M: Watched,
     F: Fn() -> Result<M, Failure> + Send + Sync + 'static,
 {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchResponse, Status>> + Send>>;
@@ -42,10 +45,10 @@ where
         &self,
         request: Request<Streaming<pb::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let member = (self.member)().map_err(|failure| status(&failure.into()))?;
-        let require_leader = request.metadata().get("hasleader").is_some_and(|value| value == "true");
-        let session = Session::open(&member, request.into_inner(), self.settings, require_leader)
-            .map_err(|error| status(&error))?;
+        let member = (self.member)().map_err(|failure| etcd(failure.into()))?;
+        let require_leader = wants_leader(request.metadata());
+        let (requests, stopping) = (request.into_inner(), self.stopping.clone());
+        let session = Session::open(&member, requests, self.settings, require_leader, stopping).map_err(etcd)?;
         let state = Presented { member, session, parts: VecDeque::new(), max_bytes: self.max_response_bytes };
         let responses = stream::unfold(state, |mut state| async move {
             let next = state.next().await?;
@@ -63,7 +66,7 @@ struct Presented<M> {
     max_bytes: usize,
 }
 
-impl<M: Member> Presented<M> {
+impl<M: Watched> Presented<M> {
     async fn next(&mut self) -> Option<Result<pb::WatchResponse, Status>> {
         if let Some(part) = self.parts.pop_front() {
             return Some(Ok(part));
@@ -77,7 +80,7 @@ impl<M: Member> Presented<M> {
                 self.parts = fragments(response, self.max_bytes).into();
                 self.parts.pop_front().map(Ok)
             }
-            Err(End::Failed(error)) => Some(Err(status(&error))),
+            Err(End::Failed(error)) => Some(Err(etcd(error))),
             Err(End::Client(error)) => Some(Err(error)),
         }
     }
@@ -114,12 +117,6 @@ fn fragments(mut response: pb::WatchResponse, max_bytes: usize) -> Vec<pb::Watch
     }
     parts.push(pb::WatchResponse { fragment: false, ..part });
     parts
-}
-
-/// The row of the table of failures, on the wire.
-fn status(error: &Error) -> Status {
-    let row = error.row();
-    Status::new((row.code as i32).into(), row.text)
 }
 
 #[cfg(test)]

@@ -185,7 +185,7 @@ impl Handle {
         self.request(|reply| Input::Install { name, point, from, term, reply }).await
     }
 
-    /// Who watches.
+    /// The hub that watch streams are opened on.
     pub fn watch_hub(&self) -> &Arc<WatchHub> {
         &self.0.hub
     }

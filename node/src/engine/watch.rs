@@ -108,7 +108,8 @@ struct Stream {
     watchers: BTreeSet<WatcherKey>,
     /// (next, watcher) of those that are behind.
     behind: BTreeSet<(i64, WatcherKey)>,
-    /// (start, watcher) of those whose start was in the future when last looked at.
+    /// (revision, watcher): no promise on behalf of all before this is published, because the watcher starts there or has
+    /// read that far already. What lies in the past is removed when it is looked at.
     ahead: BTreeSet<(i64, WatcherKey)>,
 }
 
@@ -231,13 +232,13 @@ impl WatchHub {
         let Some(open) = state.streams.get_mut(&stream) else { return (key, published) };
         let buffer = open.buffer.clone();
         buffer.admit(key, Live { watch_id, prev_kv });
+        if start != 0 {
+            // What is promised and not sent yet was promised for the watchers that were there.
+            buffer.retract_progress();
+        }
         if start > 0 && start < compacted {
             buffer.push(Item::Compacted { watcher: key, revision: compacted });
             return (key, published);
-        }
-        if start != 0 {
-            // What is promised so far was promised for the watchers that were there.
-            buffer.retract_progress();
         }
         open.watchers.insert(key);
         if start > published {
@@ -273,7 +274,8 @@ impl WatchHub {
     fn progress_of(&self, watcher: WatcherKey) {
         let state = self.state.lock();
         let Some(found) = state.watchers.get(&watcher) else { return };
-        if state.is_synced(watcher, found) && found.start <= state.published {
+        let reached = found.start.max(found.next - 1);
+        if state.is_synced(watcher, found) && reached <= state.published {
             found.buffer.push(Item::Progress { watcher: Some(watcher), revision: state.published });
         }
     }

@@ -15,6 +15,7 @@ use futures::{Stream, StreamExt};
 use pb::watch_create_request::FilterType;
 use pb::watch_request::RequestUnion;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::failure::Error;
 use crate::domain::mvcc::watch::{Filters, Interest, watched_range};
@@ -35,7 +36,7 @@ const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 
 /// What a watch session needs of its member.
-pub trait Member: Clone + Send + Sync + 'static {
+pub trait Watched: Clone + Send + Sync + 'static {
     /// See [`Handle::status`].
     fn status(&self) -> Arc<Status>;
 
@@ -46,7 +47,7 @@ pub trait Member: Clone + Send + Sync + 'static {
     fn leader_changed(&self, seen: (u64, u64)) -> impl Future<Output = (u64, u64)> + Send;
 }
 
-impl Member for Handle {
+impl Watched for Handle {
     fn status(&self) -> Arc<Status> {
         Handle::status(self)
     }
@@ -110,7 +111,8 @@ pub struct Session<S> {
     /// The next id to try for a watcher without one.
     next_id: i64,
     ticks: Interval,
-    leader_lost: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Resolves when this side must end the stream.
+    cut: Pin<Box<dyn Future<Output = Failure> + Send>>,
     over: bool,
 }
 
@@ -118,15 +120,17 @@ impl<S, E> Session<S>
 where
     S: Stream<Item = Result<pb::WatchRequest, E>> + Unpin,
 {
-    /// Opens a session. `require_leader` is what the client said in its metadata.
+    /// Opens a session. `require_leader` is what the client said in its metadata; `stopping` is cancelled when streams
+    /// must end because the process does.
     ///
     /// # Errors
     /// `NoLeader` when a leader is required and none is known; `Learner`.
-    pub fn open<M: Member>(
+    pub fn open<M: Watched>(
         member: &M,
         requests: S,
         settings: WatchSettings,
         require_leader: bool,
+        stopping: CancellationToken,
     ) -> Result<Self, Error> {
         let status = member.status();
         if status.is_learner() {
@@ -136,20 +140,17 @@ where
             return Err(Failure::NoLeader.into());
         }
         let patience = settings.election_timeout * ELECTION_TIMEOUTS_WITHOUT_LEADER;
-        let leader_lost: Pin<Box<dyn Future<Output = ()> + Send>> = match require_leader {
-            true => Box::pin(leader_lost(member.clone(), patience)),
-            false => Box::pin(pending()),
-        };
+        let cut = cut(require_leader.then(|| member.clone()), patience, stopping);
         let stream = member.watch_hub().open();
         let ticks = ticks(settings.progress_interval);
-        Ok(Self { requests, stream, watching: HashMap::new(), next_id: 0, ticks, leader_lost, over: false })
+        Ok(Self { requests, stream, watching: HashMap::new(), next_id: 0, ticks, cut: Box::pin(cut), over: false })
     }
 
     /// The next answer; `None` when the client has ended the stream. After an error there is nothing more.
     pub async fn next(&mut self) -> Option<Result<Answer, End<E>>> {
         while !self.over {
             tokio::select! {
-                () = &mut self.leader_lost => return Some(Err(self.end(Error::from(Failure::NoLeader)))),
+                failure = &mut self.cut => return Some(Err(self.end(failure.into()))),
                 request = self.requests.next() => match request {
                     None => self.over = true,
                     Some(Err(error)) => {
@@ -251,8 +252,7 @@ where
                 if let Some(due) = watching.and_then(|watching| watching.progress_due.as_mut()) {
                     *due = false;
                 }
-                let response =
-                    pb::WatchResponse { header: header(revision), watch_id, events, ..Default::default() };
+                let response = pb::WatchResponse { header: header(revision), watch_id, events, ..Default::default() };
                 Answer { response, splittable }
             }
             Delivery::Progress { watch_id, revision } => {
@@ -305,8 +305,22 @@ fn ticks(interval: Duration) -> Interval {
     ticks
 }
 
+/// Resolves when a stream must end: the process stops, or `led`, given if the client requires a leader, lost its own.
+async fn cut<M: Watched>(led: Option<M>, patience: Duration, stopping: CancellationToken) -> Failure {
+    let leader_lost = async {
+        match led {
+            Some(member) => leader_lost(member, patience).await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        () = stopping.cancelled() => Failure::Stopped,
+        () = leader_lost => Failure::NoLeader,
+    }
+}
+
 /// Resolves once the member has known no leader for `patience` without a break.
-async fn leader_lost<M: Member>(member: M, patience: Duration) {
+async fn leader_lost<M: Watched>(member: M, patience: Duration) {
     let status = member.status();
     let mut seen = (status.leader, status.term);
     loop {

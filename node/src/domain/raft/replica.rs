@@ -189,12 +189,14 @@ impl<L: LogStore> Replica<L> {
     /// # Errors
     /// Nothing was appended. raft-rs would replace a second change by an empty entry and report success; here it is
     /// refused instead.
-    pub fn propose_change(&mut self, change: ConfChange, context: Vec<u8>) -> Result<(), NotProposed> {
+    pub fn propose_change(&mut self, mut change: ConfChange, context: Vec<u8>) -> Result<(), NotProposed> {
         self.may_propose()?;
         if self.change_in_flight() {
             return Err(NotProposed::ChangeInFlight);
         }
-        self.raw.propose_conf_change(context, change).map_err(|_| NotProposed::Full)?;
+        // The state machine decodes the entry's data only: the context travels inside the change, not beside it.
+        change.set_context(context.into());
+        self.raw.propose_conf_change(Vec::new(), change).map_err(|_| NotProposed::Full)?;
         self.change_at = self.raw.raft.raft_log.last_index();
         Ok(())
     }

@@ -85,7 +85,7 @@ impl Item {
         Item::Events { watcher, revision: revision.clone(), selection, size, through }
     }
 
-    fn size(&self) -> (usize, usize) {
+    pub(super) fn size(&self) -> (usize, usize) {
         match self {
             Item::Events { size, .. } => *size,
             Item::Progress { .. } | Item::Compacted { .. } => (0, 0),
@@ -263,6 +263,11 @@ impl Buffer {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::Acquire)
+    }
+
     /// Whether to begin a read of missed events now; if so the caller must end it with
     /// [`end_catch_up`](Self::end_catch_up). It waits until half of the buffer is free: the client is reading.
     pub(super) fn begin_catch_up(&self) -> bool {
@@ -318,10 +323,6 @@ impl Response {
 
 impl From<Response> for Delivery {
     fn from(response: Response) -> Self {
-        Delivery::Events {
-            watch_id: response.live.watch_id,
-            revision: response.through,
-            events: response.events,
-        }
+        Delivery::Events { watch_id: response.live.watch_id, revision: response.through, events: response.events }
     }
 }

@@ -31,7 +31,10 @@ impl Plan {
     }
 
     /// What each watcher gets, in order.
-    fn distribute(&self, revisions: Vec<RevisionEvents>) -> BTreeMap<WatcherKey, Vec<(Arc<RevisionEvents>, Selection)>> {
+    fn distribute(
+        &self,
+        revisions: Vec<RevisionEvents>,
+    ) -> BTreeMap<WatcherKey, Vec<(Arc<RevisionEvents>, Selection)>> {
         let mut index = WatchIndex::new(self.from as u64);
         for (watcher, _, interest) in &self.watchers {
             index.insert(*watcher, interest.clone());
@@ -115,6 +118,10 @@ impl State {
         watcher.next = reached;
         if reached > self.published {
             self.index.insert(key, interest);
+            // The store was ahead of what is published: no promise may fall behind what was sent already.
+            if reached > self.published + 1 {
+                stream.ahead.insert((reached - 1, key));
+            }
         } else {
             stream.behind.insert((reached, key));
         }

@@ -1,7 +1,7 @@
 //! Where the hub reads what a watcher has missed.
 
-use crate::domain::mvcc::{self, Changes, KeyRange, ReadError, RevisionEvents, Revisions};
 use crate::domain::mvcc::watch::MAX_REVISIONS_PER_RESPONSE;
+use crate::domain::mvcc::{self, Changes, KeyRange, ReadError, RevisionEvents, Revisions};
 use crate::domain::refusal::Refusal;
 use crate::engine::Failure;
 use crate::storage::View;

@@ -160,6 +160,11 @@ impl WatchStream {
     pub(super) fn key(&self) -> StreamKey {
         self.key
     }
+
+    #[cfg(test)]
+    pub(super) fn is_behind(&self) -> bool {
+        self.buffer.is_behind()
+    }
 }
 
 impl Drop for WatchStream {

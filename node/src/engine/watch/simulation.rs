@@ -1,0 +1,548 @@
+//! Random interleavings of publishing, reading, catching up, compaction, cancelling and snapshot installs, compared with
+//! a model: each watcher gets each of its events exactly once and in order, whatever its client does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use balsa_proto::mvccpb::event::EventType;
+use balsa_proto::mvccpb::{Event, KeyValue};
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::catch_up::Plan;
+use super::*;
+use crate::domain::mvcc::watch::Filters;
+use crate::domain::mvcc::{KeyRange, Revisions};
+
+/// A store that keeps all revisions and answers in small pieces.
+#[derive(Default)]
+struct History {
+    revisions: Vec<RevisionEvents>,
+    compacted: i64,
+    /// Revisions looked at in one read.
+    piece: i64,
+}
+
+struct Store(Mutex<History>);
+
+impl Store {
+    fn new(piece: i64) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(History { revisions: Vec::new(), compacted: -1, piece })))
+    }
+
+    fn revision(&self) -> i64 {
+        1 + self.0.lock().revisions.len() as i64
+    }
+
+    fn write(&self, events: impl FnOnce(i64) -> Vec<Event>) -> RevisionEvents {
+        let revision = self.revision() + 1;
+        let written = RevisionEvents { revision, events: events(revision) };
+        self.0.lock().revisions.push(written.clone());
+        written
+    }
+
+    fn put(&self, key: &str) -> RevisionEvents {
+        self.write(|revision| vec![event(key, revision, EventType::Put)])
+    }
+}
+
+impl ChangeSource for Store {
+    fn revisions(&self) -> Result<Revisions, Failure> {
+        Ok(Revisions { revision: self.revision(), compacted: self.0.lock().compacted })
+    }
+
+    fn missed(&self, range: &KeyRange, from: i64) -> Result<Missed, Failure> {
+        let current = self.revision();
+        let history = self.0.lock();
+        if from < history.compacted {
+            return Ok(Missed::Compacted { revision: history.compacted });
+        }
+        let through = current.min(from + history.piece - 1);
+        let within = |found: &&RevisionEvents| (from..=through).contains(&found.revision);
+        let of_range = |found: &RevisionEvents| {
+            let events = found.events.iter().filter(|event| range.contains(key_of(event))).cloned().collect();
+            RevisionEvents { revision: found.revision, events }
+        };
+        let revisions = history.revisions.iter().filter(within).map(of_range).filter(|found| !found.events.is_empty());
+        Ok(Missed::Changes { revisions: revisions.collect(), through })
+    }
+}
+
+fn key_of(event: &Event) -> &[u8] {
+    event.kv.as_ref().map_or(&[], |kv| &kv.key)
+}
+
+fn event(key: &str, revision: i64, kind: EventType) -> Event {
+    let key = Bytes::copy_from_slice(key.as_bytes());
+    let kv = KeyValue { key: key.clone(), mod_revision: revision, ..Default::default() };
+    let prev_kv = (kind == EventType::Delete).then(|| KeyValue { key, ..Default::default() });
+    Event { r#type: kind.into(), kv: Some(kv), prev_kv }
+}
+
+fn options(items: usize) -> WatchOptions {
+    WatchOptions { stream_items: items, ..WatchOptions::default() }
+}
+
+fn everything(start_revision: i64) -> WatchRequest {
+    let range = KeyRange::Span { low: Bytes::from_static(b"\0"), high: None };
+    WatchRequest { interest: Interest { range, filters: Filters::default() }, start_revision, prev_kv: false }
+}
+
+/// What a stream delivers until nothing more comes, as text.
+fn drain(hub: &WatchHub, stream: &mut WatchStream) -> Vec<String> {
+    let mut told = Vec::new();
+    loop {
+        match stream.try_next() {
+            Some(Delivery::Events { watch_id, revision, events }) => {
+                let events: Vec<_> = events
+                    .iter()
+                    .map(|event| format!("{}@{}", String::from_utf8_lossy(key_of(event)), revision_of(event)))
+                    .collect();
+                told.push(format!("{watch_id}: {} (through {revision})", events.join(" ")));
+            }
+            Some(other) => told.push(format!("{other:?}")),
+            None if stream.is_behind() => hub.catch_up(stream.key()).expect("the store answers"),
+            None => return told,
+        }
+    }
+}
+
+fn revision_of(event: &Event) -> i64 {
+    event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
+}
+
+#[test]
+fn a_watcher_gets_what_comes_after_it_and_one_from_the_past_catches_up_and_joins() {
+    let store = Store::new(100);
+    ["a", "b"].map(|key| store.put(key));
+    let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
+    let mut stream = hub.open();
+    assert_eq!(stream.watch(0, everything(0)), 3);
+    stream.watch(1, everything(2));
+    assert_eq!(drain(&hub, &mut stream), ["1: a@2 b@3 (through 3)"]);
+    assert_eq!(hub.counts().behind, 0);
+    hub.publish(&[store.put("c")]);
+    assert_eq!(drain(&hub, &mut stream), ["0: c@4 (through 4)", "1: c@4 (through 4)"]);
+}
+
+#[test]
+fn a_revision_published_between_read_and_join_is_neither_lost_nor_told_twice() {
+    let store = Store::new(100);
+    store.put("a");
+    let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
+    let mut stream = hub.open();
+    stream.watch(0, everything(1));
+    let plan = hub.plan_catch_up(stream.key()).expect("behind");
+    let missed = plan.read(&*store).expect("read");
+    hub.publish(&[store.put("b")]);
+    hub.finish_catch_up(plan, missed).expect("finish");
+    // Visible in the store, and read by the second turn, before it is published.
+    let late = store.put("c");
+    assert_eq!(drain(&hub, &mut stream), ["0: a@2 (through 2)", "0: b@3 c@4 (through 4)"]);
+    hub.publish(&[late]);
+    hub.publish(&[store.put("d")]);
+    assert_eq!(drain(&hub, &mut stream), ["0: d@5 (through 5)"]);
+}
+
+#[test]
+fn a_client_that_does_not_read_holds_no_more_than_its_bound_and_gets_all_when_it_does() {
+    let store = Store::new(3);
+    let hub = WatchHub::new(store.clone(), options(4)).expect("hub");
+    let (mut slow, mut quick) = (hub.open(), hub.open());
+    slow.watch(0, everything(0));
+    quick.watch(0, everything(0));
+    let mut heard = 0;
+    for number in 0..50 {
+        hub.publish(&[store.put(&format!("{number}"))]);
+        heard += drain(&hub, &mut quick).len();
+    }
+    assert_eq!((heard, hub.counts().pending_events, hub.counts().behind), (50, 4, 1));
+    let told = drain(&hub, &mut slow).concat();
+    let keys: Vec<_> = told.split_whitespace().filter_map(|word| word.split_once('@')).map(|(key, _)| key).collect();
+    assert_eq!(keys, (0..50).map(|number| number.to_string()).collect::<Vec<_>>());
+    assert_eq!((hub.counts().pending_events, hub.counts().pending_bytes, hub.counts().behind), (0, 0, 0));
+}
+
+#[test]
+fn bytes_are_bounded_per_stream_and_over_all() {
+    let store = Store::new(100);
+    let one = Item::events(WatcherKey(0), &Arc::new(store.put("k")), Selection::All, 2).size().1;
+    let bounds = WatchOptions { stream_bytes: 2 * one, total_bytes: 3 * one, ..options(100) };
+    let hub = WatchHub::new(store.clone(), bounds).expect("hub");
+    let mut streams = [hub.open(), hub.open()];
+    streams.iter_mut().for_each(|stream| _ = stream.watch(0, everything(0)));
+    for _ in 0..5 {
+        hub.publish(&[store.put("k")]);
+    }
+    assert_eq!((hub.counts().pending_events, hub.counts().behind), (3, 2));
+    drop(streams);
+    assert_eq!((hub.counts().pending_bytes, hub.counts().watchers, hub.counts().streams), (0, 0, 0));
+}
+
+#[test]
+fn a_watcher_below_a_compaction_is_cancelled_and_a_synced_one_is_not() {
+    let store = Store::new(100);
+    (0..5).for_each(|_| _ = store.put("k"));
+    let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
+    let mut stream = hub.open();
+    [0, 2, 4, 9].into_iter().zip(0..).for_each(|(start, id)| _ = stream.watch(id, everything(start)));
+    store.0.lock().compacted = 4;
+    hub.compacted(4);
+    stream.watch(4, everything(3));
+    let told = drain(&hub, &mut stream);
+    let compacted = |id| format!("{:?}", Delivery::Compacted { watch_id: id, compact_revision: 4 });
+    assert_eq!(told, [compacted(1), compacted(4), "2: k@4 k@5 k@6 (through 6)".to_owned()]);
+    assert_eq!((stream.contains(1), stream.contains(0), hub.counts().watchers), (false, true, 3));
+}
+
+#[test]
+fn a_compaction_that_only_the_store_knows_of_cancels_as_well() {
+    let store = Store::new(100);
+    (0..5).for_each(|_| _ = store.put("k"));
+    let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
+    let mut stream = hub.open();
+    stream.watch(7, everything(2));
+    store.0.lock().compacted = 5;
+    let compacted = format!("{:?}", Delivery::Compacted { watch_id: 7, compact_revision: 5 });
+    assert_eq!(drain(&hub, &mut stream), [compacted]);
+}
+
+#[test]
+fn progress_is_promised_only_when_all_are_synced_and_have_reached_their_start() {
+    let store = Store::new(100);
+    store.put("a");
+    let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
+    let mut stream = hub.open();
+    let ask = |stream: &mut WatchStream| {
+        stream.request_progress();
+        stream.try_next()
+    };
+    let promise = |revision| Some(Delivery::Progress { watch_id: None, revision });
+    assert_eq!(ask(&mut stream), None, "there is no watcher");
+    stream.watch(0, everything(0));
+    assert_eq!(ask(&mut stream), promise(2));
+    stream.watch(1, everything(4));
+    assert_eq!(ask(&mut stream), None, "one has not reached its start");
+    hub.publish(&[store.put("b"), store.put("c")]);
+    drain(&hub, &mut stream);
+    assert_eq!(ask(&mut stream), promise(4));
+    stream.watch(2, everything(2));
+    assert_eq!(ask(&mut stream), None, "one is behind");
+    stream.cancel(2);
+    assert_eq!(ask(&mut stream), promise(4));
+}
+
+#[test]
+fn progress_comes_after_the_events_it_speaks_of_and_is_taken_back_for_a_newcomer_from_the_past() {
+    let store = Store::new(100);
+    let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
+    let mut stream = hub.open();
+    stream.watch(0, everything(0));
+    hub.publish(&[store.put("a")]);
+    stream.request_progress();
+    stream.request_progress_of(0);
+    let of_all = format!("{:?}", Delivery::Progress { watch_id: None, revision: 2 });
+    let of_one = format!("{:?}", Delivery::Progress { watch_id: Some(0), revision: 2 });
+    assert_eq!(drain(&hub, &mut stream), ["0: a@2 (through 2)".to_owned(), of_all, of_one]);
+    stream.request_progress();
+    stream.watch(1, everything(2));
+    assert_eq!(drain(&hub, &mut stream), ["1: a@2 (through 2)"]);
+}
+
+#[test]
+fn after_a_snapshot_each_watcher_reads_what_was_never_published() {
+    let store = Store::new(2);
+    let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
+    let mut stream = hub.open();
+    stream.watch(0, everything(0));
+    stream.watch(1, everything(4));
+    stream.watch(2, everything(9));
+    hub.publish(&[store.put("a")]);
+    ["b", "c", "d"].map(|key| store.put(key));
+    hub.reset().expect("reset");
+    stream.request_progress();
+    hub.publish(&[store.put("e")]);
+    let told = drain(&hub, &mut stream).join(" ");
+    let of = |id: &str| {
+        let parts = told.split(" (through ").filter_map(|part| part.split_once(id));
+        parts.map(|(_, events)| events.to_owned()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!((of("0: "), of("1: "), of("2: ")), ("a@2 b@3 c@4 d@5 e@6".into(), "c@4 d@5 e@6".into(), "".into()));
+    assert!(!told.contains("Progress"), "{told}");
+}
+
+#[test]
+fn nothing_of_a_cancelled_watcher_is_sent_and_its_id_can_be_used_again() {
+    let store = Store::new(100);
+    let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
+    let mut stream = hub.open();
+    stream.watch(5, everything(0));
+    hub.publish(&[store.put("a")]);
+    assert!(stream.cancel(5) && !stream.cancel(5));
+    stream.watch(5, everything(0));
+    hub.publish(&[store.put("b")]);
+    assert_eq!(drain(&hub, &mut stream), ["5: b@3 (through 3)"]);
+}
+
+#[tokio::test]
+async fn a_stopped_hub_ends_its_streams_after_what_waits() {
+    let store = Store::new(100);
+    let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
+    let mut stream = hub.open();
+    stream.watch(0, everything(0));
+    hub.publish(&[store.put("a")]);
+    hub.stop();
+    assert!(matches!(stream.next().await, Ok(Delivery::Events { .. })));
+    assert_eq!(stream.next().await, Err(Failure::Stopped));
+    assert_eq!(hub.open().next().await, Err(Failure::Stopped));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_all_paces_get_everything_while_the_applier_goes_on() {
+    const WRITES: usize = 3000;
+    let store = Store::new(50);
+    let hub = WatchHub::new(store.clone(), options(32)).expect("hub");
+    let read = |pause: u64| {
+        let mut stream = hub.open();
+        stream.watch(0, everything(2));
+        tokio::spawn(async move {
+            let mut revisions = Vec::new();
+            while revisions.len() < WRITES {
+                match stream.next().await.expect("the hub runs") {
+                    Delivery::Events { events, .. } => revisions.extend(events.iter().map(revision_of)),
+                    other => panic!("{other:?}"),
+                }
+                if pause > 0 {
+                    tokio::time::sleep(std::time::Duration::from_micros(pause)).await;
+                }
+            }
+            revisions
+        })
+    };
+    let readers: Vec<_> = [0, 0, 50, 500, 1000].map(read).into();
+    for _ in 0..WRITES {
+        hub.publish(&[store.put("k")]);
+        tokio::task::yield_now().await;
+    }
+    for reader in readers {
+        assert_eq!(reader.await.expect("reader"), (2..2 + WRITES as i64).collect::<Vec<_>>());
+    }
+}
+
+/// A watcher as the model sees it.
+struct Expected {
+    request: WatchRequest,
+    /// It wants events from here on.
+    from: i64,
+    heard: Vec<Event>,
+    /// Events at or below it are promised to be over.
+    floor: i64,
+}
+
+impl Expected {
+    fn wanted(&self, store: &Store, through: i64) -> Vec<Event> {
+        let history = store.0.lock();
+        let within = history.revisions.iter().filter(|found| (self.from..=through).contains(&found.revision));
+        let Interest { range, filters } = &self.request.interest;
+        let wants = |event: &&Event| range.contains(key_of(event)) && filters.admit(event);
+        let strip = |event: &Event| {
+            let prev_kv = event.prev_kv.clone().filter(|_| self.request.prev_kv);
+            Event { prev_kv, ..event.clone() }
+        };
+        within.flat_map(|found| found.events.iter().filter(wants).map(strip)).collect()
+    }
+}
+
+struct Simulation {
+    seed: u64,
+    random: u64,
+    store: Arc<Store>,
+    hub: Arc<WatchHub>,
+    unpublished: Vec<RevisionEvents>,
+    clients: Vec<Client>,
+}
+
+struct Client {
+    stream: WatchStream,
+    expected: BTreeMap<i64, Expected>,
+    reading: Option<(Plan, Option<Missed>)>,
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Self {
+        let mut random = seed;
+        let store = Store::new(1 + draw(&mut random, 4) as i64);
+        let bounds = options(1 + draw(&mut random, 8) as usize);
+        let hub = WatchHub::new(store.clone(), bounds).expect("hub");
+        let client = |_| Client { stream: hub.open(), expected: BTreeMap::new(), reading: None };
+        let clients = (0..3).map(client).collect();
+        Self { seed, random, store, hub, unpublished: Vec::new(), clients }
+    }
+
+    fn draw(&mut self, below: u64) -> u64 {
+        draw(&mut self.random, below)
+    }
+
+    fn step(&mut self) {
+        let client = self.draw(3) as usize;
+        match self.draw(100) {
+            0..25 => self.write(),
+            25..45 => self.publish(),
+            45..60 => _ = self.clients[client].read(&self.store, self.seed),
+            60..80 => self.catch_up(client),
+            80..88 => self.create(client),
+            88..91 => self.cancel(client),
+            91..97 => self.clients[client].stream.request_progress(),
+            97..98 => self.clients[client].stream.request_progress_of(self.seed as i64 % 4),
+            98..99 => self.compact(),
+            _ => self.reset(),
+        }
+    }
+
+    fn write(&mut self) {
+        let (first, number, kinds) = (self.draw(6), self.draw(3) + 1, self.draw(8));
+        let written = self.store.write(|revision| {
+            let change = |place| {
+                let kind = if kinds >> place & 1 == 0 { EventType::Put } else { EventType::Delete };
+                event(&format!("k{}", (first + place) % 6), revision, kind)
+            };
+            (0..number).map(change).collect()
+        });
+        self.unpublished.push(written);
+    }
+
+    fn publish(&mut self) {
+        let number = self.draw(self.unpublished.len() as u64 + 1) as usize;
+        let batch: Vec<_> = self.unpublished.drain(..number).collect();
+        self.hub.publish(&batch);
+    }
+
+    fn catch_up(&mut self, client: usize) {
+        let client = &mut self.clients[client];
+        client.reading = match client.reading.take() {
+            None => self.hub.plan_catch_up(client.stream.key()).map(|plan| (plan, None)),
+            Some((plan, None)) => {
+                let missed = plan.read(&*self.store).expect("read");
+                Some((plan, Some(missed)))
+            }
+            Some((plan, Some(missed))) => {
+                self.hub.finish_catch_up(plan, missed).expect("finish");
+                None
+            }
+        };
+    }
+
+    fn create(&mut self, client: usize) {
+        let (low, width, kind, filter) = (self.draw(6), self.draw(4), self.draw(4), self.draw(6));
+        let key = |number: u64| Bytes::from(format!("k{number}"));
+        let range = match kind {
+            0 | 1 => KeyRange::One(key(low)),
+            2 => KeyRange::Span { low: key(low), high: Some(key(low + 1 + width)) },
+            _ => KeyRange::Span { low: key(low), high: None },
+        };
+        let filters = Filters { no_put: filter == 0, no_delete: filter == 1 };
+        let start_revision = match self.draw(3) {
+            0 => 0,
+            _ => self.draw(self.hub.revision() as u64 + 4) as i64,
+        };
+        let (watch_id, prev_kv) = (self.draw(4) as i64, filter % 2 == 0);
+        let request = WatchRequest { interest: Interest { range, filters }, start_revision, prev_kv };
+        let client = &mut self.clients[client];
+        let now = client.stream.watch(watch_id, request.clone());
+        let from = if start_revision == 0 { now + 1 } else { start_revision };
+        client.expected.insert(watch_id, Expected { request, from, heard: Vec::new(), floor: 0 });
+    }
+
+    fn cancel(&mut self, client: usize) {
+        let watch_id = self.draw(4) as i64;
+        let client = &mut self.clients[client];
+        assert_eq!(client.stream.cancel(watch_id), client.expected.remove(&watch_id).is_some());
+    }
+
+    fn compact(&mut self) {
+        let revision = self.draw(self.hub.revision() as u64) as i64 + 1;
+        let compacted = &mut self.store.0.lock().compacted;
+        *compacted = revision.max(*compacted);
+        let told = self.random & 1 == 0;
+        if told {
+            self.hub.compacted(revision);
+        }
+    }
+
+    /// A snapshot was installed: what is in the store is not published any more.
+    fn reset(&mut self) {
+        self.unpublished.clear();
+        self.hub.reset().expect("reset");
+    }
+
+    fn settle(&mut self) {
+        let batch = std::mem::take(&mut self.unpublished);
+        self.hub.publish(&batch);
+        for client in 0..self.clients.len() {
+            while self.clients[client].reading.is_some() || self.clients[client].stream.is_behind() {
+                self.catch_up(client);
+                self.clients[client].read(&self.store, self.seed);
+            }
+            while self.clients[client].read(&self.store, self.seed) {}
+            for (watch_id, expected) in &self.clients[client].expected {
+                let wanted = expected.wanted(&self.store, i64::MAX);
+                assert_eq!(expected.heard, wanted, "seed {}, client {client}, watcher {watch_id}", self.seed);
+            }
+        }
+        assert_eq!((self.hub.counts().pending_events, self.hub.counts().pending_bytes), (0, 0));
+        assert_eq!(self.hub.counts().behind, 0);
+    }
+}
+
+impl Client {
+    /// Takes one delivery and checks it; whether there was one.
+    fn read(&mut self, store: &Store, seed: u64) -> bool {
+        let Some(delivery) = self.stream.try_next() else { return false };
+        match delivery {
+            Delivery::Events { watch_id, revision, events } => {
+                let expected = self.expected.get_mut(&watch_id).expect("a watcher of this id");
+                let first = events.first().map_or(0, revision_of);
+                assert!(first > expected.floor, "seed {seed}: {first} was promised to be over");
+                expected.heard.extend(events);
+                // Order, completeness and the promise of the header at once.
+                assert_eq!(expected.heard, expected.wanted(store, revision), "seed {seed}, through {revision}");
+            }
+            Delivery::Progress { watch_id, revision } => {
+                let concerned = self.expected.iter_mut().filter(|(id, _)| watch_id.is_none_or(|only| only == **id));
+                for (id, expected) in concerned {
+                    let wanted = expected.wanted(store, revision);
+                    assert_eq!(expected.heard, wanted, "seed {seed}: {id} is promised to have all up to {revision}");
+                    assert!(expected.request.start_revision <= revision, "seed {seed}: {id} at {revision}");
+                    expected.floor = revision;
+                }
+            }
+            Delivery::Compacted { watch_id, compact_revision } => {
+                let expected = self.expected.remove(&watch_id).expect("a watcher of this id");
+                let wanted = expected.wanted(store, i64::MAX);
+                assert!(wanted.starts_with(&expected.heard), "seed {seed}");
+                assert!(expected.from < compact_revision, "seed {seed}");
+            }
+        }
+        true
+    }
+}
+
+fn draw(random: &mut u64, below: u64) -> u64 {
+    // SplitMix64.
+    *random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut drawn = *random;
+    drawn = (drawn ^ (drawn >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    drawn = (drawn ^ (drawn >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (drawn ^ (drawn >> 31)) % below
+}
+
+#[test]
+fn every_watcher_hears_each_of_its_events_once_and_in_order_whatever_happens() {
+    for seed in 0..1500 {
+        let mut simulation = Simulation::new(seed);
+        for _ in 0..400 {
+            simulation.step();
+        }
+        simulation.settle();
+    }
+}

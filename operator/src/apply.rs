@@ -1,0 +1,188 @@
+//! Makes what was built be there: server-side apply in a fixed order, then prune.
+//!
+//! An object is written only when it differs from what is wanted, so that a settled cluster is never written to. Every
+//! write of an existing object carries the UID and resourceVersion it was read at; a conflict means observe again.
+
+mod difference;
+
+use std::fmt::Debug;
+
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use crate::build::Desired;
+use crate::names;
+use crate::observe::Live;
+
+/// Under this name the operator owns fields.
+pub const FIELD_MANAGER: &str = "balsa-operator";
+
+/// Why an object could not be brought about.
+#[derive(Debug, Error)]
+pub enum ApplyError {
+    /// The API server refused or did not answer.
+    #[error("applying {kind} {name} failed: {source}")]
+    Write {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Name of the object.
+        name: String,
+        /// Why it failed.
+        source: Box<kube::Error>,
+    },
+    /// Somebody else's object has the name.
+    #[error("{kind} {name} is not the operator's: rename or delete it, or create the RaftCluster under another name")]
+    Foreign {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Name of the object.
+        name: String,
+    },
+    /// An object has no JSON form.
+    #[error("{kind} has no JSON form: {source}")]
+    Encode {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+impl ApplyError {
+    /// The word for it in metrics, conditions and events.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Write { .. } => "ApplyFailed",
+            Self::Foreign { .. } => "ForeignObject",
+            Self::Encode { .. } => "ApplyFailed",
+        }
+    }
+
+    /// The world has moved since it was read: nothing is wrong, observe again.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Write { source, .. } if is_conflict(source))
+    }
+}
+
+/// 404 and 409: the object is gone, or is not the one that was read.
+pub fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409)
+}
+
+/// Kinds that were written, in order.
+pub type Written = Vec<&'static str>;
+
+/// Applies everything. `held` keeps the existing StatefulSet as it is.
+///
+/// # Errors
+/// The first [`ApplyError`]; what was written before it stays, and the next pass goes on from there.
+pub async fn apply(client: &Client, desired: Desired, live: &Live, held: bool) -> Result<Written, ApplyError> {
+    // No rest pattern: an object that nobody applies does not compile.
+    let Desired { service_account, config_map, peer_service, budget, mut stateful_set, client_service } = desired;
+    let Live {
+        stateful_set: live_set,
+        budget: live_budget,
+        config_map: live_config_map,
+        service_account: live_account,
+        peer_service: live_peers,
+        client_service: live_clients,
+        addresses: _,
+    } = live;
+    let mut written = Written::new();
+    // What pods refer to comes before the pods, and the budget before any pod that it must protect.
+    if let Some(account) = &service_account {
+        one(client, account, live_account.as_ref(), &mut written).await?;
+    }
+    one(client, &config_map, live_config_map.as_ref(), &mut written).await?;
+    one(client, &peer_service, live_peers.as_ref(), &mut written).await?;
+    match (&budget, live_budget) {
+        (Some(budget), live) => one(client, budget, live.as_ref(), &mut written).await?,
+        (None, Some(live)) => prune(client, live, &mut written).await?,
+        (None, None) => {}
+    }
+    if !(held && live_set.is_some()) {
+        keep_replicas(&mut stateful_set, live_set.as_ref());
+        one(client, &stateful_set, live_set.as_ref(), &mut written).await?;
+    }
+    if let Some(service) = &client_service {
+        one(client, service, live_clients.as_ref(), &mut written).await?;
+    }
+    Ok(written)
+}
+
+/// The count of an existing set is written as it was read, on the version it was read at, so it never changes here.
+fn keep_replicas(desired: &mut StatefulSet, live: Option<&StatefulSet>) {
+    let live = live.and_then(|live| live.spec.as_ref());
+    if let (Some(desired), Some(live)) = (desired.spec.as_mut(), live) {
+        desired.replicas = live.replicas;
+    }
+}
+
+/// Writes one object unless it is as wanted already.
+async fn one<K>(client: &Client, desired: &K, live: Option<&K>, written: &mut Written) -> Result<(), ApplyError>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + k8s_openapi::Resource
+        + Serialize
+        + DeserializeOwned
+        + Clone
+        + Debug,
+{
+    let (kind, name) = (K::KIND, desired.name_any());
+    if live.is_some_and(|live| live.meta().deletion_timestamp.is_some()) {
+        // On its way out; it is created anew once it is gone.
+        return Ok(());
+    }
+    if live.is_some_and(|live| !is_ours(desired, live)) {
+        return Err(ApplyError::Foreign { kind, name });
+    }
+    let body = difference::body(desired, live).map_err(|source| ApplyError::Encode { kind, source })?;
+    let Some(body) = body else { return Ok(()) };
+    let api: Api<K> = Api::namespaced(client.clone(), &desired.namespace().unwrap_or_default());
+    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+    api.patch(&name, &parameters, &Patch::Apply(&body)).await.map_err(|source| ApplyError::Write {
+        kind,
+        name,
+        source: Box::new(source),
+    })?;
+    written.push(kind);
+    Ok(())
+}
+
+/// An object that carries our labels is ours, whoever owns it now: a set orphaned on purpose is adopted.
+fn is_ours<K: ResourceExt>(desired: &K, live: &K) -> bool {
+    let instance = desired.labels().get("app.kubernetes.io/instance").cloned().unwrap_or_default();
+    names::labels(&instance).iter().all(|(key, value)| live.labels().get(key) == Some(value))
+}
+
+async fn prune<K>(client: &Client, live: &K, written: &mut Written) -> Result<(), ApplyError>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + k8s_openapi::Resource
+        + DeserializeOwned
+        + Clone
+        + Debug,
+{
+    let (kind, name) = (K::KIND, live.name_any());
+    let instance = live.labels().get("app.kubernetes.io/instance").cloned().unwrap_or_default();
+    if live.labels().get("app.kubernetes.io/managed-by") != names::labels(&instance).get("app.kubernetes.io/managed-by")
+        || live.meta().deletion_timestamp.is_some()
+    {
+        return Ok(());
+    }
+    let api: Api<K> = Api::namespaced(client.clone(), &live.namespace().unwrap_or_default());
+    let preconditions = Preconditions { uid: live.uid(), resource_version: live.resource_version() };
+    let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    api.delete(&name, &parameters).await.map_err(|source| ApplyError::Write {
+        kind,
+        name,
+        source: Box::new(source),
+    })?;
+    written.push(kind);
+    Ok(())
+}

@@ -1,0 +1,399 @@
+//! One pass over one `RaftCluster`, and the loop that runs passes.
+//!
+//! | step     | needs a client | |
+//! |----------|----------------|--|
+//! | observe  | yes | everything is read live |
+//! | validate | no  | an invalid spec changes nothing |
+//! | build    | no  | what should exist |
+//! | apply    | yes | makes it exist |
+//! | plan     | no  | the one next step |
+//! | execute  | yes | that step |
+//! | status   | yes | what all this was |
+//!
+//! A pass remembers nothing. It may be cut off between any two calls: the next one sees what became of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use balsa_crds::RaftCluster;
+use futures::StreamExt;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::controller::{Action, Config};
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Controller, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::apply::{ApplyError, FIELD_MANAGER, apply, is_conflict};
+use crate::build::{build, is_template_held};
+use crate::execute::{ExecuteError, Hands, describe};
+use crate::metrics::Metrics;
+use crate::names::{self, FINALIZER};
+use crate::observe::{Live, ObserveError, observe};
+use crate::observed::Observed;
+use crate::plan;
+use crate::status::{self, Seen, StatusError};
+use crate::step::{Blocked, Plan, Step, WaitReason};
+use crate::valid::ValidCluster;
+use crate::validate::{for_deletion, validate};
+
+/// Clusters that are worked on at once; more of them wait their turn. Each costs about ten reads per pass.
+const CONCURRENCY: u16 = 32;
+/// After a step, and while a learner is listed: what was begun is soon done.
+const SOON: Duration = Duration::from_millis(100);
+/// While something passes by itself that no watch shows.
+const POLL: Duration = Duration::from_millis(250);
+/// When a wait has lasted for [`LONG`], and after errors.
+const SLOW: Duration = Duration::from_secs(2);
+/// Settled, paused or waiting for a person: a watch tells what matters, but not the loss of a node's quorum.
+const REST: Duration = Duration::from_secs(5);
+/// A wait of so many seconds is no longer polled fast, so that stuck clusters do not crowd out the others.
+const LONG: i64 = 60;
+
+/// Why a pass ended early.
+#[derive(Debug, Error)]
+pub enum ReconcileError {
+    /// Reading failed.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// An object could not be brought about.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The status could not be written.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+    /// The finalizer could not be added.
+    #[error("adding the finalizer failed: {0}")]
+    Finalizer(#[source] Box<kube::Error>),
+}
+
+impl ReconcileError {
+    /// The word for it in metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Observe(error) => error.reason(),
+            Self::Apply(error) => error.reason(),
+            Self::Status(error) => error.reason(),
+            Self::Finalizer(_) => "FinalizerFailed",
+        }
+    }
+
+    /// The world has moved under the pass: nothing is wrong, observe again.
+    fn is_conflict(&self) -> bool {
+        match self {
+            Self::Observe(_) => false,
+            Self::Apply(error) => error.is_conflict(),
+            Self::Status(error) => error.is_conflict(),
+            Self::Finalizer(error) => is_conflict(error),
+        }
+    }
+}
+
+/// What every pass is given.
+pub struct Context {
+    /// Bounded in time and without retries of its own: a pass that cannot go on ends, and the next begins anew.
+    pub client: Client,
+    /// Publishes one event per step.
+    pub events: Recorder,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Runs passes for all clusters of `namespace` (of all namespaces if `None`) until `stop` is cancelled; a pass that
+/// has begun is finished. `watches` is a client whose calls may last, for watching.
+pub async fn run(context: Arc<Context>, watches: Client, namespace: Option<&str>, stop: CancellationToken) {
+    fn api<K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>>(
+        client: &Client,
+        namespace: Option<&str>,
+    ) -> Api<K> {
+        namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
+    }
+    let ours = watcher::Config::default().labels("app.kubernetes.io/managed-by=balsa-operator");
+    Controller::new(api::<RaftCluster>(&watches, namespace), watcher::Config::default())
+        .owns(api::<StatefulSet>(&watches, namespace), ours.clone())
+        .watches(api::<Pod>(&watches, namespace), ours, |pod| cluster_of(&pod))
+        .with_config(Config::default().concurrency(CONCURRENCY))
+        .graceful_shutdown_on(stop.cancelled_owned())
+        .run(reconcile, after_error, context)
+        .for_each(|result| async move {
+            if let Err(error) = result {
+                debug!(%error, "pass ended with an error");
+            }
+        })
+        .await;
+}
+
+/// A pod belongs to its StatefulSet, not to the resource: its labels tell which one.
+fn cluster_of(pod: &Pod) -> Option<ObjectRef<RaftCluster>> {
+    let name = pod.labels().get("app.kubernetes.io/instance")?;
+    Some(ObjectRef::new(name).within(&pod.namespace()?))
+}
+
+fn after_error(resource: Arc<RaftCluster>, error: &ReconcileError, _: Arc<Context>) -> Action {
+    if error.is_conflict() {
+        return Action::requeue(SOON);
+    }
+    let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+    warn!(namespace, name, reason = error.reason(), %error, "pass failed");
+    Action::requeue(SLOW)
+}
+
+async fn reconcile(cached: Arc<RaftCluster>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let began = Instant::now();
+    let result = pass(&cached, &context).await;
+    let word = match &result {
+        Ok(_) => "ok",
+        Err(error) if error.is_conflict() => "Conflict",
+        Err(error) => error.reason(),
+    };
+    context.metrics.pass(word, began.elapsed());
+    result
+}
+
+async fn pass(cached: &RaftCluster, context: &Context) -> Result<Action, ReconcileError> {
+    let (namespace, name) = (cached.namespace().unwrap_or_default(), cached.name_any());
+    let clusters: Api<RaftCluster> = Api::namespaced(context.client.clone(), &namespace);
+    let read = clusters.get_opt(&name).await;
+    let read = read.map_err(|source| ObserveError::Read { kind: "the RaftCluster", source: Box::new(source) })?;
+    let Some(resource) = read else {
+        context.metrics.forget(&namespace, &name);
+        return Ok(Action::await_change());
+    };
+    let (mut observed, live) = observe(&context.client, &resource, Timestamp::now().as_second()).await?;
+    let deleting = resource.metadata.deletion_timestamp.is_some();
+    let cluster = match if deleting { for_deletion(&resource) } else { validate(&resource) } {
+        Ok(cluster) => cluster,
+        Err(invalid) => return refuse(context, &resource, &observed, &invalid.to_string()).await,
+    };
+    if deleting && !observed.resource.finalizer {
+        return Ok(Action::await_change());
+    }
+    if !deleting && !cluster.paused {
+        if !observed.resource.finalizer {
+            add_finalizer(&clusters, &resource).await?;
+            return Ok(Action::requeue(SOON));
+        }
+        bring_about(context, &cluster, &mut observed, &live).await?;
+    }
+    let plan = plan::plan(&cluster, &observed);
+    act(context, &resource, &cluster, &observed, &live, plan).await
+}
+
+/// Build and apply.
+async fn bring_about(
+    context: &Context,
+    cluster: &ValidCluster,
+    observed: &mut Observed,
+    live: &Live,
+) -> Result<(), ReconcileError> {
+    let desired = build(cluster, observed);
+    let applied = live.stateful_set.as_ref().map(ResourceExt::annotations);
+    let held = is_template_held(cluster, &desired.stateful_set, applied);
+    if let Some(set) = observed.set.as_mut() {
+        set.template_held = held;
+    }
+    for kind in apply(&context.client, desired, live, held).await? {
+        context.metrics.applied(kind);
+        info!(namespace = cluster.namespace, name = cluster.name, kind, "applied");
+    }
+    Ok(())
+}
+
+/// Execute and status.
+async fn act(
+    context: &Context,
+    resource: &RaftCluster,
+    cluster: &ValidCluster,
+    observed: &Observed,
+    live: &Live,
+    mut plan: Plan,
+) -> Result<Action, ReconcileError> {
+    let hands = Hands { client: &context.client, resource, cluster, observed, addresses: &live.addresses };
+    let result = hands.execute(&plan.step).await;
+    let executed = matches!(result, Ok(true));
+    match &result {
+        Ok(true) => done(context, resource, &plan).await,
+        Ok(false) => {}
+        Err(error) => not_done(context, resource, &mut plan, error),
+    }
+    // These steps have changed the resource itself: its status is told by the next pass, which begins at once.
+    if executed && matches!(plan.step, Step::Bootstrap(_) | Step::DropFinalizer { .. }) {
+        return Ok(Action::requeue(SOON));
+    }
+    report(context, Seen { resource, cluster: Some(cluster), observed, plan: &plan }).await?;
+    Ok(Action::requeue(next_pass(observed, &plan, executed || result.is_err())))
+}
+
+/// The spec cannot be carried out: nothing is touched, and the first error is in the conditions (M29).
+async fn refuse(
+    context: &Context,
+    resource: &RaftCluster,
+    observed: &Observed,
+    message: &str,
+) -> Result<Action, ReconcileError> {
+    let plan = plan::invalid_spec(observed, message.to_owned());
+    report(context, Seen { resource, cluster: None, observed, plan: &plan }).await?;
+    Ok(Action::requeue(REST))
+}
+
+/// Status, metrics, and one warning when a plan begins to wait for something that does not pass by itself.
+async fn report(context: &Context, seen: Seen<'_>) -> Result<(), ReconcileError> {
+    let (resource, plan) = (seen.resource, seen.plan);
+    let status = status::compute(seen);
+    let reason = plan.blocked_by.as_ref().map(|blocked| blocked.reason.as_str()).unwrap_or_default();
+    let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+    context.metrics.planned(&namespace, &name, plan.step.name().as_str(), reason, status.ready_replicas);
+    status::write(&context.client, seen).await?;
+    let before = seen.observed.resource.plan.as_ref().and_then(|plan| plan.reason.as_deref());
+    if let Some(blocked) = &plan.blocked_by
+        && before != Some(reason)
+        && (blocked.reason.is_degraded() || blocked.reason.needs_human())
+    {
+        publish(context, resource, EventType::Warning, reason, "Wait", &blocked.message).await;
+    }
+    Ok(())
+}
+
+async fn done(context: &Context, resource: &RaftCluster, plan: &Plan) {
+    let step = plan.step.name().as_str();
+    context.metrics.step(step, "ok");
+    let Some(note) = describe(&resource.name_any(), &plan.step) else { return };
+    let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+    info!(namespace, name, step, row = plan.row, note, "executed");
+    publish(context, resource, EventType::Normal, step, &action(plan), &note).await;
+}
+
+/// Row and target. Events of one action are folded into a series that keeps the first note, so two members or two
+/// volumes must not share one.
+fn action(plan: &Plan) -> String {
+    let mut action = plan.row.to_owned();
+    if let Some(ordinal) = plan.target.ordinal {
+        action += &format!(" ordinal {ordinal}");
+    }
+    if let Some(member) = plan.target.member {
+        action += &format!(" member {}", names::id_text(member));
+    }
+    action
+}
+
+fn not_done(context: &Context, resource: &RaftCluster, plan: &mut Plan, error: &ExecuteError) {
+    let step = plan.step.name().as_str();
+    context.metrics.step(step, error.reason());
+    let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+    info!(namespace, name, step, row = plan.row, reason = error.reason(), %error, "not executed");
+    if let ExecuteError::Budget(_) = error {
+        plan.step = Step::Wait;
+        plan.blocked_by = Some(Blocked { reason: WaitReason::DisruptionBudget, message: error.to_string() });
+    }
+}
+
+/// An event that cannot be published is no reason to stop: what happened stands in the log and in the status.
+async fn publish(context: &Context, resource: &RaftCluster, kind: EventType, reason: &str, action: &str, note: &str) {
+    let event = Event {
+        type_: kind,
+        reason: reason.to_owned(),
+        note: Some(note.chars().take(1000).collect()),
+        action: action.to_owned(),
+        secondary: None,
+    };
+    let reference: ObjectReference = resource.object_ref(&());
+    if let Err(error) = context.events.publish(&event, &reference).await {
+        warn!(reason, %error, "an event could not be published");
+    }
+}
+
+async fn add_finalizer(clusters: &Api<RaftCluster>, resource: &RaftCluster) -> Result<(), ReconcileError> {
+    let mut finalizers = resource.finalizers().to_vec();
+    finalizers.push(FINALIZER.to_owned());
+    let body = serde_json::json!({"metadata": {
+        "uid": resource.uid(),
+        "resourceVersion": resource.resource_version(),
+        "finalizers": finalizers,
+    }});
+    let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let patched = clusters.patch(&resource.name_any(), &parameters, &Patch::Merge(&body)).await;
+    patched.map(|_| ()).map_err(|error| ReconcileError::Finalizer(Box::new(error)))
+}
+
+/// When to look again, if no watch tells earlier.
+fn next_pass(observed: &Observed, plan: &Plan, acted: bool) -> Duration {
+    let learner = observed.members.iter().any(|list| list.members.values().any(|member| member.learner));
+    let waits = plan.blocked_by.as_ref().map(|blocked| blocked.reason);
+    let old = observed.now.saturating_sub(plan.since) > LONG;
+    if acted {
+        SOON
+    } else if status::is_settled(plan) || waits.is_some_and(WaitReason::needs_human) {
+        REST
+    } else if learner {
+        SOON
+    } else if old {
+        SLOW
+    } else {
+        POLL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::observed_three;
+    use crate::step::Target;
+
+    fn waiting(reason: WaitReason, since: i64) -> Plan {
+        Plan {
+            step: Step::Wait,
+            row: "X1",
+            then: Vec::new(),
+            blocked_by: Some(Blocked { reason, message: String::new() }),
+            human_may: Vec::new(),
+            target: Target::default(),
+            since,
+        }
+    }
+
+    #[test]
+    fn a_listed_learner_is_polled_within_200_milliseconds() {
+        let mut observed = observed_three();
+        observed.members.as_mut().expect("a list").members.get_mut(&3).expect("member 3").learner = true;
+        let delay = next_pass(&observed, &waiting(WaitReason::LearnerBehind, observed.now - 3600), false);
+        assert!(delay <= Duration::from_millis(200), "{delay:?}");
+        assert!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now), true) <= SOON);
+    }
+
+    #[test]
+    fn m29_steps_on_different_members_are_different_events() {
+        let mut plan = waiting(WaitReason::PodNotRunning, 0);
+        let mut actions = std::collections::BTreeSet::new();
+        for (ordinal, member) in
+            [(None, None), (Some(1), None), (Some(2), None), (Some(2), Some(3)), (Some(2), Some(4))]
+        {
+            plan.target = Target { ordinal, member };
+            assert!(actions.insert(action(&plan)));
+        }
+    }
+
+    #[test]
+    fn stuck_and_settled_clusters_are_not_polled_fast() {
+        let observed = observed_three();
+        assert_eq!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now), false), POLL);
+        assert_eq!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now - 61), false), SLOW);
+        assert_eq!(next_pass(&observed, &waiting(WaitReason::LeftoverVolume, observed.now), false), REST);
+    }
+
+    #[test]
+    fn a_pod_wakes_the_cluster_that_its_labels_name() {
+        let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {
+            "name": "db-0", "namespace": "ns", "labels": {"app.kubernetes.io/instance": "db"},
+        }}))
+        .expect("a pod");
+        let found = cluster_of(&pod).expect("a cluster");
+        assert_eq!((found.name.as_str(), found.namespace.as_deref()), ("db", Some("ns")));
+        assert!(cluster_of(&Pod::default()).is_none());
+    }
+}

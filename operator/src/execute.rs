@@ -1,0 +1,316 @@
+//! Performs one step: exactly one remote write, fenced by what the step was decided on.
+//!
+//! A conflict, a refusal by a node or by the budget is no failure of the operator: the next pass observes what has
+//! become of it. Nothing is retried here.
+
+mod describe;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use axum::http::Request;
+use balsa_crds::RaftCluster;
+use balsa_proto::node::{AddRequest, BootstrapRequest, JoinRequest, Peer, PromoteRequest, RemoveRequest};
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+use thiserror::Error;
+
+pub use describe::describe;
+
+use crate::apply::{FIELD_MANAGER, is_conflict};
+use crate::members::{CHANGE_TIMEOUT, Node, NodeError};
+use crate::names::{self, FINALIZER, LABEL_CLUSTER_ID, LABEL_DETACHED, LABEL_INCARNATION, LABEL_RAFT_ID};
+use crate::observed::Observed;
+use crate::step::{BootstrapStep, PodRef, RestartMode, Step, VolumeLabel, VolumeRef};
+use crate::valid::ValidCluster;
+
+/// Why a step did not happen, or is not known to have happened.
+#[derive(Debug, Error)]
+pub enum ExecuteError {
+    /// The API server refused or did not answer.
+    #[error("{0}")]
+    Kubernetes(#[from] Box<kube::Error>),
+    /// The node refused or did not answer.
+    #[error("{0}")]
+    Node(#[from] NodeError),
+    /// The disruption budget refused the eviction.
+    #[error("the disruption budget refuses to evict {0} now")]
+    Budget(String),
+    /// The pod to be asked has no address, or is another pod than the step was decided on.
+    #[error("pod {0} has no address to be asked at")]
+    NoAddress(String),
+    /// Changes go to the leader, and none is known.
+    #[error("no leader is known among the pods")]
+    NoLeader,
+    /// The request could not be written.
+    #[error("the request cannot be written: {0}")]
+    Encode(String),
+}
+
+impl ExecuteError {
+    /// The word for it in metrics and events.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Kubernetes(error) if is_conflict(error) => "Conflict",
+            Self::Kubernetes(_) => "KubernetesFailed",
+            Self::Node(error) => error.reason(),
+            Self::Budget(_) => "DisruptionBudget",
+            Self::NoAddress(_) => "PodNotRunning",
+            Self::NoLeader => "NoLeader",
+            Self::Encode(_) => "EncodeFailed",
+        }
+    }
+}
+
+impl From<kube::Error> for ExecuteError {
+    fn from(error: kube::Error) -> Self {
+        Self::Kubernetes(Box::new(error))
+    }
+}
+
+/// What a step is executed with.
+pub struct Hands<'a> {
+    /// Client whose calls are bounded and never retried by themselves.
+    pub client: &'a kube::Client,
+    /// The resource as read in this pass.
+    pub resource: &'a RaftCluster,
+    /// As validated.
+    pub cluster: &'a ValidCluster,
+    /// As observed.
+    pub observed: &'a Observed,
+    /// Addresses of the pods as read in this pass.
+    pub addresses: &'a BTreeMap<u32, IpAddr>,
+}
+
+impl Hands<'_> {
+    /// Executes `step`. Returns whether anything was written.
+    ///
+    /// # Errors
+    /// See [`ExecuteError`].
+    pub async fn execute(&self, step: &Step) -> Result<bool, ExecuteError> {
+        match step {
+            Step::Wait | Step::Settled => return Ok(false),
+            Step::Bootstrap(part) => self.bootstrap(part).await?,
+            Step::AddLearner { peer_url, membership_index, .. } => {
+                let (membership_index, peer_urls) = (*membership_index, vec![peer_url.clone()]);
+                self.leader()?.add(AddRequest { membership_index, peer_urls }).await?;
+            }
+            Step::Join { pod, marker, peers, membership_index } => {
+                let peers = peers.iter().map(|(id, urls)| Peer { id: *id, urls: urls.clone() }).collect();
+                let request = JoinRequest {
+                    cluster_id: marker.cluster_id,
+                    raft_id: marker.raft_id,
+                    incarnation: marker.incarnation,
+                    peers,
+                    membership_index: *membership_index,
+                };
+                self.node(pod)?.join(request).await?;
+            }
+            Step::LabelVolume { volume, label } => self.label(volume, label).await?,
+            Step::ScaleOut { set, replicas } | Step::ScaleIn { set, replicas } => {
+                let body = fenced(&set.uid, &set.resource_version, json!({"spec": {"replicas": replicas}}));
+                self.patch::<StatefulSet>(&names::stateful_set(&self.cluster.name), &body).await?;
+            }
+            Step::Promote { raft_id, membership_index, .. } => {
+                let (membership_index, id) = (*membership_index, *raft_id);
+                self.leader()?.promote(PromoteRequest { membership_index, id }).await?;
+            }
+            Step::MoveLeader { to, .. } => {
+                self.leader()?.move_leader(*to).await?;
+            }
+            Step::RemoveMember { raft_id, membership_index, .. } => {
+                let (membership_index, id) = (*membership_index, *raft_id);
+                self.leader()?.remove(RemoveRequest { membership_index, id }).await?;
+            }
+            Step::DropVolume { volume, .. } => {
+                let name = names::volume(&self.cluster.name, volume.ordinal);
+                let parameters = DeleteParams::default().preconditions(on(&volume.uid, &volume.resource_version));
+                self.delete::<PersistentVolumeClaim>(&name, &parameters).await?;
+            }
+            Step::RestartPod { pod, mode, .. } => self.restart(pod, *mode).await?,
+            Step::DeleteSet { set } => {
+                let parameters = background().preconditions(on(&set.uid, &set.resource_version));
+                self.delete::<StatefulSet>(&names::stateful_set(&self.cluster.name), &parameters).await?;
+            }
+            Step::DeleteBudget { budget } => {
+                let parameters = background().preconditions(on(&budget.uid, &budget.resource_version));
+                self.delete::<PodDisruptionBudget>(&names::budget(&self.cluster.name), &parameters).await?;
+            }
+            Step::DropFinalizer { resource_version } => self.drop_finalizer(resource_version).await?,
+        }
+        Ok(true)
+    }
+
+    async fn bootstrap(&self, part: &BootstrapStep) -> Result<(), ExecuteError> {
+        match part {
+            BootstrapStep::Intend { cluster_id, resource_version }
+            | BootstrapStep::Adopt { cluster_id, resource_version } => {
+                self.patch_status(resource_version, json!({"clusterId": names::id_text(*cluster_id)})).await
+            }
+            BootstrapStep::Call { pod, cluster_id, name, peer_url } => {
+                let (cluster_id, name, peer_urls) = (*cluster_id, name.clone(), vec![peer_url.clone()]);
+                self.node(pod)?.bootstrap(BootstrapRequest { cluster_id, name, peer_urls }).await?;
+                Ok(())
+            }
+            BootstrapStep::Latch { resource_version } => {
+                self.patch_status(resource_version, json!({"bootstrapped": true})).await
+            }
+        }
+    }
+
+    async fn label(&self, volume: &VolumeRef, label: &VolumeLabel) -> Result<(), ExecuteError> {
+        let labels = match label {
+            VolumeLabel::Member(marker) => json!({
+                LABEL_CLUSTER_ID: names::id_text(marker.cluster_id),
+                LABEL_RAFT_ID: names::id_text(marker.raft_id),
+                LABEL_INCARNATION: names::id_text(marker.incarnation),
+                LABEL_DETACHED: Value::Null,
+            }),
+            VolumeLabel::Detached => json!({LABEL_DETACHED: "true"}),
+        };
+        let body = fenced(&volume.uid, &volume.resource_version, json!({"metadata": {"labels": labels}}));
+        self.patch::<PersistentVolumeClaim>(&names::volume(&self.cluster.name, volume.ordinal), &body).await
+    }
+
+    async fn restart(&self, pod: &PodRef, mode: RestartMode) -> Result<(), ExecuteError> {
+        let name = names::pod(&self.cluster.name, pod.ordinal);
+        let preconditions = on(&pod.uid, &pod.resource_version);
+        match mode {
+            RestartMode::Delete => {
+                self.delete::<Pod>(&name, &DeleteParams::default().preconditions(preconditions)).await
+            }
+            RestartMode::Force => {
+                let parameters = DeleteParams::default().grace_period(0).preconditions(preconditions);
+                self.delete::<Pod>(&name, &parameters).await
+            }
+            RestartMode::Evict => self.evict(&name, &preconditions).await,
+        }
+    }
+
+    /// Posts the eviction by hand: `Api::evict` of kube 5.0 sends its delete options under a key that the API server
+    /// ignores, so that the preconditions would be lost.
+    async fn evict(&self, pod: &str, preconditions: &Preconditions) -> Result<(), ExecuteError> {
+        let request = eviction(&self.cluster.namespace, pod, preconditions)?;
+        match self.client.request::<Value>(request).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 429 => Err(ExecuteError::Budget(pod.to_owned())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn drop_finalizer(&self, resource_version: &str) -> Result<(), ExecuteError> {
+        let others: Vec<&String> = self.resource.finalizers().iter().filter(|name| *name != FINALIZER).collect();
+        let body = fenced(&self.cluster.uid, resource_version, json!({"metadata": {"finalizers": others}}));
+        self.patch::<RaftCluster>(&self.cluster.name, &body).await
+    }
+
+    async fn patch_status(&self, resource_version: &str, status: Value) -> Result<(), ExecuteError> {
+        let body = fenced(&self.cluster.uid, resource_version, json!({"status": status}));
+        let api = self.api::<RaftCluster>();
+        api.patch_status(&self.cluster.name, &parameters(), &Patch::Merge(&body)).await?;
+        Ok(())
+    }
+
+    async fn patch<K: Written>(&self, name: &str, body: &Value) -> Result<(), ExecuteError> {
+        self.api::<K>().patch(name, &parameters(), &Patch::Merge(body)).await?;
+        Ok(())
+    }
+
+    async fn delete<K: Written>(&self, name: &str, parameters: &DeleteParams) -> Result<(), ExecuteError> {
+        self.api::<K>().delete(name, parameters).await?;
+        Ok(())
+    }
+
+    fn api<K: Written>(&self) -> Api<K> {
+        Api::namespaced(Client::clone(self.client), &self.cluster.namespace)
+    }
+
+    /// The node of a pod, which must be the one that was observed.
+    fn node(&self, pod: &PodRef) -> Result<Node, ExecuteError> {
+        let same = self.observed.pods.get(&pod.ordinal).is_some_and(|observed| observed.uid == pod.uid);
+        let address = self.addresses.get(&pod.ordinal).filter(|_| same);
+        let name = || ExecuteError::NoAddress(names::pod(&self.cluster.name, pod.ordinal));
+        Ok(Node::at(*address.ok_or_else(name)?, CHANGE_TIMEOUT))
+    }
+
+    /// Changes of membership are proposed where the leader is; no node passes them on.
+    fn leader(&self) -> Result<Node, ExecuteError> {
+        let list = self.observed.members.as_ref().ok_or(ExecuteError::NoLeader)?;
+        let urls = list.members.get(&list.leader).map(|leader| leader.peer_urls.as_slice()).unwrap_or_default();
+        let ordinal = urls.iter().find_map(|url| names::peer_url_ordinal(self.cluster, url));
+        let address = self.addresses.get(&ordinal.ok_or(ExecuteError::NoLeader)?).ok_or(ExecuteError::NoLeader)?;
+        Ok(Node::at(*address, CHANGE_TIMEOUT))
+    }
+}
+
+/// Kinds that steps write.
+trait Written:
+    kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+    + serde::de::DeserializeOwned
+    + Clone
+    + std::fmt::Debug
+{
+}
+impl Written for StatefulSet {}
+impl Written for Pod {}
+impl Written for PersistentVolumeClaim {}
+impl Written for PodDisruptionBudget {}
+impl Written for RaftCluster {}
+
+fn parameters() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
+}
+
+fn on(uid: &str, resource_version: &str) -> Preconditions {
+    Preconditions { uid: Some(uid.to_owned()), resource_version: Some(resource_version.to_owned()) }
+}
+
+/// What the owner owns goes with it, without holding the owner back.
+fn background() -> DeleteParams {
+    DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..DeleteParams::default() }
+}
+
+/// A merge patch that the API server refuses with 409 when the object is not the one that was read.
+fn fenced(uid: &str, resource_version: &str, mut patch: Value) -> Value {
+    patch["metadata"]["uid"] = json!(uid);
+    patch["metadata"]["resourceVersion"] = json!(resource_version);
+    patch
+}
+
+fn eviction(namespace: &str, pod: &str, preconditions: &Preconditions) -> Result<Request<Vec<u8>>, ExecuteError> {
+    let body = json!({
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": namespace},
+        "deleteOptions": {
+            "preconditions": {"uid": preconditions.uid, "resourceVersion": preconditions.resource_version},
+        },
+    });
+    Request::post(format!("/api/v1/namespaces/{namespace}/pods/{pod}/eviction"))
+        .header("content-type", "application/json")
+        .body(body.to_string().into_bytes())
+        .map_err(|error| ExecuteError::Encode(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_eviction_carries_its_preconditions_where_the_api_server_reads_them() {
+        let request = eviction("ns", "db-2", &on("u", "9")).expect("a request");
+        assert_eq!(request.uri(), "/api/v1/namespaces/ns/pods/db-2/eviction");
+        let body: Value = serde_json::from_slice(request.body()).expect("JSON");
+        assert_eq!(body["deleteOptions"]["preconditions"], json!({"uid": "u", "resourceVersion": "9"}));
+    }
+
+    #[test]
+    fn a_patch_is_fenced_and_keeps_its_content() {
+        let body = fenced("u", "9", json!({"metadata": {"labels": {"a": "b"}}}));
+        assert_eq!(body, json!({"metadata": {"labels": {"a": "b"}, "uid": "u", "resourceVersion": "9"}}));
+    }
+}

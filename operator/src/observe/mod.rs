@@ -1,0 +1,194 @@
+//! Reads the world: the API server and every node, live, all at once, and within the call timeouts.
+//!
+//! Nothing is taken from a cache, because a step carries the identity of what it was decided on. What could not be
+//! read is unknown, never absent: a failed read of the API server ends the pass, a silent node is a value.
+
+mod convert;
+mod nodes;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use balsa_crds::RaftCluster;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt};
+use thiserror::Error;
+
+use crate::names;
+use crate::observed::{Host, HostState, Observed, UnixSeconds};
+
+/// Why a pass could not observe.
+#[derive(Debug, Error)]
+pub enum ObserveError {
+    /// The API server did not answer, or refused.
+    #[error("reading {kind} failed: {source}")]
+    Read {
+        /// What was read.
+        kind: &'static str,
+        /// Why it failed.
+        source: Box<kube::Error>,
+    },
+    /// No randomness for a fresh cluster id.
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+impl ObserveError {
+    /// The word for it in metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "ObserveFailed",
+            Self::Random => "NoRandomness",
+        }
+    }
+}
+
+/// The objects that `apply` compares with and that carry the identities for its writes.
+#[derive(Clone, Debug, Default)]
+pub struct Live {
+    /// The StatefulSet.
+    pub stateful_set: Option<StatefulSet>,
+    /// The budget.
+    pub budget: Option<PodDisruptionBudget>,
+    /// Settings of the node.
+    pub config_map: Option<ConfigMap>,
+    /// The pods' identity.
+    pub service_account: Option<ServiceAccount>,
+    /// The peers' Service.
+    pub peer_service: Option<Service>,
+    /// The clients' Service.
+    pub client_service: Option<Service>,
+    /// Address of each pod that may have a process, by ordinal.
+    pub addresses: BTreeMap<u32, IpAddr>,
+}
+
+/// One pass's reading of everything. `now` is when the pass began.
+///
+/// # Errors
+/// [`ObserveError`] when the API server cannot be read; never for a silent node.
+pub async fn observe(
+    client: &Client,
+    resource: &RaftCluster,
+    now: UnixSeconds,
+) -> Result<(Observed, Live), ObserveError> {
+    let name = resource.name_any();
+    let namespace = resource.namespace().unwrap_or_default();
+    let (mut live, pods, volumes) = read(client, &namespace, &name).await?;
+    let mut observed = Observed {
+        now,
+        fresh_id: fresh_id()?,
+        resource: convert::resource(resource),
+        set: live.stateful_set.as_ref().map(convert::stateful_set),
+        budget: live.budget.as_ref().map(convert::budget),
+        pods: by_ordinal(&pods, |pod| names::pod_ordinal(&name, pod), convert::pod),
+        volumes: by_ordinal(&volumes, |volume| names::volume_ordinal(&name, volume), convert::volume),
+        ..Observed::default()
+    };
+    live.addresses = nodes::addresses(&pods, &name);
+    let latched = observed.resource.cluster_id;
+    let (answers, ()) =
+        tokio::join!(nodes::ask(&live.addresses, &name, latched), hosts(client, &mut observed, &volumes, &name));
+    (observed.nodes, observed.members) = answers;
+    Ok((observed, live))
+}
+
+/// Everything that the API server holds for this cluster.
+async fn read(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<(Live, Vec<Pod>, Vec<PersistentVolumeClaim>), ObserveError> {
+    let stateful_sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), namespace);
+    let config_maps: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let volumes: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let ours = ListParams::default().labels(&names::selector(name));
+    // Claims are found by name: labels may be anything on a volume left over from another life.
+    let all = ListParams::default();
+    let (set_name, budget_name, config_name) =
+        (names::stateful_set(name), names::budget(name), format!("{name}-config"));
+    let (peer_name, client_name) = (names::peer_service(name), names::client_service(name));
+    let (stateful_set, budget, config_map, service_account, peer_service, client_service, pods, volumes) = tokio::join!(
+        stateful_sets.get_opt(&set_name),
+        budgets.get_opt(&budget_name),
+        config_maps.get_opt(&config_name),
+        accounts.get_opt(name),
+        services.get_opt(&peer_name),
+        services.get_opt(&client_name),
+        pods.list(&ours),
+        volumes.list(&all),
+    );
+    let live = Live {
+        stateful_set: stateful_set.map_err(failed("the StatefulSet"))?,
+        budget: budget.map_err(failed("the PodDisruptionBudget"))?,
+        config_map: config_map.map_err(failed("the ConfigMap"))?,
+        service_account: service_account.map_err(failed("the ServiceAccount"))?,
+        peer_service: peer_service.map_err(failed("the peer Service"))?,
+        client_service: client_service.map_err(failed("the client Service"))?,
+        addresses: BTreeMap::new(),
+    };
+    Ok((live, pods.map_err(failed("pods"))?.items, volumes.map_err(failed("volume claims"))?.items))
+}
+
+fn failed(kind: &'static str) -> impl Fn(kube::Error) -> ObserveError {
+    move |source| ObserveError::Read { kind, source: Box::new(source) }
+}
+
+fn by_ordinal<O: ResourceExt, V>(
+    objects: &[O],
+    ordinal: impl Fn(&str) -> Option<u32>,
+    convert: impl Fn(&O) -> V,
+) -> BTreeMap<u32, V> {
+    objects.iter().filter_map(|object| Some((ordinal(&object.name_any())?, convert(object)))).collect()
+}
+
+/// Learns what became of the Kubernetes nodes, where a proof may be needed: for pods that end or do not serve, and
+/// for the volumes of pods that find no place. Without permission everything stays unknown and the plan waits.
+async fn hosts(client: &Client, observed: &mut Observed, volumes: &[PersistentVolumeClaim], name: &str) {
+    for claim in volumes {
+        let Some(ordinal) = names::volume_ordinal(name, &claim.name_any()) else { continue };
+        let unplaced = observed.pods.get(&ordinal).is_some_and(|pod| pod.unschedulable.is_some());
+        if unplaced && let Some(volume) = observed.volumes.get_mut(&ordinal) {
+            volume.pinned = pinned(client, claim).await;
+        }
+    }
+    let doubtful = observed.pods.values_mut().filter(|pod| pod.terminating.is_some() || !pod.ready);
+    let pinned = observed.volumes.values_mut().filter_map(|volume| volume.pinned.as_mut());
+    let mut wanted: Vec<&mut Host> = doubtful.filter_map(|pod| pod.host.as_mut()).chain(pinned).collect();
+    let names: BTreeSet<String> = wanted.iter().map(|host| host.name.clone()).collect();
+    let states = futures::future::join_all(names.iter().map(|name| host_state(client, name))).await;
+    let states: BTreeMap<String, HostState> = names.into_iter().zip(states).collect();
+    for host in &mut wanted {
+        host.state = states.get(&host.name).copied().unwrap_or_default();
+    }
+}
+
+async fn host_state(client: &Client, name: &str) -> HostState {
+    match Api::<Node>::all(client.clone()).get_opt(name).await {
+        Ok(Some(node)) => convert::host_state(&node),
+        Ok(None) => HostState::Gone,
+        Err(_) => HostState::Unknown,
+    }
+}
+
+async fn pinned(client: &Client, claim: &PersistentVolumeClaim) -> Option<Host> {
+    let name = claim.spec.as_ref()?.volume_name.as_deref()?;
+    let volume = Api::<PersistentVolume>::all(client.clone()).get_opt(name).await.ok()??;
+    convert::pinned(&volume).map(|name| Host { name, state: HostState::Unknown })
+}
+
+/// Random and not zero.
+fn fresh_id() -> Result<u64, ObserveError> {
+    let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
+    let mut bytes = [0; 8];
+    random.fill(&mut bytes).map_err(|_| ObserveError::Random)?;
+    Ok(u64::from_be_bytes(bytes).max(1))
+}

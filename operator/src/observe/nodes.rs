@@ -1,0 +1,163 @@
+//! Asks every node at once what it is, and the cluster who its members are.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use balsa_proto::node::{ListResponse, Role, State, StateResponse};
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+use crate::members::{Node, OBSERVE_TIMEOUT};
+use crate::names;
+use crate::observed::{Marker, Member, MemberList, NodeReport, NodeState, Progress};
+
+type Answers = (BTreeMap<u32, NodeReport>, Option<MemberList>);
+
+/// What each pod's node reports, and the best linearizable list. Takes at most the observation timeout, however many
+/// nodes are silent.
+pub(super) async fn ask(addresses: &BTreeMap<u32, IpAddr>, cluster: &str, latched: Option<u64>) -> Answers {
+    let answers = join_all(addresses.iter().map(|(ordinal, ip)| async move {
+        let (state, list) = ask_one(&names::pod(cluster, *ordinal), *ip, latched).await;
+        (*ordinal, state, list)
+    }))
+    .await;
+    let mut reports = BTreeMap::new();
+    let mut lists = Vec::new();
+    for (ordinal, state, list) in answers {
+        reports.insert(ordinal, state);
+        lists.extend(list);
+    }
+    (reports, best(lists, latched))
+}
+
+/// Addresses of the pods that may have a process, by ordinal.
+pub(super) fn addresses(pods: &[Pod], cluster: &str) -> BTreeMap<u32, IpAddr> {
+    pods.iter().filter_map(|pod| Some((names::pod_ordinal(cluster, &pod.name_any())?, address(pod)?))).collect()
+}
+
+fn address(pod: &Pod) -> Option<IpAddr> {
+    let status = pod.status.as_ref()?;
+    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    status.pod_ip.as_deref()?.parse().ok()
+}
+
+async fn ask_one(pod: &str, ip: IpAddr, latched: Option<u64>) -> (NodeReport, Option<MemberList>) {
+    let (mut for_state, mut for_list) = (Node::at(ip, OBSERVE_TIMEOUT), Node::at(ip, OBSERVE_TIMEOUT));
+    let (state, list) = tokio::join!(for_state.state(latched.unwrap_or_default()), for_list.list());
+    match state {
+        // Another name means that the address has gone to another pod since the API server was read.
+        Ok(state) if state.name == pod => (NodeReport::Answered(node_state(state)), list.ok().and_then(member_list)),
+        Ok(_) | Err(_) => (NodeReport::Unreachable, None),
+    }
+}
+
+fn node_state(state: StateResponse) -> NodeState {
+    let (kind, role) = (state.state(), state.role());
+    let StateResponse {
+        state: _,
+        name,
+        version,
+        cluster_id,
+        raft_id,
+        incarnation,
+        role: _,
+        leader,
+        term,
+        commit_index,
+        applied_index,
+        membership_index,
+        ready,
+        stopping,
+        config_hash,
+    } = state;
+    NodeState {
+        marker: (kind == State::Member).then_some(Marker { cluster_id, raft_id, incarnation }),
+        name,
+        version,
+        voter: role == Role::Voter,
+        leader,
+        term,
+        commit_index,
+        applied_index,
+        membership_index,
+        ready,
+        stopping,
+        config_hash,
+    }
+}
+
+fn member_list(list: ListResponse) -> Option<MemberList> {
+    let ListResponse { membership, leader, term, commit_index, change_in_flight, progress } = list;
+    let membership = membership?;
+    let progress: BTreeMap<u64, Progress> = progress
+        .into_iter()
+        .map(|p| {
+            let known = Progress {
+                match_index: p.match_index,
+                active: p.active,
+                snapshot_running: p.snapshot_running,
+                caught_up: p.caught_up,
+            };
+            (p.id, known)
+        })
+        .collect();
+    let members = membership.members.into_iter().map(|member| {
+        let known = Member {
+            name: member.name,
+            peer_urls: member.peer_urls,
+            learner: member.is_learner,
+            started: member.started,
+            progress: progress.get(&member.id).copied(),
+        };
+        (member.id, known)
+    });
+    Some(MemberList {
+        cluster_id: membership.cluster_id,
+        membership_index: membership.index,
+        leader,
+        term,
+        commit_index,
+        change_in_flight,
+        members: members.collect(),
+        removed: membership.removed.into_iter().collect(),
+    })
+}
+
+/// Each list was linearizable when it was given; the one of the latched cluster, of the newest term, of the newest
+/// membership, and with the leader's view is the most useful.
+fn best(lists: Vec<MemberList>, latched: Option<u64>) -> Option<MemberList> {
+    lists.into_iter().max_by_key(|list| {
+        let ours = latched == Some(list.cluster_id);
+        let seen = list.members.values().filter(|member| member.progress.is_some()).count();
+        (ours, list.term, list.membership_index, seen)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(cluster_id: u64, term: u64, membership_index: u64) -> MemberList {
+        MemberList { cluster_id, term, membership_index, ..MemberList::default() }
+    }
+
+    #[test]
+    fn the_latched_clusters_newest_list_wins() {
+        let lists = vec![list(9, 99, 99), list(1, 2, 7), list(1, 3, 6), list(1, 3, 7)];
+        assert_eq!(best(lists, Some(1)), Some(list(1, 3, 7)));
+        assert_eq!(best(Vec::new(), Some(1)), None);
+    }
+
+    #[test]
+    fn a_pod_without_a_process_is_not_asked() {
+        let pod = |status: serde_json::Value| -> Pod {
+            serde_json::from_value(serde_json::json!({"metadata": {"name": "db-0"}, "status": status})).expect("a pod")
+        };
+        assert!(address(&pod(serde_json::json!({"phase": "Failed", "podIP": "10.0.0.1"}))).is_none());
+        assert!(address(&pod(serde_json::json!({"phase": "Pending"}))).is_none());
+        assert!(address(&pod(serde_json::json!({"phase": "Running", "podIP": "fd00::1"}))).is_some());
+    }
+}

@@ -1,0 +1,343 @@
+//! Everything that one pass reads before it decides: the input of the planner and of the builders.
+//!
+//! Owns plain values without any client type. *Unknown* is a value of its own: an object that could not be read is
+//! never shown as absent. `observe.rs` fills it; objects that a step may write carry the UID and resourceVersion
+//! they were read at, so that the write can be refused when they have changed.
+//!
+//! Times are seconds since the Unix epoch. `now` is part of the observation, so that planning needs no clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Seconds since the Unix epoch.
+pub type UnixSeconds = i64;
+
+/// One pass's reading. The default is an empty world in which nothing exists and nothing answers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Observed {
+    /// When the pass began.
+    pub now: UnixSeconds,
+    /// A random non-zero number drawn anew in every pass: the id of a cluster that this pass may found.
+    pub fresh_id: u64,
+    /// The `RaftCluster` as read.
+    pub resource: ObservedResource,
+    /// The StatefulSet; `None` means that the API server said there is none.
+    pub set: Option<ObservedSet>,
+    /// Pods by ordinal, orphans included.
+    pub pods: BTreeMap<u32, ObservedPod>,
+    /// Volume claims `data-<name>-<ordinal>` by ordinal, with or without labels.
+    pub volumes: BTreeMap<u32, ObservedVolume>,
+    /// What `Node.State` of each pod's node said. No entry is read as [`NodeReport::Unreachable`].
+    pub nodes: BTreeMap<u32, NodeReport>,
+    /// The linearizable list of members; `None` if nobody gave one in this pass.
+    pub members: Option<MemberList>,
+    /// The PodDisruptionBudget; `None` means that there is none.
+    pub budget: Option<ObservedBudget>,
+}
+
+/// The parts of the `RaftCluster`'s metadata and status that planning remembers by.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ObservedResource {
+    /// `metadata.resourceVersion`, for the writes of status and finalizer.
+    pub resource_version: String,
+    /// Whether our finalizer is on it.
+    pub finalizer: bool,
+    /// `status.clusterId`, latched before the first `Bootstrap` call.
+    pub cluster_id: Option<u64>,
+    /// Condition `Bootstrapped` is True; latched, never cleared.
+    pub bootstrapped: bool,
+    /// `status.plan` of the last pass that wrote it.
+    pub plan: Option<PlanLatch>,
+}
+
+/// What `status.plan` said last. It is how long a state has lasted, which no process memory may tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlanLatch {
+    /// `StepName::as_str`.
+    pub step: String,
+    /// `WaitReason::as_str` of `blockedBy`.
+    pub reason: Option<String>,
+    /// Target ordinal.
+    pub ordinal: Option<u32>,
+    /// Target raft id.
+    pub member: Option<u64>,
+    /// When this matter began.
+    pub since: UnixSeconds,
+}
+
+/// The StatefulSet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedSet {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+    /// `spec.replicas`.
+    pub replicas: u32,
+    /// `metadata.generation`.
+    pub generation: i64,
+    /// `status.observedGeneration`.
+    pub observed_generation: i64,
+    /// `status.updateRevision`.
+    pub update_revision: Option<String>,
+    /// The operator's own fingerprint of the template that was applied last.
+    pub template_hash: Option<String>,
+    /// This release of the operator would build another template for the same spec, and holds it back.
+    pub template_held: bool,
+    /// It has a deletion timestamp.
+    pub terminating: bool,
+}
+
+/// One pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedPod {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+    /// `metadata.creationTimestamp`.
+    pub created: UnixSeconds,
+    /// `status.phase`.
+    pub phase: PodPhase,
+    /// State of the node container.
+    pub container: ContainerState,
+    /// Condition Ready is True.
+    pub ready: bool,
+    /// The typed code with which the node ended last (current or last termination), and its marker.
+    pub exit: Option<NodeExit>,
+    /// `metadata.deletionTimestamp`: when the grace period ends.
+    pub terminating: Option<UnixSeconds>,
+    /// `spec.nodeName`.
+    pub host: Option<Host>,
+    /// Label `controller-revision-hash`.
+    pub revision: Option<String>,
+    /// Condition PodScheduled is False with reason Unschedulable; since when.
+    pub unschedulable: Option<UnixSeconds>,
+}
+
+/// `status.phase` of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PodPhase {
+    /// Not all containers have started.
+    #[default]
+    Pending,
+    /// Bound, containers started.
+    Running,
+    /// Ended with 0.
+    Succeeded,
+    /// Ended with an error, or evicted.
+    Failed,
+    /// The kubelet is silent.
+    Unknown,
+}
+
+/// State of the node container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ContainerState {
+    /// No container status yet.
+    #[default]
+    Absent,
+    /// Waiting, with Kubernetes' reason (`ImagePullBackOff`, `CrashLoopBackOff`, …).
+    Waiting(String),
+    /// The process runs.
+    Running,
+    /// The process has ended with this code.
+    Terminated(i32),
+}
+
+/// The Kubernetes node that a pod or a volume is bound to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Name of the Node object.
+    pub name: String,
+    /// What the API says of it.
+    pub state: HostState,
+}
+
+/// What is known of a Kubernetes node. Only `Gone` and `OutOfService` prove that no process runs there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HostState {
+    /// Not read, or Nodes may not be read. Unreachable nodes are `Present`.
+    #[default]
+    Unknown,
+    /// The Node object exists.
+    Present,
+    /// The Node object is deleted.
+    Gone,
+    /// Tainted `node.kubernetes.io/out-of-service`.
+    OutOfService,
+}
+
+/// How a node ended, from its exit code and termination message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeExit {
+    /// The typed code.
+    pub kind: ExitKind,
+    /// The marker it wrote into the termination message, if it could read one.
+    pub marker: Option<Marker>,
+}
+
+/// The exit codes of the node contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitKind {
+    /// 70: the disk is empty, but the member has started before.
+    DiskLost,
+    /// 71: the disk's member was removed.
+    MemberRemoved,
+    /// 72: the disk belongs to another member or cluster.
+    WrongDisk,
+    /// 73: the disk is damaged.
+    Corrupt,
+    /// 74: the disk is full or fails.
+    DiskFailed,
+}
+
+/// What a disk says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marker {
+    /// The cluster it belongs to.
+    pub cluster_id: u64,
+    /// The member it belongs to.
+    pub raft_id: u64,
+    /// Which disk of that member it is.
+    pub incarnation: u64,
+}
+
+/// One volume claim.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedVolume {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+    /// Labels `balsa.dev/{cluster-id,raft-id,incarnation}`, if all are there and well-formed.
+    pub marker: Option<Marker>,
+    /// The label `balsa.dev/detached` is there.
+    pub detached: bool,
+    /// It has a deletion timestamp.
+    pub terminating: bool,
+    /// The only Kubernetes node that its volume can be used on, for local volumes.
+    pub pinned: Option<Host>,
+}
+
+/// The answer of `Node.State`, or its absence. A silent node is unknown, not down.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodeReport {
+    /// No answer within the call timeout.
+    #[default]
+    Unreachable,
+    /// What it said.
+    Answered(NodeState),
+}
+
+/// `StateResponse` in plain form.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeState {
+    /// State MEMBER and its marker; `None` is UNINITIALIZED.
+    pub marker: Option<Marker>,
+    /// Member name.
+    pub name: String,
+    /// Version of the node.
+    pub version: String,
+    /// A voter by its own knowledge.
+    pub voter: bool,
+    /// Raft id of the leader it follows, 0 if none.
+    pub leader: u64,
+    /// Its term.
+    pub term: u64,
+    /// Its commit index.
+    pub commit_index: u64,
+    /// Its applied index.
+    pub applied_index: u64,
+    /// Membership index it has applied.
+    pub membership_index: u64,
+    /// Serves linearizable reads and is not stopping.
+    pub ready: bool,
+    /// Draining.
+    pub stopping: bool,
+    /// Fingerprint of its active configuration.
+    pub config_hash: String,
+}
+
+/// `ListResponse` in plain form: linearizable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberList {
+    /// The cluster that answered.
+    pub cluster_id: u64,
+    /// Every change is fenced by it.
+    pub membership_index: u64,
+    /// Raft id of the leader, 0 if unknown.
+    pub leader: u64,
+    /// The leader's term.
+    pub term: u64,
+    /// The leader's commit index.
+    pub commit_index: u64,
+    /// A joint configuration, an unapplied change, or a leader transfer is under way.
+    pub change_in_flight: bool,
+    /// Members by raft id.
+    pub members: BTreeMap<u64, Member>,
+    /// Ids that were members once and never will be again.
+    pub removed: BTreeSet<u64>,
+}
+
+/// One listed member.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Member {
+    /// Name it published, empty before it started.
+    pub name: String,
+    /// Peer URLs; they tell the ordinal.
+    pub peer_urls: Vec<String>,
+    /// Has no vote.
+    pub learner: bool,
+    /// Has once run as this member.
+    pub started: bool,
+    /// What the leader knows of it. `None` for the leader itself or if the leader did not say.
+    pub progress: Option<Progress>,
+}
+
+/// The leader's view of one member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Last index known to be in its log.
+    pub match_index: u64,
+    /// Heard from within the last election timeout.
+    pub active: bool,
+    /// A snapshot is being sent to it.
+    pub snapshot_running: bool,
+    /// Within the lag bound and no snapshot running.
+    pub caught_up: bool,
+}
+
+/// The PodDisruptionBudget as read back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedBudget {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `metadata.resourceVersion`.
+    pub resource_version: String,
+    /// `spec.minAvailable`, if it is an integer.
+    pub min_available: Option<u32>,
+}
+
+impl Observed {
+    /// What the node of ordinal `k` answered, if it did.
+    pub fn node(&self, k: u32) -> Option<&NodeState> {
+        match self.nodes.get(&k) {
+            Some(NodeReport::Answered(state)) => Some(state),
+            Some(NodeReport::Unreachable) | None => None,
+        }
+    }
+}
+
+impl ObservedPod {
+    /// The node process runs and the pod is not being deleted.
+    pub fn is_running(&self) -> bool {
+        self.container == ContainerState::Running && self.terminating.is_none()
+    }
+}
+
+impl Host {
+    /// P8: proof that no process of this host can vote or write any more.
+    pub fn is_proven_gone(&self) -> bool {
+        matches!(self.state, HostState::Gone | HostState::OutOfService)
+    }
+}

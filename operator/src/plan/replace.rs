@@ -1,0 +1,170 @@
+//! Rows X: replacing a member inside its ordinal, because a StatefulSet can only drop its highest one.
+//!
+//! Order that must hold: remove the id, delete the volume, then delete the pod. The volume stays Terminating while
+//! the pod holds it, and no pod is created over a Terminating volume; pod first would restart the old disk.
+
+use super::learner::pod_cause;
+use super::{Decision, Matter, NEXT, Notes, REJOIN_DEADLINE_SECONDS, Row, UNSCHEDULABLE_GRACE_SECONDS, View, aged};
+use crate::names;
+use crate::observed::{ContainerState, ExitKind, Member, PodPhase};
+use crate::step::{RestartMode, Step, Target, WaitReason};
+
+/// X8, X9, X10 with C4: a member was removed and its ordinal is still wanted.
+pub(super) fn rebuild(view: &View<'_>, notes: &mut Notes) -> Row {
+    for k in 0..view.want().min(view.have()) {
+        if view.member(k).is_some_and(|(_, member)| member.started) {
+            continue;
+        }
+        rebuild_one(view, notes, k)?;
+    }
+    NEXT
+}
+
+fn rebuild_one(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
+    if view.exited_with(k, &[ExitKind::WrongDisk]) {
+        return NEXT;
+    }
+    let terminating = view.volume(k).is_some_and(|volume| volume.terminating);
+    // X8: P5, P2.
+    if let (Some(raft_id), Some(volume), false) = (view.removed_disk(k), view.volume_ref(k), terminating) {
+        return Decision::act("X8", Step::DropVolume { volume, raft_id: Some(raft_id) }).now();
+    }
+    if terminating {
+        return let_go_of_volume(view, notes, k);
+    }
+    if view.member(k).is_none() {
+        return invite(view, notes, k);
+    }
+    NEXT
+}
+
+/// X9: the pod must end, so that its Terminating volume can go.
+fn let_go_of_volume(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
+    // P5, or a disk that never was a member's.
+    let nothing_to_lose = view.removed_disk(k).is_some() || view.disk(k).is_none();
+    let holds = view.pod(k).is_some_and(|pod| pod.terminating.is_none());
+    if let (true, true, Some(pod)) = (nothing_to_lose, holds, view.pod_ref(k)) {
+        let step = Step::RestartPod { pod, mode: RestartMode::Delete, writes_pause: false };
+        return Decision::act("X9", step).now();
+    }
+    let message = format!("the volume of pod {k} is being deleted");
+    notes.hold(Decision::wait("X9", WaitReason::PodTerminating, message).on(k, None));
+    NEXT
+}
+
+/// X10: P1, P3. The ordinal is empty; its next member gets a new id.
+fn invite(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
+    if view.volume(k).is_some_and(|volume| volume.marker.is_some()) || view.reported_marker(k).is_some() {
+        let message = format!("the disk of pod {k} is of a member that this cluster neither lists nor has removed");
+        notes.hold(Decision::wait("X10", WaitReason::LeftoverVolume, message).on(k, None));
+        return NEXT;
+    }
+    if view.volume_is_on_gone_host(k) && !view.is_uninitialized(k) {
+        // Without a label there is no P5 for it, so a human must say that nothing is lost.
+        let message = format!("the volume of pod {k} is on a node that is gone, and not labelled as a member's");
+        notes.hold(Decision::wait("X10", WaitReason::LeftoverVolume, message).on(k, None));
+        return NEXT;
+    }
+    if !view.is_uninitialized(k) {
+        notes.hold(Decision::wait("X10", WaitReason::PodNotRunning, pod_cause(view, k)).on(k, None));
+        return NEXT;
+    }
+    if view.learners().next().is_some() {
+        let message = format!("pod {k} gets a member when the present learner is a voter");
+        notes.hold(Decision::wait("X10", WaitReason::LearnerBehind, message).on(k, None));
+        return NEXT;
+    }
+    let peer_url = names::peer_url(view.cluster, k);
+    let membership_index = view.membership_index();
+    Decision::act("X10", Step::AddLearner { ordinal: k, peer_url, membership_index }).now()
+}
+
+/// X1 and X3 to X7: a listed member below `want` that cannot stay. X2 is in `quorum.rs`.
+pub(super) fn causes(view: &View<'_>, notes: &mut Notes) -> Row {
+    for (k, id, member) in view.members().filter(|(k, ..)| *k < view.want()) {
+        if let Some(cause) = cause(view, k, id, member) {
+            replace(view, notes, cause, k, id, member)?;
+        } else if view.exited_with(k, &[ExitKind::WrongDisk]) {
+            // X6: a human swapped volumes; nothing is deleted.
+            let message = format!("pod {k} runs on the disk of another member");
+            notes.wait(Decision::wait("X6", WaitReason::WrongVolume, message).on(k, Some(id)));
+        } else if !member.learner && is_down(view, k) {
+            // X1: the same id and the same disk come back. A learner's pod is O4's.
+            let target = Target { ordinal: Some(k), member: Some(id) };
+            let stalled = aged(view, Matter::Rejoin, target, REJOIN_DEADLINE_SECONDS);
+            let reason = if stalled { WaitReason::RolloutStalled } else { WaitReason::PodNotRunning };
+            notes.wait(Decision::wait("X1", reason, pod_cause(view, k)).on(k, Some(id)));
+        }
+    }
+    NEXT
+}
+
+fn is_down(view: &View<'_>, k: u32) -> bool {
+    match view.pod(k) {
+        None => true,
+        Some(pod) => {
+            let ended = matches!(pod.phase, PodPhase::Failed | PodPhase::Succeeded);
+            ended || pod.terminating.is_some() || pod.container != ContainerState::Running
+        }
+    }
+}
+
+/// The row by which member `id` on ordinal `k` must be replaced, and what it is called.
+fn cause(view: &View<'_>, k: u32, id: u64, member: &Member) -> Option<(&'static str, &'static str)> {
+    // O8 is for learners.
+    let exited = |kind| !member.learner && view.exited_with(k, &[kind]);
+    let waited = |since: i64| view.observed.now.saturating_sub(since) >= UNSCHEDULABLE_GRACE_SECONDS;
+    let unschedulable = view.pod(k).and_then(|pod| pod.unschedulable).is_some_and(waited);
+    if unschedulable && view.volume_is_on_gone_host(k) {
+        Some(("X3", "its volume is on a node that is gone"))
+    } else if exited(ExitKind::DiskLost) {
+        Some(("X4", "its disk is lost"))
+    } else if member.started && view.volume(k).is_some_and(|volume| volume.terminating) {
+        Some(("X4", "its volume is being deleted"))
+    } else if exited(ExitKind::Corrupt) {
+        Some(("X5", "its disk is damaged"))
+    } else if view.cluster.replace_member == Some(id) {
+        Some(("X7", "its replacement is asked for"))
+    } else {
+        None
+    }
+}
+
+/// P1, P3, P4, and one replacement at a time. A member that is down already is not spared for that: without it the
+/// others need one vote less, and a learner that cannot come up must not keep the dead in the list.
+fn replace(
+    view: &View<'_>,
+    notes: &mut Notes,
+    (row, why): (&'static str, &str),
+    k: u32,
+    id: u64,
+    member: &Member,
+) -> Row {
+    let wait = |reason, message: String| Decision::wait(row, reason, message).on(k, Some(id));
+    if view.replacement_elsewhere(k) && view.is_healthy(k, id, member) {
+        let message = format!("member {id:x} on pod {k}: {why}; another replacement is under way");
+        notes.wait(wait(WaitReason::QuorumAtRisk, message));
+        return NEXT;
+    }
+    if !view.quorum_after_removal(id) {
+        let message = format!("member {id:x} on pod {k}: {why}; the others are no quorum without it");
+        notes.hold(wait(WaitReason::QuorumAtRisk, message));
+        return NEXT;
+    }
+    if view.is_leader(id) {
+        return match view.next_leader(|j| j != k) {
+            Some(to) => Decision::act(row, Step::MoveLeader { from: id, to, ordinal: k }).now(),
+            None => {
+                notes.hold(wait(WaitReason::QuorumAtRisk, format!("no other voter can lead instead of {id:x}")));
+                NEXT
+            }
+        };
+    }
+    if !member.learner && !view.budget_admits_removal(id) {
+        let message = "the disruption budget does not protect the remaining voters yet".to_owned();
+        notes.hold(wait(WaitReason::DisruptionBudget, message));
+        return NEXT;
+    }
+    let membership_index = view.membership_index();
+    Decision::act(row, Step::RemoveMember { ordinal: k, raft_id: id, membership_index }).now()
+}

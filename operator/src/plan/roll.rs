@@ -1,0 +1,132 @@
+//! Rows U: every pod gets the StatefulSet's template, one at a time, the leader last. U4 is in `learner.rs`.
+
+use super::learner::pod_cause;
+use super::{Decision, Matter, NEXT, Notes, REJOIN_DEADLINE_SECONDS, Row, View, aged};
+use crate::observed::{ContainerState, ObservedPod};
+use crate::step::{RestartMode, Step, Target, WaitReason};
+
+/// U1: an outdated pod that does not run: the way out of a bad roll, allowed without a quorum. P2.
+pub(super) fn broken_pods(view: &View<'_>) -> Row {
+    for (k, pod) in view.observed.pods.iter().rev() {
+        let down = pod.container != ContainerState::Running && pod.terminating.is_none();
+        let kept_disk = view.volume(*k).is_none_or(|volume| !volume.terminating);
+        if !view.is_outdated(*k) || !down || !kept_disk || *k >= view.have() || is_seen_active(view, *k) {
+            continue;
+        }
+        if let Some(pod) = view.pod_ref(*k) {
+            let step = Step::RestartPod { pod, mode: RestartMode::Delete, writes_pause: false };
+            return Decision::act("U1", step).now();
+        }
+    }
+    NEXT
+}
+
+/// It answers, or the leader hears it.
+fn is_seen_active(view: &View<'_>, k: u32) -> bool {
+    let heard = view.member(k).and_then(|(_, member)| member.progress).is_some_and(|p| p.active);
+    view.node(k).is_some() || heard
+}
+
+/// U2, U3, U5 to U8.
+pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
+    if not_rejoined(view, notes) || notes.hold_roll {
+        return NEXT;
+    }
+    unhealthy(view, notes)?;
+    followers(view, notes)?;
+    // U8 (M19): a template that only a new operator release changed is held back by apply, so no pod is outdated by
+    // it, and the plan is settled; the condition `Updated` tells.
+    leader(view, notes)
+}
+
+/// U2: a voter that was restarted, or is gone, must be back before the next one goes (M16).
+fn not_rejoined(view: &View<'_>, notes: &mut Notes) -> bool {
+    let away = |k: u32| view.pod(k).is_none_or(|pod| pod.terminating.is_some());
+    let pending = view.voters().find(|(k, id, m)| (away(*k) || !view.is_outdated(*k)) && !view.is_serving(*k, *id, m));
+    let Some((k, id, _)) = pending else { return false };
+    let target = Target { ordinal: Some(k), member: Some(id) };
+    let stalled = aged(view, Matter::Rejoin, target, REJOIN_DEADLINE_SECONDS);
+    let reason = if stalled { WaitReason::RolloutStalled } else { WaitReason::PodNotRejoined };
+    let message = match view.node(k) {
+        None => pod_cause(view, k),
+        Some(_) => format!("member {id:x} on pod {k} is not back in service"),
+    };
+    notes.wait(Decision::wait("U2", reason, message).on(k, Some(id)));
+    true
+}
+
+/// U3: P1, P3, P4, P2. It serves nobody, so no budget is asked.
+fn unhealthy(view: &View<'_>, notes: &mut Notes) -> Row {
+    for (k, id, member) in view.voters().rev() {
+        let runs = view.pod(k).is_some_and(ObservedPod::is_running);
+        if !view.is_outdated(k) || !runs || view.is_serving(k, id, member) || view.is_leader(id) {
+            continue;
+        }
+        match view.pod_ref(k) {
+            Some(pod) if view.quorum_during_restart(id) => {
+                let step = Step::RestartPod { pod, mode: RestartMode::Delete, writes_pause: false };
+                return Decision::act("U3", step).on(k, Some(id)).now();
+            }
+            _ => {
+                let message = format!("the voters without member {id:x} on pod {k} are no quorum");
+                notes.wait(Decision::wait("U3", WaitReason::QuorumAtRisk, message).on(k, Some(id)));
+            }
+        }
+    }
+    NEXT
+}
+
+/// U5: an outdated healthy follower, highest ordinal first.
+fn followers(view: &View<'_>, notes: &mut Notes) -> Row {
+    let outdated = view
+        .voters()
+        .rev()
+        .find(|(k, id, member)| view.is_outdated(*k) && !view.is_leader(*id) && view.is_serving(*k, *id, member));
+    match outdated {
+        Some((k, id, _)) => restart_serving(view, notes, "U5", k, id),
+        None => NEXT,
+    }
+}
+
+/// U6: only the leader is outdated. A single voter has nobody to hand over to (U7).
+fn leader(view: &View<'_>, notes: &mut Notes) -> Row {
+    let Some((k, id, _)) = view.voters().find(|(k, id, _)| view.is_leader(*id) && view.is_outdated(*k)) else {
+        return NEXT;
+    };
+    if view.voters().count() == 1 {
+        return restart_serving(view, notes, "U7", k, id);
+    }
+    match view.next_leader(|j| !view.is_outdated(j)) {
+        Some(to) => Decision::act("U6", Step::MoveLeader { from: id, to, ordinal: k }).now(),
+        None => {
+            let message = format!("no updated voter can lead instead of member {id:x}");
+            notes.wait(Decision::wait("U6", WaitReason::MemberUnhealthy, message).on(k, Some(id)));
+            NEXT
+        }
+    }
+}
+
+/// U5, U7: P1, P3, P4, P2, and every other voter serves. With one or two voters writes pause, and the budget would
+/// refuse for ever, so the pod is deleted plainly.
+fn restart_serving(view: &View<'_>, notes: &mut Notes, row: &'static str, k: u32, id: u64) -> Row {
+    if let Some(other) = view.voters_not_serving(id).first() {
+        let message = format!("pod {other} does not serve; pod {k} is not restarted before it does");
+        let id = view.member(*other).map(|(id, _)| id);
+        notes.wait(Decision::wait(row, WaitReason::MemberUnhealthy, message).on(*other, id));
+        return NEXT;
+    }
+    let writes_pause = view.voters().count() <= 2;
+    let kept_disk = view.volume(k).is_some_and(|volume| !volume.terminating);
+    match view.pod_ref(k) {
+        Some(pod) if kept_disk && (writes_pause || view.quorum_during_restart(id)) => {
+            let mode = if writes_pause { RestartMode::Delete } else { RestartMode::Evict };
+            let row = if writes_pause { "U7" } else { row };
+            Decision::act(row, Step::RestartPod { pod, mode, writes_pause }).on(k, Some(id)).now()
+        }
+        _ => {
+            let message = format!("the voters without member {id:x} on pod {k} are no quorum");
+            notes.wait(Decision::wait(row, WaitReason::QuorumAtRisk, message).on(k, Some(id)));
+            NEXT
+        }
+    }
+}

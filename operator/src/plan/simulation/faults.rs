@@ -1,0 +1,121 @@
+//! What befalls the world from outside: lost pods, disks and hosts, and other people's hands.
+
+use super::World;
+use crate::observed::{ContainerState, Host, HostState};
+
+impl World {
+    /// A pod object vanishes with its process, as by `kubectl delete --force`.
+    pub(in crate::plan) fn kill_pod(&mut self, k: u32) {
+        self.pods.remove(&k);
+    }
+
+    /// The disk of `k` is emptied under its process, which restarts.
+    pub(in crate::plan) fn wipe_disk(&mut self, k: u32) {
+        if let Some(volume) = self.volumes.get_mut(&k) {
+            volume.disk = None;
+        }
+        self.stop_process(k);
+    }
+
+    /// The disk of `k` is damaged; its process finds out and ends.
+    pub(in crate::plan) fn corrupt_disk(&mut self, k: u32) {
+        if let Some(volume) = self.volumes.get_mut(&k) {
+            volume.corrupt = true;
+        }
+        self.stop_process(k);
+    }
+
+    fn stop_process(&mut self, k: u32) {
+        if let Some(pod) = self.pods.get_mut(&k) {
+            pod.object.container = ContainerState::Absent;
+            pod.object.ready = false;
+        }
+    }
+
+    /// The host of pod `k` dies; `state` is what the API says of it. Its pods are marked for deletion, and stay.
+    pub(in crate::plan) fn break_host(&mut self, k: u32, state: HostState) {
+        let now = self.now;
+        let Some(pod) = self.pods.get_mut(&k) else { return };
+        let Some(host) = pod.object.host.clone() else { return };
+        pod.object.ready = false;
+        pod.object.terminating.get_or_insert(now);
+        self.hosts.insert(host.name, state);
+    }
+
+    /// The volume of `k` becomes usable on its pod's present host only.
+    pub(in crate::plan) fn pin_volume(&mut self, k: u32) {
+        let host: Option<Host> = self.pods.get(&k).and_then(|pod| pod.object.host.clone());
+        if let Some(volume) = self.volumes.get_mut(&k) {
+            volume.object.pinned = host;
+        }
+    }
+
+    /// `kubectl delete pvc`.
+    pub(in crate::plan) fn delete_volume(&mut self, k: u32) {
+        if let Some(volume) = self.volumes.get_mut(&k) {
+            volume.object.terminating = true;
+        }
+    }
+
+    /// A human deletes the volumes that no label tells the owner of and that no pod can ever use again.
+    pub(super) fn drop_unlabelled_lost_volumes(&mut self) {
+        for volume in self.volumes.values_mut() {
+            let pinned = volume.object.pinned.as_ref();
+            if volume.object.marker.is_none() && pinned.is_some_and(|host| self.hosts.contains_key(&host.name)) {
+                volume.object.terminating = true;
+            }
+        }
+    }
+
+    /// `kubectl scale statefulset`.
+    pub(in crate::plan) fn set_replicas(&mut self, replicas: u32) {
+        let version = self.next_text();
+        if let Some(set) = &mut self.set {
+            set.replicas = replicas;
+            set.generation += 1;
+            set.resource_version = version;
+        }
+    }
+
+    /// The `RaftCluster` is deleted and created again, its volumes stay.
+    pub(in crate::plan) fn lose_status(&mut self) {
+        self.resource.cluster_id = None;
+        self.resource.bootstrapped = false;
+        self.resource.plan = None;
+        self.resource.resource_version = self.next_text();
+    }
+}
+
+/// What the judges of a run ask.
+impl World {
+    /// The voter's disk is there, is its own, and holds every acknowledged write.
+    pub(super) fn has_whole_disk(&self, id: u64) -> bool {
+        let volume = self.ordinal(id).and_then(|k| self.volumes.get(&k));
+        volume.is_some_and(|volume| {
+            volume.disk.is_some_and(|marker| marker.raft_id == id) && volume.behind == 0 && !volume.corrupt
+        })
+    }
+
+    /// Some voter's disk is already bound to be lost.
+    pub(super) fn loses_disk(&self) -> bool {
+        self.voters().into_iter().filter_map(|id| self.ordinal(id)).any(|k| {
+            self.volumes.get(&k).is_none_or(|volume| {
+                let pinned = volume.object.pinned.as_ref();
+                volume.object.terminating || pinned.is_some_and(|host| self.hosts.contains_key(&host.name))
+            })
+        })
+    }
+
+    pub(super) fn is_ready(&self, id: u64) -> bool {
+        self.ordinal(id).and_then(|k| self.pods.get(&k)).is_some_and(|pod| pod.object.ready)
+    }
+
+    /// Leadership goes elsewhere by itself.
+    pub(in crate::plan) fn move_lead(&mut self, nth: usize) {
+        let up: Vec<u64> = self.voters().into_iter().filter(|id| self.is_up(*id) && self.behind(*id) == 0).collect();
+        if let Some(next) = up.get(nth % up.len().max(1)).filter(|_| self.has_quorum()) {
+            self.raft.leader = *next;
+            self.raft.term += 1;
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! One pass of the reconciler over the world: observe → apply → plan → execute → status, with a crash where asked.
+
+use super::{Refused, World};
+use crate::observed::{Observed, ObservedBudget, ObservedSet, PlanLatch};
+use crate::plan::{initial_replicas, min_available, plan};
+use crate::step::{Plan, Step};
+
+/// Where a pass ends early.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::plan) enum Crash {
+    /// Nowhere.
+    #[default]
+    None,
+    /// After planning, before the call.
+    BeforeCall,
+    /// After the call took effect, before its reply was seen or the status written.
+    AfterCall,
+}
+
+/// What a pass did.
+#[derive(Clone, Debug)]
+pub(in crate::plan) struct Pass {
+    pub(in crate::plan) plan: Plan,
+    pub(in crate::plan) outcome: Result<(), Refused>,
+}
+
+impl World {
+    /// A pass on what is true now.
+    pub(in crate::plan) fn pass(&mut self, crash: Crash) -> Pass {
+        self.pass_on(&self.observe(), crash, true)
+    }
+
+    /// A pass on an observation that may be old.
+    pub(in crate::plan) fn pass_on(&mut self, observed: &Observed, crash: Crash, fresh: bool) -> Pass {
+        let cluster = self.cluster.clone();
+        let mut observed = observed.clone();
+        if !cluster.deleting && !cluster.paused {
+            self.apply(&mut observed);
+        }
+        let plan = plan(&cluster, &observed);
+        if crash == Crash::BeforeCall {
+            return Pass { plan, outcome: Ok(()) };
+        }
+        let outcome = self.execute(&plan.step, fresh);
+        // On what is true the planner's proofs must be at least as strong as everybody's refusals.
+        match outcome {
+            Err(refused) if fresh && refused != Refused::Budget && !self.raft.stubborn => {
+                self.violations.push(format!("{} {:?} refused: {refused:?}", plan.row, plan.step));
+            }
+            _ => {}
+        }
+        if crash == Crash::None {
+            self.write_status(&plan);
+        }
+        Pass { plan, outcome }
+    }
+
+    /// Creates the StatefulSet, keeps its template, keeps the budget. Never touches replicas of one that exists.
+    /// A StatefulSet that it changed is observed as changed: its controller has not seen that yet (G3).
+    fn apply(&mut self, observed: &mut Observed) {
+        if self.set.is_none() && observed.set.is_none() {
+            let set = ObservedSet {
+                uid: self.next_text(),
+                resource_version: self.next_text(),
+                replicas: initial_replicas(&self.cluster, observed),
+                generation: 1,
+                ..Default::default()
+            };
+            self.set = Some(set);
+        }
+        let version = (self.serial + 1).to_string();
+        if let Some(set) = self.set.as_mut().filter(|set| set.update_revision.as_ref() != Some(&self.template)) {
+            set.update_revision = Some(self.template.clone());
+            set.generation += 1;
+            set.resource_version = version.clone();
+            self.serial += 1;
+            if observed.set.is_some() {
+                observed.set = Some(set.clone());
+            }
+        }
+        let least = min_available(&self.cluster, observed);
+        if least != self.budget.as_ref().and_then(|budget| budget.min_available) {
+            self.serial += 1;
+            self.budget = least.map(|least| ObservedBudget {
+                uid: "budget".into(),
+                resource_version: version,
+                min_available: Some(least),
+            });
+        }
+    }
+
+    /// One patch, skipped when equal.
+    fn write_status(&mut self, plan: &Plan) {
+        let latch = PlanLatch {
+            step: plan.step.name().as_str().to_owned(),
+            reason: plan
+                .blocked_by
+                .as_ref()
+                .filter(|_| plan.step == Step::Wait)
+                .map(|blocked| blocked.reason.as_str().to_owned()),
+            ordinal: plan.target.ordinal,
+            member: plan.target.member,
+            since: plan.since,
+        };
+        if self.resource.plan.as_ref() != Some(&latch) {
+            self.resource.plan = Some(latch);
+            self.resource.resource_version = self.next_text();
+        }
+    }
+
+    /// Passes and ticks until the plan is settled, or for `most` passes; the executed steps in order.
+    pub(in crate::plan) fn settle(&mut self, most: usize) -> Result<Vec<Plan>, String> {
+        let mut done = Vec::new();
+        for _ in 0..most {
+            let Pass { plan, outcome } = self.pass(Crash::None);
+            if let Some(violation) = self.violations.first() {
+                return Err(violation.clone());
+            }
+            match plan.step {
+                Step::Settled => return Ok(done),
+                Step::Wait => {}
+                _ if outcome.is_ok() => done.push(plan),
+                _ => {}
+            }
+            self.tick();
+        }
+        let Pass { plan, outcome } = self.pass(Crash::None);
+        Err(format!("not settled after {most} passes: {} {:?} {:?} {outcome:?}", plan.row, plan.step, plan.blocked_by))
+    }
+}

@@ -1,0 +1,247 @@
+//! What is answered: (resource, observed, plan) → status, then one patch, skipped when nothing changed.
+//!
+//! Nothing that changes with every write of a client or with every pass may stand in it. Everything but the patch is
+//! pure.
+
+mod conditions;
+mod patch;
+
+use balsa_crds::{BlockedBy, MemberRole, MemberStatus, Phase, PlanStatus, PlanTarget, RaftCluster, RaftClusterStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, ResourceExt};
+use thiserror::Error;
+
+use crate::apply::{FIELD_MANAGER, is_conflict};
+use crate::names;
+use crate::observed::{Member, MemberList, Observed, UnixSeconds};
+use crate::step::{Plan, Step, StepName, WaitReason};
+use crate::valid::ValidCluster;
+
+/// Why the status could not be written.
+#[derive(Debug, Error)]
+pub enum StatusError {
+    /// The API server refused or did not answer.
+    #[error("writing the status failed: {0}")]
+    Write(#[from] Box<kube::Error>),
+    /// The status has no JSON form.
+    #[error("the status has no JSON form: {0}")]
+    Encode(#[from] serde_json::Error),
+}
+
+impl StatusError {
+    /// The word for it in metrics.
+    pub fn reason(&self) -> &'static str {
+        "StatusFailed"
+    }
+
+    /// The resource has changed since it was read: observe again.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Write(error) if is_conflict(error))
+    }
+}
+
+/// What the status is computed from.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// The resource as read.
+    pub resource: &'a RaftCluster,
+    /// As validated, if it was valid.
+    pub cluster: Option<&'a ValidCluster>,
+    /// As observed.
+    pub observed: &'a Observed,
+    /// As planned.
+    pub plan: &'a Plan,
+}
+
+/// Writes the status, if it changed. Returns whether it did.
+///
+/// # Errors
+/// [`StatusError`]; a conflict is one too.
+pub async fn write(client: &Client, seen: Seen<'_>) -> Result<bool, StatusError> {
+    let old = seen.resource.status.clone().unwrap_or_default();
+    let Some(changes) = patch::changes(&old, &compute(seen))? else { return Ok(false) };
+    let body = serde_json::json!({
+        "metadata": {"uid": seen.resource.uid(), "resourceVersion": seen.resource.resource_version()},
+        "status": changes,
+    });
+    let api: Api<RaftCluster> = Api::namespaced(client.clone(), &seen.resource.namespace().unwrap_or_default());
+    let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    api.patch_status(&seen.resource.name_any(), &parameters, &Patch::Merge(&body)).await.map_err(Box::new)?;
+    Ok(true)
+}
+
+/// The whole status.
+pub fn compute(seen: Seen<'_>) -> RaftClusterStatus {
+    let Seen { resource, cluster, observed, plan } = seen;
+    let old = resource.status.clone().unwrap_or_default();
+    let facts = Facts::new(seen);
+    RaftClusterStatus {
+        phase: Some(phase(seen, &facts)),
+        observed_generation: resource.metadata.generation,
+        cluster_id: observed.resource.cluster_id.map(names::id_text),
+        bootstrapped: observed.resource.bootstrapped,
+        ready: Some(format!("{}/{}", facts.ready_voters, resource.spec.replicas)),
+        ready_replicas: facts.ready_voters,
+        replicas: observed.set.as_ref().map_or(0, |set| count(set.replicas)),
+        selector: Some(names::selector(&resource.name_any())),
+        leader: leader(cluster, observed),
+        version: facts.version.clone(),
+        members: cluster.map(|cluster| members(cluster, observed)).unwrap_or(old.members.clone()),
+        plan: Some(plan_status(resource, plan)),
+        conditions: conditions::all(seen, &facts, &old.conditions),
+    }
+}
+
+/// What several fields are made from.
+#[derive(Debug)]
+struct Facts {
+    /// A linearizable list of the latched cluster was given in this pass.
+    available: bool,
+    /// Listed voters whose pod serves.
+    ready_voters: i32,
+    /// Listed voters.
+    voters: i32,
+    /// Listed voters that do not answer or are not ready, by pod name.
+    unhealthy: Vec<String>,
+    /// The one version that all answering members run.
+    version: Option<String>,
+    /// Pods that do not have the StatefulSet's newest template.
+    outdated: Vec<String>,
+}
+
+impl Facts {
+    fn new(seen: Seen<'_>) -> Self {
+        let Seen { resource, cluster, observed, .. } = seen;
+        let name = resource.name_any();
+        let list = ours(observed);
+        let voters: Vec<u32> = match (list, cluster) {
+            (Some(list), Some(cluster)) => {
+                let voters = list.members.values().filter(|member| !member.learner);
+                voters.filter_map(|member| ordinal(cluster, member)).collect()
+            }
+            // Without a list, what the nodes say of themselves is the best guess.
+            _ => observed.pods.keys().copied().filter(|k| observed.node(*k).is_some_and(|node| node.voter)).collect(),
+        };
+        let ready = |k: &u32| observed.pods.get(k).is_some_and(|pod| pod.ready && pod.terminating.is_none());
+        let revision = observed.set.as_ref().and_then(|set| set.update_revision.as_ref());
+        let outdated = observed.pods.iter().filter(|(_, pod)| pod.revision.as_ref() != revision);
+        let unhealthy = voters.iter().filter(|k| !observed.node(**k).is_some_and(|node| node.ready));
+        Self {
+            available: list.is_some(),
+            ready_voters: length(voters.iter().filter(|k| ready(k)).count()),
+            voters: length(voters.len()),
+            unhealthy: unhealthy.map(|k| names::pod(&name, *k)).collect(),
+            version: version(observed),
+            outdated: outdated.map(|(k, _)| names::pod(&name, *k)).collect(),
+        }
+    }
+}
+
+/// The list, if it is the latched cluster's.
+fn ours(observed: &Observed) -> Option<&MemberList> {
+    observed.members.as_ref().filter(|list| observed.resource.cluster_id == Some(list.cluster_id))
+}
+
+fn ordinal(cluster: &ValidCluster, member: &Member) -> Option<u32> {
+    member.peer_urls.iter().find_map(|url| names::peer_url_ordinal(cluster, url))
+}
+
+fn version(observed: &Observed) -> Option<String> {
+    let mut versions = observed.pods.keys().filter_map(|k| observed.node(*k)).map(|node| &node.version);
+    let first = versions.next()?;
+    (!first.is_empty() && versions.all(|version| version == first)).then(|| first.clone())
+}
+
+fn leader(cluster: Option<&ValidCluster>, observed: &Observed) -> Option<String> {
+    let (cluster, list) = (cluster?, ours(observed)?);
+    let ordinal = ordinal(cluster, list.members.get(&list.leader)?)?;
+    Some(names::pod(&cluster.name, ordinal))
+}
+
+/// The members as listed; empty while nobody gives the list.
+fn members(cluster: &ValidCluster, observed: &Observed) -> Vec<MemberStatus> {
+    let Some(list) = ours(observed) else { return Vec::new() };
+    let mut members: Vec<MemberStatus> = list
+        .members
+        .iter()
+        .filter_map(|(id, member)| {
+            let ordinal = ordinal(cluster, member)?;
+            let node = observed.node(ordinal).filter(|node| node.marker.is_some_and(|marker| marker.raft_id == *id));
+            let leads = *id == list.leader;
+            Some(MemberStatus {
+                name: names::pod(&cluster.name, ordinal),
+                ordinal: count(ordinal),
+                raft_id: names::id_text(*id),
+                role: match (leads, member.learner) {
+                    (true, _) => MemberRole::Leader,
+                    (false, true) => MemberRole::Learner,
+                    (false, false) => MemberRole::Voter,
+                },
+                caught_up: leads || member.progress.is_some_and(|progress| progress.caught_up),
+                // A learner is never ready; that it runs as this member is all that can be asked of it.
+                healthy: node.is_some_and(|node| node.ready || member.learner),
+            })
+        })
+        .collect();
+    members.sort_by_key(|member| (member.ordinal, member.raft_id.clone()));
+    members
+}
+
+fn plan_status(resource: &RaftCluster, plan: &Plan) -> PlanStatus {
+    let target =
+        PlanTarget { ordinal: plan.target.ordinal.map(count), member_id: plan.target.member.map(names::id_text) };
+    PlanStatus {
+        step: plan.step.name().as_str().to_owned(),
+        target: (target != PlanTarget::default()).then_some(target),
+        since: time(plan.since),
+        blocked_by: plan
+            .blocked_by
+            .as_ref()
+            .map(|blocked| BlockedBy { reason: blocked.reason.as_str().to_owned(), message: blocked.message.clone() }),
+        then: plan.then.clone(),
+        human_may: plan.human_may.clone(),
+        observed_generation: resource.metadata.generation,
+    }
+}
+
+fn phase(seen: Seen<'_>, facts: &Facts) -> Phase {
+    let Seen { resource, observed, plan, .. } = seen;
+    let blocked = plan.blocked_by.as_ref().map(|blocked| blocked.reason);
+    let want = u32::try_from(resource.spec.replicas).unwrap_or_default();
+    let resizing = observed.set.as_ref().is_some_and(|set| set.replicas != want) || count(want) < facts.voters;
+    if resource.metadata.deletion_timestamp.is_some() {
+        return Phase::Deleting;
+    }
+    match (plan.step.name(), blocked) {
+        (StepName::Wait, Some(WaitReason::InvalidSpec)) => Phase::Invalid,
+        (StepName::Wait, Some(WaitReason::Paused)) => Phase::Paused,
+        (StepName::Settled, _) => Phase::Running,
+        _ if !observed.resource.bootstrapped => Phase::Bootstrapping,
+        _ if !facts.available => Phase::Unavailable,
+        _ if resizing => Phase::Scaling,
+        _ if facts.voters >= count(want) && !facts.outdated.is_empty() => Phase::Updating,
+        _ => Phase::Repairing,
+    }
+}
+
+/// Whether a settled cluster looks as if it will stay so: used to choose how soon to look again.
+pub fn is_settled(plan: &Plan) -> bool {
+    plan.step == Step::Settled
+}
+
+fn count(number: u32) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+fn length(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+fn time(seconds: UnixSeconds) -> Time {
+    Time(Timestamp::from_second(seconds).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;

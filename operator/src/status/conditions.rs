@@ -1,0 +1,167 @@
+//! The conditions. Each is computed anew; only the time of its last change is kept. Pure.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::{Facts, Seen, time};
+use crate::observed::ExitKind;
+use crate::step::{StepName, WaitReason};
+
+/// A condition before it is compared with the old one.
+#[derive(Debug)]
+struct Verdict {
+    kind: &'static str,
+    holds: bool,
+    reason: String,
+    message: String,
+}
+
+impl Verdict {
+    fn new(kind: &'static str, holds: bool, reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { kind, holds, reason: reason.into(), message: message.into() }
+    }
+}
+
+/// All conditions, in a fixed order.
+pub(super) fn all(seen: Seen<'_>, facts: &Facts, old: &[Condition]) -> Vec<Condition> {
+    let verdicts = [
+        available(seen, facts),
+        progressing(seen),
+        degraded(seen, facts),
+        bootstrapped(seen),
+        updated(seen, facts),
+        consistent(seen),
+        volumes_ready(seen),
+        quorum_advice(seen),
+    ];
+    verdicts.into_iter().map(|verdict| dated(verdict, seen, old)).collect()
+}
+
+fn dated(verdict: Verdict, seen: Seen<'_>, old: &[Condition]) -> Condition {
+    let status = if verdict.holds { "True" } else { "False" };
+    let same = old.iter().find(|condition| condition.type_ == verdict.kind && condition.status == status);
+    Condition {
+        type_: verdict.kind.to_owned(),
+        status: status.to_owned(),
+        reason: verdict.reason,
+        message: verdict.message,
+        observed_generation: seen.resource.metadata.generation,
+        last_transition_time: same.map_or_else(|| time(seen.observed.now), |same| same.last_transition_time.clone()),
+    }
+}
+
+fn blocked(seen: Seen<'_>) -> Option<(WaitReason, &str)> {
+    seen.plan.blocked_by.as_ref().map(|blocked| (blocked.reason, blocked.message.as_str()))
+}
+
+/// Whether the plan stands still for one of these, and how it says so.
+fn waits_for<'a>(seen: Seen<'a>, reasons: &[WaitReason]) -> Option<(WaitReason, &'a str)> {
+    blocked(seen).filter(|(reason, _)| reasons.contains(reason))
+}
+
+fn available(seen: Seen<'_>, facts: &Facts) -> Verdict {
+    let kind = "Available";
+    if facts.available {
+        return Verdict::new(kind, true, "LinearizableRead", "a majority of the voters serves");
+    }
+    let losses = [WaitReason::NoQuorum, WaitReason::MembersUnknown, WaitReason::DataLost, WaitReason::QuorumLost];
+    match waits_for(seen, &losses) {
+        Some((reason, message)) => Verdict::new(kind, false, reason.as_str(), message),
+        None if !seen.observed.resource.bootstrapped => {
+            Verdict::new(kind, false, "AwaitingBootstrap", "the cluster has not been founded yet")
+        }
+        None => Verdict::new(kind, false, WaitReason::NoQuorum.as_str(), "no member gave a linearizable answer"),
+    }
+}
+
+fn progressing(seen: Seen<'_>) -> Verdict {
+    let kind = "Progressing";
+    let at_rest = [WaitReason::Paused, WaitReason::InvalidSpec];
+    match (seen.plan.step.name(), blocked(seen)) {
+        (StepName::Settled, _) => Verdict::new(kind, false, StepName::Settled.as_str(), "everything is as asked"),
+        (StepName::Wait, Some((reason, message))) => {
+            Verdict::new(kind, !at_rest.contains(&reason), reason.as_str(), message)
+        }
+        (step, _) => Verdict::new(kind, true, step.as_str(), format!("next step: {step}")),
+    }
+}
+
+fn degraded(seen: Seen<'_>, facts: &Facts) -> Verdict {
+    let kind = "Degraded";
+    if let Some((reason, message)) = blocked(seen).filter(|(reason, _)| reason.is_degraded()) {
+        return Verdict::new(kind, true, reason.as_str(), message);
+    }
+    let healthy = facts.voters - i32::try_from(facts.unhealthy.len()).unwrap_or(i32::MAX);
+    let missing = seen.resource.spec.replicas - healthy;
+    if !facts.unhealthy.is_empty() {
+        let names = facts.unhealthy.join(", ");
+        Verdict::new(kind, true, WaitReason::MemberUnhealthy.as_str(), format!("not ready: {names}"))
+    } else if missing > 0 {
+        Verdict::new(
+            kind,
+            true,
+            "VotersMissing",
+            format!("{missing} of {} voters missing", seen.resource.spec.replicas),
+        )
+    } else {
+        Verdict::new(kind, false, "AllHealthy", "every voter is healthy")
+    }
+}
+
+fn bootstrapped(seen: Seen<'_>) -> Verdict {
+    let kind = "Bootstrapped";
+    let resource = &seen.observed.resource;
+    match (resource.bootstrapped, resource.cluster_id) {
+        (true, _) => Verdict::new(kind, true, "Bootstrapped", "the cluster is founded; it is never founded again"),
+        (false, Some(_)) => {
+            Verdict::new(kind, false, "Intended", "the cluster id is chosen; pod 0 has yet to run under it")
+        }
+        (false, None) => Verdict::new(kind, false, "AwaitingPod", "waiting for pod 0"),
+    }
+}
+
+fn updated(seen: Seen<'_>, facts: &Facts) -> Verdict {
+    let kind = "Updated";
+    let holds = [WaitReason::DisruptionBudget, WaitReason::RolloutStalled];
+    if seen.observed.set.as_ref().is_some_and(|set| set.template_held) {
+        let message = "a new release of the operator would restart the pods; \
+                       annotate the RaftCluster with balsa.dev/roll-operator-template=true to let it";
+        return Verdict::new(kind, false, WaitReason::OperatorTemplateChanged.as_str(), message);
+    }
+    if facts.outdated.is_empty() {
+        return Verdict::new(kind, true, "UpToDate", "every pod has the newest template");
+    }
+    match waits_for(seen, &holds) {
+        Some((reason, message)) => Verdict::new(kind, false, reason.as_str(), message),
+        None => Verdict::new(kind, false, "RollingOut", format!("to be restarted: {}", facts.outdated.join(", "))),
+    }
+}
+
+fn consistent(seen: Seen<'_>) -> Verdict {
+    let kind = "Consistent";
+    if let Some((reason, message)) = waits_for(seen, &[WaitReason::ClusterIdMismatch, WaitReason::ForeignMember]) {
+        return Verdict::new(kind, false, reason.as_str(), message);
+    }
+    let corrupt = seen.observed.pods.iter().find(|(_, p)| p.exit.is_some_and(|exit| exit.kind == ExitKind::Corrupt));
+    match corrupt {
+        Some((ordinal, _)) => Verdict::new(kind, false, "Corrupt", format!("the disk of ordinal {ordinal} is damaged")),
+        None => Verdict::new(kind, true, "OneCluster", "all members are of one cluster"),
+    }
+}
+
+fn volumes_ready(seen: Seen<'_>) -> Verdict {
+    let kind = "VolumesReady";
+    match waits_for(seen, &[WaitReason::LeftoverVolume, WaitReason::WrongVolume]) {
+        Some((reason, message)) => Verdict::new(kind, false, reason.as_str(), message),
+        None => Verdict::new(kind, true, "AsAsked", "no foreign disk"),
+    }
+}
+
+fn quorum_advice(seen: Seen<'_>) -> Verdict {
+    let (kind, replicas) = ("QuorumAdvice", seen.resource.spec.replicas);
+    if replicas % 2 == 0 {
+        let message = format!("{replicas} voters tolerate no more failures than {}; use an odd number", replicas - 1);
+        Verdict::new(kind, true, "EvenReplicas", message)
+    } else {
+        Verdict::new(kind, false, "OddReplicas", "an odd number of voters")
+    }
+}

@@ -1,0 +1,131 @@
+use super::*;
+use crate::fixtures::{minimal, observed_three, valid};
+use crate::plan::plan;
+use crate::step::Blocked;
+
+fn settled(since: UnixSeconds) -> Plan {
+    Plan {
+        step: Step::Settled,
+        row: "Settled",
+        then: Vec::new(),
+        blocked_by: None,
+        human_may: Vec::new(),
+        target: crate::step::Target::default(),
+        since,
+    }
+}
+
+fn condition<'a>(status: &'a RaftClusterStatus, kind: &str) -> (&'a str, &'a str) {
+    let found = status.conditions.iter().find(|condition| condition.type_ == kind).expect(kind);
+    (&found.status, &found.reason)
+}
+
+#[test]
+fn three_ready_voters_are_available_and_settled() {
+    let (resource, cluster, observed) = (minimal(), valid("{image: balsa}"), observed_three());
+    let plan = settled(100);
+    let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    assert_eq!(status.ready.as_deref(), Some("3/3"));
+    assert_eq!((status.ready_replicas, status.replicas), (3, 3));
+    assert_eq!(status.leader.as_deref(), Some("db-0"));
+    assert_eq!(status.phase, Some(Phase::Running));
+    assert_eq!(status.members.len(), 3);
+    assert_eq!(status.members[0].role, MemberRole::Leader);
+    assert!(status.members.iter().all(|member| member.healthy && member.caught_up));
+    assert_eq!(condition(&status, "Available"), ("True", "LinearizableRead"));
+    assert_eq!(condition(&status, "Progressing"), ("False", "Settled"));
+    assert_eq!(condition(&status, "Degraded"), ("False", "AllHealthy"));
+    assert_eq!(condition(&status, "Updated"), ("True", "UpToDate"));
+    assert_eq!(condition(&status, "QuorumAdvice"), ("False", "OddReplicas"));
+}
+
+#[test]
+fn the_planner_settles_on_the_same_observation() {
+    let (cluster, observed) = (valid("{image: balsa}"), observed_three());
+    assert_eq!(plan(&cluster, &observed).step, Step::Settled);
+}
+
+#[test]
+fn settled_writes_nothing_however_the_logs_and_the_clock_move() {
+    let (mut resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
+    let plan = settled(100);
+    let first = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    resource.status = Some(first.clone());
+    observed.now += 1000;
+    for node in observed.nodes.values_mut() {
+        if let crate::observed::NodeReport::Answered(state) = node {
+            state.commit_index += 77;
+            state.applied_index += 77;
+        }
+    }
+    for member in observed.members.as_mut().expect("a list").members.values_mut() {
+        if let Some(progress) = member.progress.as_mut() {
+            progress.match_index += 77;
+        }
+    }
+    let second = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    assert_eq!(patch::changes(&first, &second).expect("JSON"), None);
+}
+
+#[test]
+fn without_a_list_it_is_unavailable_and_says_why() {
+    let (resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
+    observed.members = None;
+    let mut plan = settled(100);
+    plan.step = Step::Wait;
+    plan.blocked_by = Some(Blocked { reason: WaitReason::NoQuorum, message: "1 of 3 voters answers".into() });
+    let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    assert_eq!(condition(&status, "Available"), ("False", "NoQuorum"));
+    assert_eq!(condition(&status, "Progressing"), ("True", "NoQuorum"));
+    assert_eq!(status.phase, Some(Phase::Unavailable));
+    assert_eq!(status.plan.expect("a plan").blocked_by.expect("blocked").reason, "NoQuorum");
+}
+
+#[test]
+fn a_list_of_another_cluster_makes_nothing_available() {
+    let (resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
+    observed.members.as_mut().expect("a list").cluster_id = 99;
+    let plan = settled(100);
+    let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    assert_eq!(condition(&status, "Available").0, "False");
+    assert!(status.members.is_empty() && status.leader.is_none());
+}
+
+#[test]
+fn a_condition_keeps_the_time_of_its_last_change() {
+    let (mut resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
+    let plan = settled(100);
+    let first = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    resource.status = Some(first.clone());
+    observed.now += 60;
+    observed.nodes.insert(2, crate::observed::NodeReport::Unreachable);
+    let second = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    let at = |status: &RaftClusterStatus, kind: &str| {
+        status.conditions.iter().find(|c| c.type_ == kind).map(|c| c.last_transition_time.clone())
+    };
+    assert_eq!(condition(&second, "Degraded"), ("True", "MemberUnhealthy"));
+    assert_ne!(at(&first, "Degraded"), at(&second, "Degraded"));
+    assert_eq!(at(&first, "Available"), at(&second, "Available"));
+}
+
+#[test]
+fn a_held_template_is_told_with_what_to_do() {
+    let (resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
+    observed.set.as_mut().expect("a set").template_held = true;
+    let plan = settled(100);
+    let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    assert_eq!(condition(&status, "Updated"), ("False", "OperatorTemplateChanged"));
+}
+
+#[test]
+fn m29_an_invalid_spec_is_in_the_conditions() {
+    let resource = crate::fixtures::cluster_from("{image: 'a b', replicas: 4}");
+    let observed = Observed { now: 5, ..Observed::default() };
+    let invalid = crate::validate::validate(&resource).expect_err("invalid");
+    let plan = crate::plan::invalid_spec(&observed, invalid.to_string());
+    let status = compute(Seen { resource: &resource, cluster: None, observed: &observed, plan: &plan });
+    assert_eq!(condition(&status, "Progressing"), ("False", "InvalidSpec"));
+    assert_eq!(condition(&status, "QuorumAdvice"), ("True", "EvenReplicas"));
+    assert_eq!(status.phase, Some(Phase::Invalid));
+    assert!(status.plan.expect("a plan").blocked_by.expect("blocked").message.contains("write [registry"));
+}

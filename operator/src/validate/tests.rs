@@ -1,0 +1,126 @@
+use super::*;
+use crate::fixtures::{cluster_from, minimal};
+
+fn invalid(spec: &str) -> Invalid {
+    validate(&cluster_from(spec)).expect_err(spec)
+}
+
+#[test]
+fn the_minimal_resource_is_valid_and_keeps_volumes() {
+    let cluster = validate(&minimal()).expect("valid");
+    assert_eq!((cluster.want, cluster.drain_delay_seconds), (3, 10));
+    assert_eq!(cluster.storage.retention, RetentionPolicy::default());
+    assert_eq!(cluster.node_config, BTreeMap::new());
+    assert!(!cluster.paused && !cluster.deleting && !cluster.protect_single);
+}
+
+#[test]
+fn m30_image_references_with_port_and_digest_parse() {
+    let digest = "0123456789abcdef".repeat(4);
+    for image in [
+        "balsa",
+        "balsa:dev",
+        "library/balsa",
+        "balsa.dev/balsa:dev",
+        "localhost/balsa",
+        "localhost:5000/balsa",
+        "registry:5000/balsa",
+        "registry:5000/team/balsa:v1.2.3-rc.1",
+        &format!("registry:5000/balsa@sha256:{digest}"),
+        &format!("registry.example.org:5000/a/b__c/balsa:1@sha256:{digest}"),
+        "[fd00::1]:5000/balsa:1",
+        "a-b--c/d.e_f:T_1.x",
+    ] {
+        assert_eq!(check_image(image), Ok(()), "{image}");
+    }
+    for image in [
+        "",
+        " balsa",
+        "Balsa",
+        "balsa:",
+        "balsa@",
+        "balsa@sha256:12",
+        "balsa:tag:tag",
+        "registry:0/balsa",
+        "registry:99999/balsa",
+        "registry.example.org:/balsa",
+        "a//b",
+        "a/",
+        "/a",
+        "a..b",
+        "-a",
+        "http://registry/balsa",
+        "[fd00::1/balsa",
+    ] {
+        assert!(check_image(image).is_err(), "{image:?} parsed");
+    }
+}
+
+#[test]
+fn every_refusal_says_what_to_do() {
+    let cases = [
+        ("{image: balsa, replicas: 0}", "set it to 1 to 7"),
+        ("{image: balsa, replicas: 8}", "set it to 1 to 7"),
+        ("{image: 'a b'}", "write [registry"),
+        ("{image: balsa, drainDelaySeconds: 31}", "set it to 0 to 30"),
+        ("{image: balsa, config: {heartbeatMs: 100, electionMs: 499}}", "at least 5 times"),
+        ("{image: balsa, config: {extra: {data-dir: /x}}}", "remove it"),
+        ("{image: balsa, config: {heartbeatMs: 100, extra: {heartbeat-interval: '1'}}}", "keep one"),
+        ("{image: balsa, podTemplate: {labels: {app.kubernetes.io/name: x}}}", "use a key outside"),
+        ("{image: balsa, podTemplate: {annotations: {balsa.dev/x: x}}}", "use a key outside"),
+        ("{image: balsa, podTemplate: {env: [{name: BALSA_DATA_DIR, value: x}]}}", "spec.config"),
+        ("{image: balsa, podTemplate: {env: [{name: POD_NAME, value: x}]}}", "remove it"),
+    ];
+    for (spec, wanted) in cases {
+        let text = invalid(spec).to_string();
+        assert!(text.contains(wanted), "{spec}: {text}");
+    }
+}
+
+#[test]
+fn names_that_cannot_name_a_service_are_refused() {
+    for name in ["", "1a", "a.b", "A", "a-", &"a".repeat(53)] {
+        assert!(check_name(name).is_err(), "{name:?}");
+    }
+    for name in ["a", "a-1", &"a".repeat(52)] {
+        assert_eq!(check_name(name), Ok(()));
+    }
+}
+
+#[test]
+fn replace_member_takes_one_raft_id() {
+    let mut resource = minimal();
+    resource.annotations_mut().insert(REPLACE_MEMBER.to_owned(), "a1".to_owned());
+    assert_eq!(validate(&resource).expect("valid").replace_member, Some(0xa1));
+    resource.annotations_mut().insert(REPLACE_MEMBER.to_owned(), "db-1".to_owned());
+    assert_eq!(validate(&resource), Err(Invalid::ReplaceMember("db-1".to_owned())));
+}
+
+#[test]
+fn an_invalid_resource_can_still_be_deleted() {
+    let mut resource = cluster_from("{image: '', replicas: 99}");
+    resource.metadata.deletion_timestamp = Some(crate::fixtures::time(0));
+    assert!(validate(&resource).is_err());
+    assert!(for_deletion(&resource).expect("deletable").deleting);
+}
+
+#[test]
+fn settings_reach_the_node_under_etcds_names() {
+    let resource = cluster_from(
+        "{image: balsa, config: {heartbeatMs: 50, electionMs: 500, maxRequestBytes: 2048, quotaBackendBytes: 4194304, \
+         logLevel: debug, extra: {auto-compaction-retention: 1h}}}",
+    );
+    let config = validate(&resource).expect("valid").node_config;
+    let flags: Vec<_> = config.iter().map(|(flag, value)| format!("{}={value}", variable(flag))).collect();
+    assert_eq!(
+        flags,
+        [
+            "AUTO_COMPACTION_RETENTION=1h",
+            "ELECTION_TIMEOUT=500",
+            "HEARTBEAT_INTERVAL=50",
+            "LOG_LEVEL=debug",
+            "MAX_REQUEST_BYTES=2048",
+            "QUOTA_BACKEND_BYTES=4194304"
+        ]
+    );
+}
