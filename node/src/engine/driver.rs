@@ -65,10 +65,9 @@ pub(crate) struct Ports {
     pub(crate) status: Arc<RwLock<Arc<Status>>>,
     pub(crate) leader: watch::Sender<(u64, u64)>,
     pub(crate) fatal: Fatal,
-    /// Own id, process incarnation and cluster.
+    /// Own id and process incarnation.
     pub(crate) member_id: u64,
     pub(crate) incarnation: u64,
-    pub(crate) cluster_id: u64,
     pub(crate) tick: Duration,
     pub(crate) election_ticks: u32,
 }

@@ -185,7 +185,6 @@ impl Disk<'_> {
             fatal: fatal.clone(),
             member_id: self.marker.member_id,
             incarnation,
-            cluster_id: self.marker.cluster_id,
             tick: config.tick,
             election_ticks: config.election_ticks,
         };
