@@ -162,7 +162,7 @@ impl Disk<'_> {
         let (leader, leader_seen) = watch::channel((0, 0));
         let viewed = slot.clone();
         let view = move || viewed.read().view().map_err(Failure::from);
-        let hub = WatchHub::new(Arc::new(ViewSource(view)), config.watch.clone())
+        let hub = WatchHub::new(Arc::new(ViewSource(view)), config.watch)
             .map_err(|error| StartError::Disk(error.to_string()))?;
         let keeper = Arc::new(Keeper::new(
             slot.clone(),
