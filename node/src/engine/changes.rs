@@ -27,6 +27,8 @@ pub(crate) struct Changes {
     transfer: Option<(u64, Instant, Reply<()>)>,
     install: Option<Reply<bool>>,
     sequence: u64,
+    /// The member whose removal is in the log and not applied yet.
+    removing: Option<u64>,
 }
 
 /// Sequences of membership changes lie in the upper half, apart from those of commands.
@@ -54,10 +56,15 @@ impl Changes {
         let sequence = CHANGE_SEQUENCES | self.sequence;
         let conf_change = conf_change(&change);
         let context = log::MembershipChange { origin, incarnation, sequence, planned_on, change: Some(change) };
+        let removes = match &context.change {
+            Some(Change::Remove(remove)) => Some(remove.id),
+            _ => None,
+        };
         let answer = waiters.register(sequence, Bytes::new());
         waiters.sent(sequence, replica.role().term);
-        if let Err(reason) = replica.propose_change(conf_change, context.encode_to_vec()) {
-            waiters.complete(sequence, Err(not_proposed(reason, replica.role())));
+        match replica.propose_change(conf_change, context.encode_to_vec()) {
+            Ok(()) => self.removing = removes,
+            Err(reason) => waiters.complete(sequence, Err(not_proposed(reason, replica.role()))),
         }
         relay(answer, reply);
     }
@@ -89,6 +96,17 @@ impl Changes {
         }
         replica.transfer(target);
         self.transfer = Some((target, deadline, reply));
+    }
+
+    /// The member whose removal is under way. Its proposals are refused from the moment its removal is in the log: those
+    /// before it are answered when it applies the removal, so that each has a certain fate.
+    pub(crate) fn removing(&self) -> Option<u64> {
+        self.removing
+    }
+
+    /// No membership change is in flight any more.
+    pub(crate) fn no_change_in_flight(&mut self) {
+        self.removing = None;
     }
 
     /// Answers a transfer that ended.

@@ -148,6 +148,7 @@ impl Driver {
                 let (status, waiters) = (self.ports.status.read().clone(), &self.ports.waiters);
                 let name = (self.ports.member_id, self.ports.incarnation);
                 self.changes.propose(&mut self.replica, &status, waiters, name, change, planned_on, reply);
+                self.refuse_leaving();
             }
             Input::MoveLeader { target, reply } => {
                 let deadline = Instant::now() + self.ports.tick * self.ports.election_ticks;
@@ -285,6 +286,23 @@ impl Driver {
         }
     }
 
+    /// What a member that is being removed has in the queue would come after its removal in the log, where it never sees
+    /// the outcome.
+    fn refuse_leaving(&mut self) {
+        let Some(leaving) = self.changes.removing() else { return };
+        let mut sequences = Vec::new();
+        self.queue.retain(|queued| {
+            let kept = queued.origin != Origin::Peer(leaving);
+            if !kept {
+                sequences.push(queued.sequence);
+            }
+            kept
+        });
+        if !sequences.is_empty() {
+            self.refuse(leaving, sequences, peer::RefusalReason::RefusalNotLeader);
+        }
+    }
+
     fn refuse(&self, to: u64, sequences: Vec<u64>, reason: peer::RefusalReason) {
         let refusal = peer::Refusal { sequences, reason: reason as i32 };
         // A refusal that is lost leaves the origin to its time-out, which is right: it cannot know.
@@ -320,8 +338,10 @@ impl Driver {
 
     fn forwarded(&mut self, from: u64, forward: peer::Forward) {
         let role = self.replica.role();
-        if !role.leads || role.term != forward.term || self.replica.transferring() {
-            let reason = match role.leads && role.term == forward.term {
+        let listed = self.ports.status.read().membership.members.iter().any(|member| member.id == from);
+        let takes = role.leads && role.term == forward.term && listed && self.changes.removing() != Some(from);
+        if !takes || self.replica.transferring() {
+            let reason = match takes {
                 true => peer::RefusalReason::RefusalTransferring,
                 false => peer::RefusalReason::RefusalNotLeader,
             };
@@ -427,6 +447,9 @@ impl Driver {
             let peers: Vec<(u64, Vec<String>)> =
                 membership.members.iter().map(|member| (member.id, member.peer_urls.clone())).collect();
             self.ports.peers.update(&peers);
+        }
+        if !self.replica.change_in_flight() {
+            self.changes.no_change_in_flight();
         }
         self.reads.applied(report.index);
         if report.term > self.applied_term {

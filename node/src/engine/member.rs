@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use balsa_proto::log::{Marker, Membership};
@@ -188,6 +188,7 @@ impl Disk<'_> {
             tick: config.tick,
             election_ticks: config.election_ticks,
         };
+        let removed = Arc::new(AtomicBool::new(false));
         let replica = self.replica(incarnation)?;
         let driver = Driver::new(replica, ports, self.machine.applied().index);
         let applier = Applier {
@@ -205,6 +206,7 @@ impl Disk<'_> {
             member_id: self.marker.member_id,
             incarnation,
             name: self.name,
+            removed: removed.clone(),
         };
         let keeping = keeper.clone();
         let threads = vec![
@@ -226,6 +228,7 @@ impl Disk<'_> {
             sequence: AtomicU64::new(1),
             pending: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            removed,
             member_id: self.marker.member_id,
             cluster_id: self.marker.cluster_id,
             incarnation,
