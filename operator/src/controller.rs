@@ -303,8 +303,11 @@ async fn publish(context: &Context, resource: &RaftCluster, kind: EventType, rea
         secondary: None,
     };
     let reference: ObjectReference = resource.object_ref(&());
-    if let Err(error) = context.events.publish(&event, &reference).await {
-        warn!(reason, %error, "an event could not be published");
+    match context.events.publish(&event, &reference).await {
+        Ok(()) => {}
+        // A namespace that is being deleted takes no new objects.
+        Err(error) if resource.metadata.deletion_timestamp.is_some() => debug!(reason, %error, "no event"),
+        Err(error) => warn!(reason, %error, "an event could not be published"),
     }
 }
 
