@@ -11,7 +11,8 @@ pub(super) async fn refused(cluster: Cluster) -> anyhow::Result<()> {
     expect_refusal(&cluster, &Cluster::resource(0, &json!({})), "spec.replicas must be 1 to 7").await?;
     expect_refusal(&cluster, &Cluster::resource(3, &json!({ "image": "" })), "spec.image is empty").await?;
     let nothing = json!({ "storage": { "size": "0" } });
-    expect_refusal(&cluster, &Cluster::resource(3, &nothing), "spec.storage.size must be a quantity above zero").await?;
+    expect_refusal(&cluster, &Cluster::resource(3, &nothing), "spec.storage.size must be a quantity above zero")
+        .await?;
     let unknown = json!({ "storage": { "retention": { "whenDeleted": "Perhaps" } } });
     expect_refusal(&cluster, &Cluster::resource(3, &unknown), "Perhaps").await?;
     let hasty = json!({ "config": { "heartbeatMs": 1000, "electionMs": 1000 } });
@@ -24,11 +25,12 @@ pub(super) async fn refused(cluster: Cluster) -> anyhow::Result<()> {
     // What only the operator can judge is said in the status, and the running cluster is left alone.
     let even = cluster.scale_to(2).await;
     ensure!(even.is_ok(), "an even number is allowed: {even:?}");
-    cluster.until("a condition says what an even number means", |resource| {
-        let conditions = resource.status.clone().unwrap_or_default().conditions;
-        conditions.iter().any(|condition| condition.type_ == "QuorumAdvice")
-    })
-    .await
+    cluster
+        .until("a condition says what an even number means", |resource| {
+            let conditions = resource.status.clone().unwrap_or_default().conditions;
+            conditions.iter().any(|condition| condition.type_ == "QuorumAdvice")
+        })
+        .await
 }
 
 async fn expect_refusal(cluster: &Cluster, resource: &Value, words: &str) -> anyhow::Result<()> {

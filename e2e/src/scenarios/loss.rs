@@ -54,12 +54,13 @@ pub(super) async fn lose_volume(cluster: Cluster) -> anyhow::Result<()> {
     cluster.volumes().delete(&format!("data-{victim}"), &DeleteParams::default()).await?;
     cluster.pods().delete(&victim, &DeleteParams::default()).await?;
     came_back(&cluster, &victim, &pod.uid().unwrap_or_default()).await?;
-    cluster.until("the member is replaced", |resource| {
-        let members = resource.status.clone().unwrap_or_default().members;
-        let now = members.iter().find(|member| member.name == victim).map(|member| &member.raft_id);
-        now.is_some() && now != before.get(&victim)
-    })
-    .await?;
+    cluster
+        .until("the member is replaced", |resource| {
+            let members = resource.status.clone().unwrap_or_default().members;
+            let now = members.iter().find(|member| member.name == victim).map(|member| &member.raft_id);
+            now.is_some() && now != before.get(&victim)
+        })
+        .await?;
     cluster.settled(3).await?;
     writer.finish().await?;
     cluster.assert_hashes_agree().await

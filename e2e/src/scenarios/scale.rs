@@ -38,10 +38,11 @@ pub(super) async fn reverse(cluster: Cluster) -> anyhow::Result<()> {
     cluster.create(3, &json!({})).await?;
     let writer = Writer::start(cluster.endpoint().await?);
     cluster.scale(5).await?;
-    cluster.until("the first learner is listed", |resource| {
-        resource.status.as_ref().is_some_and(|status| status.members.len() > 3)
-    })
-    .await?;
+    cluster
+        .until("the first learner is listed", |resource| {
+            resource.status.as_ref().is_some_and(|status| status.members.len() > 3)
+        })
+        .await?;
     cluster.scale_to(3).await?;
     cluster.scale(5).await?;
     tokio::time::sleep(Duration::from_millis(300)).await;

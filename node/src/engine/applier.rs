@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use balsa_proto::log::Membership;
 use parking_lot::RwLock;
@@ -20,6 +20,7 @@ use super::waiters::Waiters;
 use super::watch::WatchHub;
 use super::{Failure, Store};
 use crate::domain::apply::{ApplyError, Effects, StateMachine};
+use crate::metrics;
 use crate::storage::{SnapshotPoint, rocks::KeySpaceOptions};
 
 /// Bytes of entries applied as one write batch; more makes the first of them wait too long.
@@ -107,7 +108,9 @@ impl Applier {
     }
 
     fn apply(&mut self, entries: &[Entry], bytes: usize) -> Result<(), ApplyError> {
+        let started = Instant::now();
         let effects = self.machine.apply(entries)?;
+        metrics::APPLY_COMMIT.observe(started.elapsed().as_secs_f64());
         self.keeper.applied(bytes);
         self.hub.publish(&effects.events);
         if let Some(compacted) = effects.compacted {

@@ -10,11 +10,11 @@ use prost::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeType};
 use tokio::sync::oneshot;
 
+use super::Failure;
 use super::handle::Change;
 use super::inbox::Reply;
 use super::status::Status;
 use super::waiters::Waiters;
-use super::Failure;
 use crate::domain::command::Outcome;
 use crate::domain::membership;
 use crate::domain::raft::replica::CAUGHT_UP_ENTRIES;
@@ -145,12 +145,7 @@ fn with_next_id(change: Change, membership: &log::Membership) -> Change {
     }
 }
 
-fn check<L: LogStore>(
-    replica: &Replica<L>,
-    status: &Status,
-    change: &Change,
-    planned_on: u64,
-) -> Result<(), Failure> {
+fn check<L: LogStore>(replica: &Replica<L>, status: &Status, change: &Change, planned_on: u64) -> Result<(), Failure> {
     let role = replica.role();
     if !role.leads {
         return Err(Failure::NotLeader { leader: Some(role.leader).filter(|id| *id != 0) });

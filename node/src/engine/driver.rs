@@ -23,6 +23,7 @@ use super::status::{Progress, Status};
 use super::waiters::Waiters;
 use crate::domain::raft::replica::CAUGHT_UP_ENTRIES;
 use crate::domain::raft::{Batch, NotProposed, Replica};
+use crate::metrics;
 use crate::storage::LogStore;
 use crate::storage::rocks::RocksLog;
 use crate::transport::{Peers, messages};
@@ -385,7 +386,11 @@ impl Driver {
         let install = batch.install.clone().and_then(|point| Some((self.install_name.take()?, point)));
         if batch.writes() {
             let name = install.as_ref().map(|(name, _)| name.as_str());
+            let started = Instant::now();
             self.ports.log.write(batch.as_write(name))?;
+            if batch.sync {
+                metrics::LOG_SYNC.observe(started.elapsed().as_secs_f64());
+            }
         }
         if let Some((name, point)) = install {
             info!(index = point.index, term = point.term, name, "installing a snapshot");
@@ -487,6 +492,7 @@ impl Driver {
     fn note_log_bytes(&mut self, batch: &Batch) {
         for entry in &batch.entries {
             self.log_bytes += entry.data.len() as u64 + 32;
+            metrics::LOG_BYTES.inc_by(entry.data.len() as u64 + 32);
             if self.marks.back().is_none_or(|(_, bytes)| self.log_bytes - bytes > KEEP_BYTES / 16) {
                 self.marks.push_back((entry.index, self.log_bytes));
             }

@@ -245,11 +245,7 @@ impl<L: LogStore> Replica<L> {
         let mut ready = self.raw.ready();
         let install = (!ready.snapshot().is_empty()).then(|| {
             let metadata = ready.snapshot().get_metadata();
-            SnapshotPoint {
-                index: metadata.index,
-                term: metadata.term,
-                conf_state: metadata.get_conf_state().clone(),
-            }
+            SnapshotPoint { index: metadata.index, term: metadata.term, conf_state: metadata.get_conf_state().clone() }
         });
         Some(Batch {
             send_now: ready.take_messages(),
@@ -375,7 +371,8 @@ impl<L: LogStore> Replica<L> {
     /// seed, the id, the term and the number of attempts they are as spread, and the same in every run.
     fn set_election_timeout(&mut self) {
         let ticks = self.config.election_ticks;
-        let state = self.config.seed ^ self.config.id.rotate_left(40) ^ self.raw.raft.term.rotate_left(20) ^ self.attempts;
+        let state =
+            self.config.seed ^ self.config.id.rotate_left(40) ^ self.raw.raft.term.rotate_left(20) ^ self.attempts;
         let drawn = (mix(state) % ticks as u64) as usize;
         self.raw.raft.set_randomized_election_timeout(ticks + drawn);
     }
