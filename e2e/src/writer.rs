@@ -148,8 +148,7 @@ fn fate_of(error: &Error) -> Fate {
 async fn check(endpoint: &str, all: &[Written]) -> anyhow::Result<()> {
     let mut client = connect(endpoint).await?;
     let answer = client.get("writer/", Some(GetOptions::new().with_prefix())).await.context("read all keys back")?;
-    let found: std::collections::HashMap<&[u8], i64> =
-        answer.kvs().iter().map(|kv| (kv.key(), kv.version())).collect();
+    let found: std::collections::HashMap<&[u8], i64> = answer.kvs().iter().map(|kv| (kv.key(), kv.version())).collect();
     for written in all {
         let version = found.get(written.key.as_bytes());
         match written.fate {

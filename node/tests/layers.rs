@@ -83,13 +83,23 @@ fn sources(layer: &str) -> Vec<Source> {
             if modules.last().is_some_and(|name| name == "mod") {
                 modules.pop();
             }
-            if !modules.last().is_some_and(|name| name.ends_with("tests")) {
-                let text = without_tests(&plain(&fs::read_to_string(&place).expect("a source file can be read")));
-                found.push(Source { path, modules, text });
-            }
+            let text = without_tests(&plain(&fs::read_to_string(&place).expect("a source file can be read")));
+            found.push(Source { path, modules, text });
         }
     }
+    let tests: Vec<_> = found.iter().flat_map(test_modules).collect();
+    found.retain(|source| !tests.iter().any(|module| source.modules.starts_with(module)));
     found
+}
+
+/// The modules in files of their own that a file declares for tests only.
+fn test_modules(source: &Source) -> Vec<Vec<String>> {
+    let declared = source.text.split("#[cfg(test)]\n").skip(1).filter_map(|rest| {
+        let line = rest.lines().next()?.trim().strip_suffix(';')?;
+        let name = line.strip_prefix("mod ").or_else(|| line.strip_prefix("pub(crate) mod "))?;
+        Some([&source.modules[..], &[name.to_owned()]].concat())
+    });
+    declared.collect()
 }
 
 /// Without comments and without what stands in quotes.
@@ -226,6 +236,9 @@ fn the_reader_of_paths_sees_what_it_must() {
     assert!(!names_path("use std::time::Duration;", "std::time::Instant"));
     assert!(names_path("use tonic::Status;", "tonic"));
     assert!(!names_path("use crate::transport::tonic::PeerMetrics;", "tonic"), "a module of ours of that name");
+    let modules = vec!["domain".to_owned()];
+    let source = Source { path: PathBuf::new(), modules, text: "mod a;\n#[cfg(test)]\nmod golden;\n".to_owned() };
+    assert_eq!(test_modules(&source), [["domain", "golden"]]);
     assert_eq!(without_tests("a\n#[cfg(test)]\nmod tests {\n b }"), "a\n");
     assert_eq!(without_tests("a\n#[cfg(test)]\nfn f() {}\nb\n"), "a\n#[cfg(test)]\nfn f() {}\nb\n");
 }

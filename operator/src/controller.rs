@@ -34,7 +34,7 @@ use crate::apply::{ApplyError, FIELD_MANAGER, apply, is_conflict};
 use crate::build::{build, is_template_held};
 use crate::execute::{ExecuteError, Hands, describe};
 use crate::metrics::Metrics;
-use crate::names::FINALIZER;
+use crate::names::{self, FINALIZER};
 use crate::observe::{Live, ObserveError, observe};
 use crate::observed::Observed;
 use crate::plan;
@@ -266,7 +266,20 @@ async fn done(context: &Context, resource: &RaftCluster, plan: &Plan) {
     let Some(note) = describe(&resource.name_any(), &plan.step) else { return };
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
     info!(namespace, name, step, row = plan.row, note, "executed");
-    publish(context, resource, EventType::Normal, step, plan.row, &note).await;
+    publish(context, resource, EventType::Normal, step, &action(plan), &note).await;
+}
+
+/// Row and target. Events of one action are folded into a series that keeps the first note, so two members or two
+/// volumes must not share one.
+fn action(plan: &Plan) -> String {
+    let mut action = plan.row.to_owned();
+    if let Some(ordinal) = plan.target.ordinal {
+        action += &format!(" ordinal {ordinal}");
+    }
+    if let Some(member) = plan.target.member {
+        action += &format!(" member {}", names::id_text(member));
+    }
+    action
 }
 
 fn not_done(context: &Context, resource: &RaftCluster, plan: &mut Plan, error: &ExecuteError) {
@@ -290,8 +303,11 @@ async fn publish(context: &Context, resource: &RaftCluster, kind: EventType, rea
         secondary: None,
     };
     let reference: ObjectReference = resource.object_ref(&());
-    if let Err(error) = context.events.publish(&event, &reference).await {
-        warn!(reason, %error, "an event could not be published");
+    match context.events.publish(&event, &reference).await {
+        Ok(()) => {}
+        // A namespace that is being deleted takes no new objects.
+        Err(error) if resource.metadata.deletion_timestamp.is_some() => debug!(reason, %error, "no event"),
+        Err(error) => warn!(reason, %error, "an event could not be published"),
     }
 }
 
@@ -351,6 +367,18 @@ mod tests {
         let delay = next_pass(&observed, &waiting(WaitReason::LearnerBehind, observed.now - 3600), false);
         assert!(delay <= Duration::from_millis(200), "{delay:?}");
         assert!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now), true) <= SOON);
+    }
+
+    #[test]
+    fn m29_steps_on_different_members_are_different_events() {
+        let mut plan = waiting(WaitReason::PodNotRunning, 0);
+        let mut actions = std::collections::BTreeSet::new();
+        for (ordinal, member) in
+            [(None, None), (Some(1), None), (Some(2), None), (Some(2), Some(3)), (Some(2), Some(4))]
+        {
+            plan.target = Target { ordinal, member };
+            assert!(actions.insert(action(&plan)));
+        }
     }
 
     #[test]

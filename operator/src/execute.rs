@@ -32,8 +32,8 @@ use crate::valid::ValidCluster;
 #[derive(Debug, Error)]
 pub enum ExecuteError {
     /// The API server refused or did not answer.
-    #[error("{0}")]
-    Kubernetes(#[from] Box<kube::Error>),
+    #[error("{}", words(.0))]
+    Kubernetes(Box<kube::Error>),
     /// The node refused or did not answer.
     #[error("{0}")]
     Node(#[from] NodeError),
@@ -63,6 +63,14 @@ impl ExecuteError {
             Self::NoLeader => "NoLeader",
             Self::Encode(_) => "EncodeFailed",
         }
+    }
+}
+
+/// What the API server said, without the structure around it.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => error.to_string(),
     }
 }
 

@@ -28,7 +28,7 @@ async fn main() -> anyhow::Result<()> {
 
 async fn operate(run: Run) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().json().with_env_filter(filter).init();
+    tracing_subscriber::fmt().json().with_span_list(false).with_env_filter(filter).init();
     // An error would only say that a provider is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let config = Config::infer().await.context("no way to the Kubernetes API: set KUBECONFIG or run in a pod")?;

@@ -1,0 +1,71 @@
+//! What a user may do to a cluster, one file per kind of event. Each scenario can be run alone by its name.
+
+mod invalid;
+mod lifecycle;
+mod loss;
+mod metrics;
+mod rollout;
+mod scale;
+
+use std::pin::Pin;
+
+use anyhow::bail;
+
+use crate::cluster::Cluster;
+
+type Outcome = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// One scenario.
+pub struct Scenario {
+    /// What `SCENARIO=` takes; also the end of its namespace.
+    pub name: &'static str,
+    /// What a user may rely on.
+    pub promise: &'static str,
+    /// Runs it in a fresh namespace.
+    pub run: fn(Cluster) -> Outcome,
+}
+
+macro_rules! scenarios {
+    ($($name:literal, $function:path, $promise:literal;)*) => {
+        /// All scenarios, in the order in which they run.
+        pub const ALL: &[Scenario] = &[
+            $(Scenario { name: $name, promise: $promise, run: |cluster| Box::pin($function(cluster)) },)*
+        ];
+    };
+}
+
+scenarios! {
+    "create", lifecycle::create, "three members become Available, and their client Service serves reads and writes";
+    "scale", scale::walk, "3 → 5 → 3 → 1 → 3 under load: no write is lost, no client sees an error it must not retry";
+    "reverse", scale::reverse, "a scale-out that is taken back half-way ends at the newest wish";
+    "delete-leader", loss::delete_leader_pod, "the leader's pod is deleted: it hands over and comes back as the same member";
+    "kill-process", loss::kill_process, "kill -9 of the leader's process: writes go on within seconds";
+    "lose-volume", loss::lose_volume, "a pod and its volume are lost: the member is replaced under a new id";
+    "all-pods", loss::all_pods, "all pods deleted at once: the same members come back with all data";
+    "kill-operator", scale::kill_operator, "the operator dies in the middle of a scale: its successor picks it up";
+    "roll", rollout::roll, "a changed setting reaches every pod, the leader last";
+    "bad-image", rollout::bad_image, "a broken image stops at one pod, and a good one heals it without a hand";
+    "evict", rollout::evict, "evictions never take the quorum";
+    "prometheus", metrics::prometheus, "Prometheus scrapes every member, and the operator";
+    "invalid", invalid::refused, "what cannot work is refused with a message that says what to do";
+    "delete", lifecycle::delete, "deleting the cluster keeps its volumes, or removes them, as its policy says";
+}
+
+/// The scenarios of these names; all without a name.
+///
+/// # Errors
+/// A name that does not exist.
+pub fn named(names: &[String]) -> anyhow::Result<Vec<&'static Scenario>> {
+    if names.is_empty() {
+        return Ok(ALL.iter().collect());
+    }
+    let mut found = Vec::new();
+    for name in names {
+        let Some(scenario) = ALL.iter().find(|scenario| scenario.name == name) else {
+            let known: Vec<&str> = ALL.iter().map(|scenario| scenario.name).collect();
+            bail!("no scenario {name:?}; there are: {}", known.join(", "));
+        };
+        found.push(scenario);
+    }
+    Ok(found)
+}

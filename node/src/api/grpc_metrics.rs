@@ -239,7 +239,8 @@ mod tests {
     #[test]
     fn a_request_that_is_too_large_gets_the_text_of_grpc_go() {
         let limit = 2_097_152;
-        let error = format!("Error, decoded message length too large: found 9999999 bytes, the limit is: {limit} bytes");
+        let error =
+            format!("Error, decoded message length too large: found 9999999 bytes, the limit is: {limit} bytes");
         let (parts, ()) = tonic::Status::out_of_range(error).into_http::<()>().into_parts();
         let mut headers = parts.headers;
         translate_oversize(&mut headers);

@@ -10,9 +10,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::config::version::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
+use crate::service::Member;
 use crate::service::health::{self, Check};
 use crate::service::metrics::Metrics;
-use crate::service::Member;
 
 /// What the handlers read.
 #[derive(Clone)]

@@ -53,10 +53,7 @@ impl pb::maintenance_server::Maintenance for MaintenanceApi {
 
     type SnapshotStream = BoxStream<'static, Result<pb::SnapshotResponse, Status>>;
 
-    async fn snapshot(
-        &self,
-        _request: Request<pb::SnapshotRequest>,
-    ) -> Result<Response<Self::SnapshotStream>, Status> {
+    async fn snapshot(&self, _request: Request<pb::SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
         let messages = archive::stream(&self.member).await.map_err(etcd)?;
         Ok(Response::new(messages.map(|message| message.map_err(etcd)).boxed()))
     }

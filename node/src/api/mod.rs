@@ -2,7 +2,6 @@
 //! decides anything.
 
 pub mod cluster;
-pub mod ending;
 pub mod forward;
 pub mod grpc_metrics;
 pub mod http;

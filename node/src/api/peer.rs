@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use balsa_proto::node::Reason;
 use balsa_proto::peer::peer_server::{Peer, PeerServer};
-use balsa_proto::peer::{
-    Frame, FramesEnd, MembersRequest, MembersResponse, SnapshotChunk, SnapshotReceipt,
-};
+use balsa_proto::peer::{Frame, FramesEnd, MembersRequest, MembersResponse, SnapshotChunk, SnapshotReceipt};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
@@ -50,7 +48,8 @@ impl Peer for PeerApi {
 
     async fn snapshot(&self, request: Request<Streaming<SnapshotChunk>>) -> Result<Response<SnapshotReceipt>, Status> {
         let mut stream = request.into_inner();
-        let first = next(&mut stream).await?.ok_or_else(|| Status::invalid_argument("a snapshot without a manifest"))?;
+        let first =
+            next(&mut stream).await?.ok_or_else(|| Status::invalid_argument("a snapshot without a manifest"))?;
         let mut incoming = self.service.receive(first).await.map_err(status)?;
         while let Some(chunk) = next(&mut stream).await? {
             incoming = incoming.take(chunk).await.map_err(status)?;

@@ -17,8 +17,8 @@ use crate::engine::handle::Change;
 use crate::engine::{Bootstrap, Handle, Node, NodeConfig};
 use crate::storage::snapshot::{self, Facts};
 use crate::storage::{KeySpace, SnapshotPoint};
-use crate::transport::tonic::{PeerMetrics, TonicPeers, TonicPeersConfig};
 use crate::transport::Peers as _;
+use crate::transport::tonic::{PeerMetrics, TonicPeers, TonicPeersConfig};
 
 const CLUSTER: u64 = 0xc1;
 
@@ -191,7 +191,8 @@ async fn one_snapshot_is_received_at_a_time() {
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     sender.send(good[0].clone()).await.unwrap();
     let mut first = served.client().await;
-    let stalled = tokio::spawn(async move { first.snapshot(tokio_stream::wrappers::ReceiverStream::new(receiver)).await });
+    let stalled =
+        tokio::spawn(async move { first.snapshot(tokio_stream::wrappers::ReceiverStream::new(receiver)).await });
     eventually("the first is under way", || served.key_spaces().len() == 2).await;
     let second = client.snapshot(stream::iter(good.clone())).await.unwrap_err();
     assert_eq!(second.code(), Code::ResourceExhausted);
@@ -208,7 +209,8 @@ async fn a_member_that_joins_gets_a_snapshot_and_then_the_log() {
     let (founder, joiner) = (Served::founded().await, Served::start("joiner").await);
     let handle = founder.handle();
     let add = AddMember { id: 0, peer_urls: vec![joiner.url.clone()], is_learner: true };
-    let membership = handle.change_membership(Change::Add(add), 0).await.unwrap();
+    let outcome = handle.change_membership(Change::Add(add), 0).await;
+    let membership = outcome.unwrap_or_else(|error| panic!("{error}: {:?}", handle.status()));
     let id = membership.members.iter().map(|member| member.id).max().unwrap();
     let seeds = vec![Seed { id: 1, peer_urls: vec![founder.url.clone()] }];
     let marker = Marker { cluster_id: CLUSTER, member_id: id, incarnation: 5, seeds, ..Marker::default() };

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::{FILE_DESCRIPTOR_SET, node as wire};
 use pb::cluster_server::ClusterServer;
@@ -15,20 +18,20 @@ use pb::watch_server::WatchServer;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use wire::node_server::NodeServer;
 
 use super::cluster::ClusterApi;
-use super::ending::Ending;
 use super::forward::GrpcLeader;
 use super::grpc_metrics::GrpcMetricsLayer;
+use super::http;
 use super::kv::KvApi;
 use super::maintenance::MaintenanceApi;
 use super::node::NodeApi;
 use super::peer::PeerApi;
-use super::http;
 use super::watch::WatchApi;
 use crate::config::Config;
 use crate::config::url::Url;
@@ -110,7 +113,7 @@ impl Services {
             .add_service(reflection().build_v1alpha()?);
         let http = http::routes(self.member.clone(), self.metrics.clone());
         let router = routes.into_axum_router().merge(http).layer(GrpcMetricsLayer::new(self.metrics.grpc()));
-        Ok(router.into())
+        Ok(router.fallback(not_served).into())
     }
 
     /// gRPC of the peer port: the peer and node services, and etcd's membership calls for members that pass them on.
@@ -200,6 +203,12 @@ impl Listeners {
     }
 }
 
+/// What is not served: `Unimplemented` for gRPC, 404 for anything else.
+async fn not_served(headers: HeaderMap) -> Response {
+    let grpc = headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    if grpc { Status::unimplemented("").into_http() } else { StatusCode::NOT_FOUND.into_response() }
+}
+
 fn server() -> Server {
     Server::builder()
         .accept_http1(true)
@@ -208,4 +217,17 @@ fn server() -> Server {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_served_is_said_in_the_callers_protocol() {
+        assert_eq!(not_served(HeaderMap::new()).await.status(), StatusCode::NOT_FOUND);
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/grpc+proto".parse().unwrap())]);
+        let response = not_served(headers).await;
+        assert_eq!((response.status(), &response.headers()["grpc-status"]), (StatusCode::OK, &"12".parse().unwrap()));
+    }
 }

@@ -363,7 +363,10 @@ mod tests {
         assert!(args("a=http://a:2380,b=http://b:2380").is_ok());
         assert!(matches!(args("a=http://a:2380"), Err(ConfigError::Invalid(_))));
         assert!(matches!(args("b=http://c:2380"), Err(ConfigError::Invalid(_))));
-        assert!(matches!(args("a=http://b:2380,b=http://b:2380"), Err(ConfigError::Invalid(_))), "one URL, two members");
+        assert!(
+            matches!(args("a=http://b:2380,b=http://b:2380"), Err(ConfigError::Invalid(_))),
+            "one URL, two members"
+        );
         assert!(load(&["--bootstrap=operator", "--initial-cluster=nonsense"]).is_ok(), "the operator decides there");
     }
 

@@ -16,8 +16,7 @@ use super::{ConfigError, duration};
 const PREFIXES: [&str; 2] = ["BALSA_", "ETCD_"];
 
 /// Variables with such a prefix that are no flags.
-const NO_FLAGS: [&str; 5] =
-    ["ETCD_VERIFY", "ETCD_UNSUPPORTED_ARCH", "BALSA_FAILPOINTS", "BALSA_CACHE", "BALSA_SEEDS"];
+const NO_FLAGS: [&str; 5] = ["ETCD_VERIFY", "ETCD_UNSUPPORTED_ARCH", "BALSA_FAILPOINTS", "BALSA_CACHE", "BALSA_SEEDS"];
 
 /// Merged values, still text; the defaults are filled in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

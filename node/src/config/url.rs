@@ -91,7 +91,8 @@ mod tests {
 
     #[test]
     fn scheme_host_and_port_are_needed() {
-        for bad in ["", "localhost:1", "ftp://a:1", "https://a:1", "http://a", "http://:1", "http://a:65536", "http://a:1/x"]
+        for bad in
+            ["", "localhost:1", "ftp://a:1", "https://a:1", "http://a", "http://:1", "http://a:65536", "http://a:1/x"]
         {
             assert!(Url::parse(bad).is_err(), "{bad}");
         }

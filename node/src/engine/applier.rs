@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use balsa_proto::log::Membership;
 use parking_lot::RwLock;
@@ -18,10 +20,14 @@ use super::waiters::Waiters;
 use super::watch::WatchHub;
 use super::{Failure, Store};
 use crate::domain::apply::{ApplyError, Effects, StateMachine};
+use crate::metrics;
 use crate::storage::{SnapshotPoint, rocks::KeySpaceOptions};
 
 /// Bytes of entries applied as one write batch; more makes the first of them wait too long.
 const RUN_BYTES: usize = 1 << 20;
+
+/// How long a removed member goes on telling its clients so, unless it is stopped before.
+const REMOVED_GRACE: Duration = Duration::from_secs(5);
 
 /// What the driver hands over, in order.
 pub(crate) enum Work {
@@ -56,6 +62,7 @@ pub(crate) struct Applier {
     pub(crate) member_id: u64,
     pub(crate) incarnation: u64,
     pub(crate) name: String,
+    pub(crate) removed: Arc<AtomicBool>,
 }
 
 impl Applier {
@@ -101,7 +108,9 @@ impl Applier {
     }
 
     fn apply(&mut self, entries: &[Entry], bytes: usize) -> Result<(), ApplyError> {
+        let started = Instant::now();
         let effects = self.machine.apply(entries)?;
+        metrics::APPLY_COMMIT.observe(started.elapsed().as_secs_f64());
         self.keeper.applied(bytes);
         self.hub.publish(&effects.events);
         if let Some(compacted) = effects.compacted {
@@ -109,13 +118,13 @@ impl Applier {
             self.keeper.compact(compacted);
         }
         self.publish_status();
-        self.check_removed();
         let Effects { index, term, outcomes, conf_changes, membership, .. } = effects;
         for (id, outcome) in outcomes {
             if id.origin == self.member_id && id.incarnation == self.incarnation {
                 self.waiters.complete(id.sequence, outcome.map_err(Failure::from));
             }
         }
+        self.check_removed();
         self.inbox.report(Input::Applied(Report { index, term, conf_changes, membership, bytes }));
         Ok(())
     }
@@ -144,12 +153,20 @@ impl Applier {
         Ok(())
     }
 
-    /// A member that was removed stops taking part: its id is never used again.
+    /// A member that was removed takes no part any more. The leader has refused its proposals since it logged the
+    /// removal, so what has no answer by now is in no log: its clients are told that, and have time to go elsewhere.
     fn check_removed(&self) {
-        if self.machine.membership().removed.contains(&self.member_id) {
-            let message = format!("member {:x} was removed from the cluster", self.member_id);
-            self.fatal.end(ExitCode::ExitMemberRemoved, message);
+        if !self.machine.membership().removed.contains(&self.member_id) || self.removed.swap(true, Ordering::SeqCst) {
+            return;
         }
+        self.waiters.fail_all(&Failure::NotLeader { leader: None });
+        let message = format!("member {:x} was removed from the cluster", self.member_id);
+        tracing::warn!(message, "ending soon");
+        let fatal = self.fatal.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(REMOVED_GRACE).await;
+            fatal.end(ExitCode::ExitMemberRemoved, message);
+        });
     }
 
     fn publish_status(&self) {

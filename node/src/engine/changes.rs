@@ -10,11 +10,11 @@ use prost::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeType};
 use tokio::sync::oneshot;
 
+use super::Failure;
 use super::handle::Change;
 use super::inbox::Reply;
 use super::status::Status;
 use super::waiters::Waiters;
-use super::Failure;
 use crate::domain::command::Outcome;
 use crate::domain::membership;
 use crate::domain::raft::replica::CAUGHT_UP_ENTRIES;
@@ -27,6 +27,8 @@ pub(crate) struct Changes {
     transfer: Option<(u64, Instant, Reply<()>)>,
     install: Option<Reply<bool>>,
     sequence: u64,
+    /// The member whose removal is in the log and not applied yet.
+    removing: Option<u64>,
 }
 
 /// Sequences of membership changes lie in the upper half, apart from those of commands.
@@ -54,10 +56,15 @@ impl Changes {
         let sequence = CHANGE_SEQUENCES | self.sequence;
         let conf_change = conf_change(&change);
         let context = log::MembershipChange { origin, incarnation, sequence, planned_on, change: Some(change) };
+        let removes = match &context.change {
+            Some(Change::Remove(remove)) => Some(remove.id),
+            _ => None,
+        };
         let answer = waiters.register(sequence, Bytes::new());
         waiters.sent(sequence, replica.role().term);
-        if let Err(reason) = replica.propose_change(conf_change, context.encode_to_vec()) {
-            waiters.complete(sequence, Err(not_proposed(reason, replica.role())));
+        match replica.propose_change(conf_change, context.encode_to_vec()) {
+            Ok(()) => self.removing = removes,
+            Err(reason) => waiters.complete(sequence, Err(not_proposed(reason, replica.role()))),
         }
         relay(answer, reply);
     }
@@ -89,6 +96,17 @@ impl Changes {
         }
         replica.transfer(target);
         self.transfer = Some((target, deadline, reply));
+    }
+
+    /// The member whose removal is under way. Its proposals are refused from the moment its removal is in the log: those
+    /// before it are answered when it applies the removal, so that each has a certain fate.
+    pub(crate) fn removing(&self) -> Option<u64> {
+        self.removing
+    }
+
+    /// No membership change is in flight any more.
+    pub(crate) fn no_change_in_flight(&mut self) {
+        self.removing = None;
     }
 
     /// Answers a transfer that ended.
@@ -127,12 +145,7 @@ fn with_next_id(change: Change, membership: &log::Membership) -> Change {
     }
 }
 
-fn check<L: LogStore>(
-    replica: &Replica<L>,
-    status: &Status,
-    change: &Change,
-    planned_on: u64,
-) -> Result<(), Failure> {
+fn check<L: LogStore>(replica: &Replica<L>, status: &Status, change: &Change, planned_on: u64) -> Result<(), Failure> {
     let role = replica.role();
     if !role.leads {
         return Err(Failure::NotLeader { leader: Some(role.leader).filter(|id| *id != 0) });

@@ -23,6 +23,7 @@ use super::status::{Progress, Status};
 use super::waiters::Waiters;
 use crate::domain::raft::replica::CAUGHT_UP_ENTRIES;
 use crate::domain::raft::{Batch, NotProposed, Replica};
+use crate::metrics;
 use crate::storage::LogStore;
 use crate::storage::rocks::RocksLog;
 use crate::transport::{Peers, messages};
@@ -65,10 +66,9 @@ pub(crate) struct Ports {
     pub(crate) status: Arc<RwLock<Arc<Status>>>,
     pub(crate) leader: watch::Sender<(u64, u64)>,
     pub(crate) fatal: Fatal,
-    /// Own id, process incarnation and cluster.
+    /// Own id and process incarnation.
     pub(crate) member_id: u64,
     pub(crate) incarnation: u64,
-    pub(crate) cluster_id: u64,
     pub(crate) tick: Duration,
     pub(crate) election_ticks: u32,
 }
@@ -149,6 +149,7 @@ impl Driver {
                 let (status, waiters) = (self.ports.status.read().clone(), &self.ports.waiters);
                 let name = (self.ports.member_id, self.ports.incarnation);
                 self.changes.propose(&mut self.replica, &status, waiters, name, change, planned_on, reply);
+                self.refuse_leaving();
             }
             Input::MoveLeader { target, reply } => {
                 let deadline = Instant::now() + self.ports.tick * self.ports.election_ticks;
@@ -286,6 +287,23 @@ impl Driver {
         }
     }
 
+    /// What a member that is being removed has in the queue would come after its removal in the log, where it never sees
+    /// the outcome.
+    fn refuse_leaving(&mut self) {
+        let Some(leaving) = self.changes.removing() else { return };
+        let mut sequences = Vec::new();
+        self.queue.retain(|queued| {
+            let kept = queued.origin != Origin::Peer(leaving);
+            if !kept {
+                sequences.push(queued.sequence);
+            }
+            kept
+        });
+        if !sequences.is_empty() {
+            self.refuse(leaving, sequences, peer::RefusalReason::RefusalNotLeader);
+        }
+    }
+
     fn refuse(&self, to: u64, sequences: Vec<u64>, reason: peer::RefusalReason) {
         let refusal = peer::Refusal { sequences, reason: reason as i32 };
         // A refusal that is lost leaves the origin to its time-out, which is right: it cannot know.
@@ -321,8 +339,10 @@ impl Driver {
 
     fn forwarded(&mut self, from: u64, forward: peer::Forward) {
         let role = self.replica.role();
-        if !role.leads || role.term != forward.term || self.replica.transferring() {
-            let reason = match role.leads && role.term == forward.term {
+        let listed = self.ports.status.read().membership.members.iter().any(|member| member.id == from);
+        let takes = role.leads && role.term == forward.term && listed && self.changes.removing() != Some(from);
+        if !takes || self.replica.transferring() {
+            let reason = match takes {
                 true => peer::RefusalReason::RefusalTransferring,
                 false => peer::RefusalReason::RefusalNotLeader,
             };
@@ -366,7 +386,11 @@ impl Driver {
         let install = batch.install.clone().and_then(|point| Some((self.install_name.take()?, point)));
         if batch.writes() {
             let name = install.as_ref().map(|(name, _)| name.as_str());
+            let started = Instant::now();
             self.ports.log.write(batch.as_write(name))?;
+            if batch.sync {
+                metrics::LOG_SYNC.observe(started.elapsed().as_secs_f64());
+            }
         }
         if let Some((name, point)) = install {
             info!(index = point.index, term = point.term, name, "installing a snapshot");
@@ -429,6 +453,9 @@ impl Driver {
                 membership.members.iter().map(|member| (member.id, member.peer_urls.clone())).collect();
             self.ports.peers.update(&peers);
         }
+        if !self.replica.change_in_flight() {
+            self.changes.no_change_in_flight();
+        }
         self.reads.applied(report.index);
         if report.term > self.applied_term {
             self.applied_term = report.term;
@@ -465,6 +492,7 @@ impl Driver {
     fn note_log_bytes(&mut self, batch: &Batch) {
         for entry in &batch.entries {
             self.log_bytes += entry.data.len() as u64 + 32;
+            metrics::LOG_BYTES.inc_by(entry.data.len() as u64 + 32);
             if self.marks.back().is_none_or(|(_, bytes)| self.log_bytes - bytes > KEEP_BYTES / 16) {
                 self.marks.push_back((entry.index, self.log_bytes));
             }

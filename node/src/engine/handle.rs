@@ -1,7 +1,7 @@
 //! The cheap, cloneable way into a running member. Everything a service may ask of the engine is here.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use balsa_proto::{log, peer};
@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) sequence: AtomicU64,
     pub(crate) pending: AtomicU64,
     pub(crate) failed: AtomicU64,
+    /// The cluster has removed this member: nothing that it is asked will ever be in the log.
+    pub(crate) removed: Arc<AtomicBool>,
     pub(crate) member_id: u64,
     pub(crate) cluster_id: u64,
     pub(crate) incarnation: u64,
@@ -83,6 +85,8 @@ impl Handle {
         let data = bytes::Bytes::from(data);
         let answer = shared.waiters.register(sequence, data.clone());
         let _registered = Registered { waiters: &shared.waiters, sequence };
+        // Looked at after registering: whoever registers earlier is answered when the removal is applied.
+        self.check_not_removed()?;
         shared.inbox.request(Input::Propose { sequence, data })?;
         let result = self.await_reply(answer).await;
         if result.is_err() {
@@ -227,7 +231,12 @@ impl Handle {
         self.0.waiters.fail_all(&Failure::Stopped);
     }
 
+    fn check_not_removed(&self) -> Result<(), Failure> {
+        if self.0.removed.load(Ordering::SeqCst) { Err(Failure::NotLeader { leader: None }) } else { Ok(()) }
+    }
+
     async fn request<T>(&self, input: impl FnOnce(Reply<T>) -> Input) -> Result<T, Failure> {
+        self.check_not_removed()?;
         let (reply, answer) = oneshot::channel();
         self.0.inbox.request(input(reply))?;
         self.await_reply(answer).await

@@ -101,10 +101,10 @@ impl Keeper {
             if checkpoint {
                 self.make_checkpoint();
             }
-            if flush || stop {
-                if let Err(error) = self.flush() {
-                    return self.fatal.apply(&error);
-                }
+            if (flush || stop)
+                && let Err(error) = self.flush()
+            {
+                return self.fatal.apply(&error);
             }
             if stop {
                 return;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use balsa_proto::log::{Marker, Membership};
@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tracing::info;
 
-use super::applier::Applier;
+use super::applier::{Applier, Work};
 use super::driver::{Driver, Ports};
 use super::fatal::Fatal;
 use super::handle::{Handle, Shared};
@@ -127,6 +127,19 @@ pub(crate) struct Disk<'a> {
     name: String,
 }
 
+/// What the threads and handles of one member share.
+struct Parts {
+    inbox: Arc<Inbox>,
+    waiters: Arc<Waiters>,
+    store: Arc<RwLock<Arc<Store>>>,
+    status: Arc<RwLock<Arc<Status>>>,
+    hub: Arc<WatchHub>,
+    keeper: Arc<Keeper>,
+    peers: Arc<TonicPeers>,
+    removed: Arc<AtomicBool>,
+    incarnation: u64,
+}
+
 impl Disk<'_> {
     /// (id, peer URLs) of the other members, as far as the disk knows them: a joiner knows only its marker.
     fn known_peers(&self) -> Vec<(u64, Vec<String>)> {
@@ -145,97 +158,126 @@ impl Disk<'_> {
 
     /// Starts the threads.
     pub(crate) fn start(self, fatal: &Fatal) -> Result<Handle, StartError> {
-        let config = self.config;
         let runtime = tokio::runtime::Handle::current();
+        let parts = self.parts(fatal, &runtime)?;
+        let replica = self.replica(parts.incarnation)?;
+        let (to_applier, work) = std::sync::mpsc::channel();
+        let (leader, leader_seen) = watch::channel((0, 0));
+        let ports = self.ports(&parts, fatal, &runtime, to_applier, leader);
+        let driver = Driver::new(replica, ports, self.machine.applied().index);
+        let shared = self.shared(&parts, leader_seen);
+        let applier = self.applier(&parts, fatal, work);
+        let keeping = parts.keeper.clone();
+        *shared.threads.lock() = vec![
+            spawn("applier", &runtime, move || applier.run()),
+            spawn("driver", &runtime, move || driver.run()),
+            spawn("keeper", &runtime, move || keeping.run()),
+        ];
+        let handle = Handle(Arc::new(shared));
+        runtime.spawn(keep_read_index(handle.clone()));
+        Ok(handle)
+    }
+
+    /// What several threads share.
+    fn parts(&self, fatal: &Fatal, runtime: &tokio::runtime::Handle) -> Result<Parts, StartError> {
         let incarnation = super::node::random();
         let inbox = Arc::new(Inbox::default());
-        let waiters = Arc::new(Waiters::default());
-        let slot = Arc::new(RwLock::new(self.store.clone()));
-        let status = Arc::new(RwLock::new(Arc::new(Status {
+        let store = Arc::new(RwLock::new(self.store.clone()));
+        let viewed = store.clone();
+        let view = move || viewed.read().view().map_err(Failure::from);
+        let hub = WatchHub::new(Arc::new(ViewSource(view)), self.config.watch)
+            .map_err(|error| StartError::Disk(error.to_string()))?;
+        let status = Status {
             cluster_id: self.marker.cluster_id,
             raft_id: self.marker.member_id,
             incarnation: self.marker.incarnation,
             membership: self.machine.membership().clone(),
             ..Status::default()
-        })));
-        let peers = self.peers(&inbox, &runtime, incarnation);
-        let (leader, leader_seen) = watch::channel((0, 0));
-        let viewed = slot.clone();
-        let view = move || viewed.read().view().map_err(Failure::from);
-        let hub = WatchHub::new(Arc::new(ViewSource(view)), config.watch.clone())
-            .map_err(|error| StartError::Disk(error.to_string()))?;
-        let keeper = Arc::new(Keeper::new(
-            slot.clone(),
-            inbox.clone(),
-            fatal.clone(),
-            self.layout.snapshots(),
-            self.marker.cluster_id,
-        ));
-        let (to_applier, work) = std::sync::mpsc::channel();
-        let ports = Ports {
-            inbox: inbox.clone(),
+        };
+        let snapshots = self.layout.snapshots();
+        let keeper = Keeper::new(store.clone(), inbox.clone(), fatal.clone(), snapshots, self.marker.cluster_id);
+        Ok(Parts {
+            peers: self.peers(&inbox, runtime, incarnation),
+            inbox,
+            waiters: Arc::new(Waiters::default()),
+            store,
+            status: Arc::new(RwLock::new(Arc::new(status))),
+            hub,
+            keeper: Arc::new(keeper),
+            removed: Arc::new(AtomicBool::new(false)),
+            incarnation,
+        })
+    }
+
+    fn ports(
+        &self,
+        parts: &Parts,
+        fatal: &Fatal,
+        runtime: &tokio::runtime::Handle,
+        applier: std::sync::mpsc::Sender<Work>,
+        leader: watch::Sender<(u64, u64)>,
+    ) -> Ports {
+        Ports {
+            inbox: parts.inbox.clone(),
             log: self.log.clone(),
-            peers: peers.clone(),
-            applier: to_applier,
-            keeper: keeper.clone(),
-            snapshots: Snapshots::new(peers, inbox.clone(), runtime.clone()),
-            waiters: waiters.clone(),
-            status: status.clone(),
+            peers: parts.peers.clone(),
+            applier,
+            keeper: parts.keeper.clone(),
+            snapshots: Snapshots::new(parts.peers.clone(), parts.inbox.clone(), runtime.clone()),
+            waiters: parts.waiters.clone(),
+            status: parts.status.clone(),
             leader,
             fatal: fatal.clone(),
             member_id: self.marker.member_id,
-            incarnation,
-            cluster_id: self.marker.cluster_id,
-            tick: config.tick,
-            election_ticks: config.election_ticks,
-        };
-        let replica = self.replica(incarnation)?;
-        let driver = Driver::new(replica, ports, self.machine.applied().index);
-        let applier = Applier {
+            incarnation: parts.incarnation,
+            tick: self.config.tick,
+            election_ticks: self.config.election_ticks,
+        }
+    }
+
+    fn applier(self, parts: &Parts, fatal: &Fatal, work: std::sync::mpsc::Receiver<Work>) -> Applier {
+        Applier {
             machine: self.machine,
-            store: slot.clone(),
+            store: parts.store.clone(),
             directory: self.layout.key_spaces(),
-            options: config.key_space.clone(),
+            options: self.config.key_space.clone(),
             work,
-            inbox: inbox.clone(),
-            waiters: waiters.clone(),
-            hub: hub.clone(),
-            status: status.clone(),
-            keeper: keeper.clone(),
+            inbox: parts.inbox.clone(),
+            waiters: parts.waiters.clone(),
+            hub: parts.hub.clone(),
+            status: parts.status.clone(),
+            keeper: parts.keeper.clone(),
             fatal: fatal.clone(),
             member_id: self.marker.member_id,
-            incarnation,
+            incarnation: parts.incarnation,
             name: self.name,
-        };
-        let keeping = keeper.clone();
-        let threads = vec![
-            spawn("applier", &runtime, move || applier.run()),
-            spawn("driver", &runtime, move || driver.run()),
-            spawn("keeper", &runtime, move || keeping.run()),
-        ];
-        let election_timeout = config.tick * config.election_ticks;
-        let handle = Handle(Arc::new(Shared {
-            inbox,
-            waiters,
-            store: slot,
-            status,
-            leader: leader_seen,
-            hub,
-            keeper,
-            threads: Mutex::new(threads),
+            removed: parts.removed.clone(),
+        }
+    }
+
+    fn shared(&self, parts: &Parts, leader: watch::Receiver<(u64, u64)>) -> Shared {
+        let election_timeout = self.config.tick * self.config.election_ticks;
+        Shared {
+            inbox: parts.inbox.clone(),
+            waiters: parts.waiters.clone(),
+            store: parts.store.clone(),
+            status: parts.status.clone(),
+            leader,
+            hub: parts.hub.clone(),
+            keeper: parts.keeper.clone(),
+            threads: Mutex::new(Vec::new()),
             last_read_index: Mutex::new(None),
             sequence: AtomicU64::new(1),
             pending: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            removed: parts.removed.clone(),
             member_id: self.marker.member_id,
             cluster_id: self.marker.cluster_id,
-            incarnation,
+            incarnation: parts.incarnation,
             request_timeout: Duration::from_secs(5) + 2 * election_timeout,
             election_timeout,
-            max_request_bytes: config.max_request_bytes,
-        }));
-        runtime.spawn(keep_read_index(handle.clone()));
-        Ok(handle)
+            max_request_bytes: self.config.max_request_bytes,
+        }
     }
 
     fn peers(&self, inbox: &Arc<Inbox>, runtime: &tokio::runtime::Handle, incarnation: u64) -> Arc<TonicPeers> {

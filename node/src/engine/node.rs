@@ -166,16 +166,13 @@ impl Node {
             .map_err(|error| StartError::Disk(format!("create {}: {error}", config.data_dir.display())))?;
         let marker = marker::read(&config.data_dir)?;
         let bootstrap = config.bootstrap.clone();
-        let node = Arc::new(Self {
-            config,
-            fatal,
-            running: RwLock::new(None),
-            becoming: tokio::sync::Mutex::new(()),
-        });
+        let node = Arc::new(Self { config, fatal, running: RwLock::new(None), becoming: tokio::sync::Mutex::new(()) });
         match (marker, bootstrap) {
             (Some(marker), _) => node.start(marker).await?,
             (None, Bootstrap::Operator) => node.wait_for_operator().await?,
-            (None, Bootstrap::Static { members, token, existing: false }) => node.found_static(&members, &token).await?,
+            (None, Bootstrap::Static { members, token, existing: false }) => {
+                node.found_static(&members, &token).await?
+            }
             (None, Bootstrap::Static { members, existing: true, .. }) => node.join_existing(&members).await?,
         }
         Ok(node)
@@ -320,7 +317,10 @@ impl Node {
         let membership = static_membership(members, token);
         let own = membership.members.iter().find(|member| member.name == self.config.name);
         let Some(id) = own.map(|member| member.id) else {
-            return Err(StartError::Config(format!("initial-cluster does not name this member, {:?}", self.config.name)));
+            return Err(StartError::Config(format!(
+                "initial-cluster does not name this member, {:?}",
+                self.config.name
+            )));
         };
         let others: Vec<String> =
             membership.members.iter().filter(|member| member.id != id).flat_map(|m| m.peer_urls.clone()).collect();
@@ -331,11 +331,8 @@ impl Node {
     }
 
     async fn join_existing(&self, members: &[(String, Vec<String>)]) -> Result<(), StartError> {
-        let others: Vec<String> = members
-            .iter()
-            .filter(|(name, _)| *name != self.config.name)
-            .flat_map(|(_, urls)| urls.clone())
-            .collect();
+        let others: Vec<String> =
+            members.iter().filter(|(name, _)| *name != self.config.name).flat_map(|(_, urls)| urls.clone()).collect();
         let deadline = tokio::time::Instant::now() + FIND_CLUSTER;
         loop {
             let answers = ask(&others).await;
@@ -540,7 +537,10 @@ mod tests {
         assert_eq!(one, two);
         assert_eq!(one.members[0].name, "a");
         assert_eq!((one.members[0].id, one.next_id), (1, 3));
-        assert_ne!(one.cluster_id, static_membership(&[("a".into(), url("a")), ("b".into(), url("b"))], "u").cluster_id);
+        assert_ne!(
+            one.cluster_id,
+            static_membership(&[("a".into(), url("a")), ("b".into(), url("b"))], "u").cluster_id
+        );
     }
 
     #[test]

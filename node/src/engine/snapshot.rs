@@ -9,9 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use balsa_proto::log::SnapshotManifest;
 use tracing::{info, warn};
 
+use super::Store;
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
-use super::Store;
 use crate::domain::apply::{ApplyError, StateMachine};
 use crate::storage::{self, KeySpace, SnapshotPoint, StorageError};
 use crate::transport::tonic::TonicPeers;

@@ -54,9 +54,8 @@ pub static PEER_ROUND_TRIP: LazyLock<HistogramVec> = LazyLock::new(|| {
 });
 
 /// Bytes sent to a peer.
-pub static PEER_SENT_BYTES: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counters("etcd_network_peer_sent_bytes_total", "The total number of bytes sent to peers.", "To")
-});
+pub static PEER_SENT_BYTES: LazyLock<IntCounterVec> =
+    LazyLock::new(|| counters("etcd_network_peer_sent_bytes_total", "The total number of bytes sent to peers.", "To"));
 
 /// Bytes received from a peer.
 pub static PEER_RECEIVED_BYTES: LazyLock<IntCounterVec> = LazyLock::new(|| {
@@ -74,9 +73,8 @@ pub static SNAPSHOTS_SENT: LazyLock<IntCounterVec> = LazyLock::new(|| {
 });
 
 /// Snapshots that a peer has not taken.
-pub static SNAPSHOTS_FAILED: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counters("etcd_network_snapshot_send_failures", "Total number of snapshot send failures.", "To")
-});
+pub static SNAPSHOTS_FAILED: LazyLock<IntCounterVec> =
+    LazyLock::new(|| counters("etcd_network_snapshot_send_failures", "Total number of snapshot send failures.", "To"));
 
 /// Snapshots on their way to a peer.
 pub static SNAPSHOTS_RUNNING: LazyLock<IntGaugeVec> = LazyLock::new(|| {

@@ -47,9 +47,10 @@ type Item = Result<pb::SnapshotResponse, Error>;
 pub async fn stream(member: &Arc<Member>) -> Result<impl Stream<Item = Item> + Send + use<>, Error> {
     let handle = member.handle()?;
     let (store, cluster_id, parent) = (handle.store(), handle.cluster_id(), member.settings().scratch_dir.clone());
-    let checkpoint =
-        blocking(move || make_checkpoint(&store, &parent, cluster_id).map_err(|error| Failure::Storage(error.to_string()).into()))
-            .await?;
+    let checkpoint = blocking(move || {
+        make_checkpoint(&store, &parent, cluster_id).map_err(|error| Failure::Storage(error.to_string()).into())
+    })
+    .await?;
     let (directory, manifest) = (Scratch(checkpoint.directory), checkpoint.manifest);
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::task::spawn_blocking(move || {

@@ -206,9 +206,7 @@ fn failure_row(failure: &Failure) -> Row {
         Failure::NoLeader => row(Code::Unavailable, "etcdserver: no leader", Refused, Reason::NoLeader),
         Failure::NotLeader { .. } => row(Code::FailedPrecondition, "etcdserver: not leader", Refused, Reason::NoLeader),
         // etcd sends this one as Unknown; its client restores ResourceExhausted from the text.
-        Failure::TooManyRequests => {
-            row(Code::Unknown, "etcdserver: too many requests", Refused, Reason::Unspecified)
-        }
+        Failure::TooManyRequests => row(Code::Unknown, "etcdserver: too many requests", Refused, Reason::Unspecified),
         Failure::TooLarge => {
             row(Code::InvalidArgument, "etcdserver: request is too large", Refused, Reason::InvalidRequest)
         }
@@ -221,9 +219,7 @@ fn failure_row(failure: &Failure) -> Row {
         Failure::MoveLeaderFirst(_) => {
             row(Code::Unavailable, "etcdserver: unhealthy cluster", Refused, Reason::MoveLeaderFirst)
         }
-        Failure::QuorumAtRisk => {
-            row(Code::Unavailable, "etcdserver: unhealthy cluster", Refused, Reason::QuorumAtRisk)
-        }
+        Failure::QuorumAtRisk => row(Code::Unavailable, "etcdserver: unhealthy cluster", Refused, Reason::QuorumAtRisk),
         Failure::NotCaughtUp { .. } => row(
             Code::FailedPrecondition,
             "etcdserver: can only promote a learner member which is in sync with leader",

@@ -121,12 +121,7 @@ impl Member {
 
 /// A header as of `status`, at `revision`.
 pub fn header(status: &Status, revision: i64) -> pb::ResponseHeader {
-    pb::ResponseHeader {
-        cluster_id: status.cluster_id,
-        member_id: status.raft_id,
-        revision,
-        raft_term: status.term,
-    }
+    pb::ResponseHeader { cluster_id: status.cluster_id, member_id: status.raft_id, revision, raft_term: status.term }
 }
 
 /// Adds ids and term to the header of the model, which holds only the revision.

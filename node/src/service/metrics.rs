@@ -7,8 +7,8 @@ use std::sync::Arc;
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use super::failure::Error;
-use super::member::Member;
 use super::health;
+use super::member::Member;
 use crate::config::version::{BALSA_VERSION, ETCD_VERSION};
 use crate::engine::Status;
 use crate::engine::watch::WatchCounts;
@@ -97,8 +97,7 @@ impl Watch {
             slow: make.gauge("etcd_debugging_mvcc_slow_watcher_total", "Total number of unsynced slow watchers.")?,
             pending: make
                 .gauge("etcd_debugging_mvcc_pending_events_total", "Total number of pending events to be sent.")?,
-            events: make
-                .counter("etcd_debugging_mvcc_events_total", "Total number of events sent by this member.")?,
+            events: make.counter("etcd_debugging_mvcc_events_total", "Total number of events sent by this member.")?,
         })
     }
 
@@ -254,11 +253,7 @@ const METHODS: [(&str, &str, &[&str]); 11] = [
     ("etcdserverpb.Watch", "bidi_stream", &["Watch"]),
     ("etcdserverpb.Lease", "unary", &["LeaseGrant", "LeaseRevoke", "LeaseTimeToLive", "LeaseLeases"]),
     ("etcdserverpb.Lease", "bidi_stream", &["LeaseKeepAlive"]),
-    (
-        "etcdserverpb.Cluster",
-        "unary",
-        &["MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote"],
-    ),
+    ("etcdserverpb.Cluster", "unary", &["MemberAdd", "MemberRemove", "MemberUpdate", "MemberList", "MemberPromote"]),
     (
         "etcdserverpb.Maintenance",
         "unary",
@@ -338,7 +333,8 @@ impl Grpc {
             prometheus::Result::Ok(counters)
         };
         let started = counters("grpc_server_started_total", "Total number of RPCs started on the server.", &labels)?;
-        let handled = counters("grpc_server_handled_total", "Total number of RPCs completed on the server.", &with_code)?;
+        let handled =
+            counters("grpc_server_handled_total", "Total number of RPCs completed on the server.", &with_code)?;
         let help = "Total number of RPC stream messages received on the server.";
         let received = counters("grpc_server_msg_received_total", help, &labels)?;
         let help = "Total number of gRPC stream messages sent by the server.";
@@ -394,7 +390,8 @@ mod tests {
     #[test]
     fn the_names_of_etcds_alerts_follow_the_status() {
         let metrics = Metrics::new().unwrap();
-        let mut status = Status { raft_id: 0xab, leader: 0xab, commit: 7, applied: 6, leader_changes: 2, ..Status::default() };
+        let mut status =
+            Status { raft_id: 0xab, leader: 0xab, commit: 7, applied: 6, leader_changes: 2, ..Status::default() };
         status.progress = Arc::new(vec![Progress { id: 0xcd, match_index: 5, active: true, ..Progress::default() }]);
         metrics.observed.set(&status);
         metrics.observed.set(&status);
@@ -411,9 +408,11 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
         metrics.observed.set(&Status::default());
-        assert!(!rendered(&metrics).contains("balsa_raft_match_index{"), "a member that is gone leaves no series behind");
+        assert!(
+            !rendered(&metrics).contains("balsa_raft_match_index{"),
+            "a member that is gone leaves no series behind"
+        );
     }
-
 
     #[test]
     fn a_call_is_counted_under_its_code() {

@@ -15,8 +15,8 @@ use super::{health, stop};
 use crate::config::url;
 use crate::config::version::BALSA_VERSION;
 use crate::domain::refusal::Refusal;
-use crate::engine::handle::Change;
 use crate::engine::fatal::ExitCode;
+use crate::engine::handle::Change;
 use crate::engine::{Failure, Handle, StartError, Status};
 
 /// The node service as use cases.
@@ -229,10 +229,9 @@ fn already_done(membership: &log::Membership, change: &Change) -> Option<wire::C
             membership.members.iter().find(|m| m.peer_urls.iter().any(|url| add.peer_urls.contains(url))).cloned()
         }
         Change::Promote(promote) => listed(promote.id).filter(|member| !member.is_learner),
-        Change::Remove(remove) => membership
-            .removed
-            .contains(&remove.id)
-            .then(|| log::Member { id: remove.id, ..log::Member::default() }),
+        Change::Remove(remove) => {
+            membership.removed.contains(&remove.id).then(|| log::Member { id: remove.id, ..log::Member::default() })
+        }
         Change::Update(update) => listed(update.id).filter(|member| member.peer_urls == update.peer_urls),
     }?;
     Some(wire::ChangeResponse { member: Some(member), membership: Some(membership.clone()) })
@@ -337,9 +336,7 @@ mod tests {
 
     #[test]
     fn a_change_that_shows_in_the_membership_is_done() {
-        let add = |url: &str| {
-            Change::Add(log::AddMember { id: 0, peer_urls: vec![url.to_owned()], is_learner: true })
-        };
+        let add = |url: &str| Change::Add(log::AddMember { id: 0, peer_urls: vec![url.to_owned()], is_learner: true });
         assert_eq!(member_of(add("http://b:2380")), Some(2), "a listed URL answers with the listed member");
         assert_eq!(member_of(add("http://c:2380")), None);
         assert_eq!(member_of(Change::Promote(log::PromoteMember { id: 1 })), Some(1));

@@ -118,7 +118,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts `size` members that found a cluster together, and waits for a leader.
+    /// Starts `size` members that found a cluster together, and waits until each has joined it.
     pub(crate) async fn start(size: usize) -> Self {
         let mut cluster = Self { members: Vec::new(), directory: TempDir::new().expect("a directory") };
         for index in 0..size {
@@ -129,6 +129,8 @@ impl Cluster {
             cluster.run(index, &all, "new");
         }
         cluster.leader().await;
+        let ready = |member: &Member| member.log_text().contains("ready to serve client requests");
+        cluster.eventually("every member has joined", || async { cluster.members.iter().all(ready) }).await;
         cluster
     }
 

@@ -13,7 +13,9 @@ async fn garbage_on_either_port_harms_nobody() {
     let cluster = Cluster::start(3).await;
     for member in &cluster.members {
         for port in [member.client_port, member.peer_port] {
-            for garbage in [&[0u8; 512][..], b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff"] {
+            for garbage in
+                [&[0u8; 512][..], b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff"]
+            {
                 let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
                 stream.set_read_timeout(Some(Duration::from_millis(300))).expect("a time-out");
                 let _ = stream.write_all(garbage);

@@ -166,13 +166,17 @@ enum Matter {
 }
 
 impl Matter {
+    /// By the step if there was one, whatever stood in the way of others; by the reason of a wait.
     fn of(step: &str, reason: Option<&str>) -> Option<Self> {
+        if step != StepName::Wait.as_str() {
+            return (step == StepName::MoveLeader.as_str()).then_some(Self::MoveLeader);
+        }
         let is = |names: &[WaitReason]| names.iter().any(|name| Some(name.as_str()) == reason);
         if is(&[WaitReason::LearnerBehind, WaitReason::LearnerStuck]) {
             Some(Self::Learner)
         } else if is(&[WaitReason::PodNotRunning, WaitReason::PodNotRejoined, WaitReason::RolloutStalled]) {
             Some(Self::Rejoin)
-        } else if is(&[WaitReason::LeaderWillNotMove]) || step == StepName::MoveLeader.as_str() {
+        } else if is(&[WaitReason::LeaderWillNotMove]) {
             Some(Self::MoveLeader)
         } else if is(&[WaitReason::NoQuorum, WaitReason::MembersUnknown, WaitReason::QuorumLost]) {
             Some(Self::Quorum)

@@ -383,3 +383,12 @@ fn an_incarnation_follows_the_volume() {
     assert_ne!(incarnation(1, 2, "a"), incarnation(1, 2, "b"));
     assert_ne!(incarnation(1, 2, "a"), incarnation(1, 3, "a"));
 }
+
+/// What stands in the way of others does not hide that a leader is being asked to move.
+#[test]
+fn a_blocked_plan_does_not_stop_the_clock_of_a_move() {
+    use super::Matter;
+    assert_eq!(Matter::of("MoveLeader", Some("PodNotRunning")), Some(Matter::MoveLeader));
+    assert_eq!(Matter::of("Wait", Some("PodNotRunning")), Some(Matter::Rejoin));
+    assert_eq!(Matter::of("Promote", Some("NoQuorum")), None);
+}

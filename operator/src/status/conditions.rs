@@ -96,7 +96,12 @@ fn degraded(seen: Seen<'_>, facts: &Facts) -> Verdict {
         let names = facts.unhealthy.join(", ");
         Verdict::new(kind, true, WaitReason::MemberUnhealthy.as_str(), format!("not ready: {names}"))
     } else if missing > 0 {
-        Verdict::new(kind, true, "VotersMissing", format!("{missing} more voters to come"))
+        Verdict::new(
+            kind,
+            true,
+            "VotersMissing",
+            format!("{missing} of {} voters missing", seen.resource.spec.replicas),
+        )
     } else {
         Verdict::new(kind, false, "AllHealthy", "every voter is healthy")
     }

@@ -189,12 +189,14 @@ impl<L: LogStore> Replica<L> {
     /// # Errors
     /// Nothing was appended. raft-rs would replace a second change by an empty entry and report success; here it is
     /// refused instead.
-    pub fn propose_change(&mut self, change: ConfChange, context: Vec<u8>) -> Result<(), NotProposed> {
+    pub fn propose_change(&mut self, mut change: ConfChange, context: Vec<u8>) -> Result<(), NotProposed> {
         self.may_propose()?;
         if self.change_in_flight() {
             return Err(NotProposed::ChangeInFlight);
         }
-        self.raw.propose_conf_change(context, change).map_err(|_| NotProposed::Full)?;
+        // The state machine decodes the entry's data only: the context travels inside the change, not beside it.
+        change.set_context(context.into());
+        self.raw.propose_conf_change(Vec::new(), change).map_err(|_| NotProposed::Full)?;
         self.change_at = self.raw.raft.raft_log.last_index();
         Ok(())
     }
@@ -243,11 +245,7 @@ impl<L: LogStore> Replica<L> {
         let mut ready = self.raw.ready();
         let install = (!ready.snapshot().is_empty()).then(|| {
             let metadata = ready.snapshot().get_metadata();
-            SnapshotPoint {
-                index: metadata.index,
-                term: metadata.term,
-                conf_state: metadata.get_conf_state().clone(),
-            }
+            SnapshotPoint { index: metadata.index, term: metadata.term, conf_state: metadata.get_conf_state().clone() }
         });
         Some(Batch {
             send_now: ready.take_messages(),
@@ -373,7 +371,8 @@ impl<L: LogStore> Replica<L> {
     /// seed, the id, the term and the number of attempts they are as spread, and the same in every run.
     fn set_election_timeout(&mut self) {
         let ticks = self.config.election_ticks;
-        let state = self.config.seed ^ self.config.id.rotate_left(40) ^ self.raw.raft.term.rotate_left(20) ^ self.attempts;
+        let state =
+            self.config.seed ^ self.config.id.rotate_left(40) ^ self.raw.raft.term.rotate_left(20) ^ self.attempts;
         let drawn = (mix(state) % ticks as u64) as usize;
         self.raw.raft.set_randomized_election_timeout(ticks + drawn);
     }

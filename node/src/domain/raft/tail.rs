@@ -193,9 +193,12 @@ impl<L: LogStore> raft::Storage for Tail<L> {
         Ok(self.last_index)
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // A snapshot that ends before the log begins would leave a gap that no entry can fill.
-        let usable = |point: &&SnapshotPoint| point.index >= request_index.max(self.point.index);
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // A snapshot that ends before the log begins would leave a gap that no entry can fill; one from before the peer
+        // was added is refused by it for ever, because it is not in its configuration.
+        let lists = |state: &ConfState| state.voters.contains(&to) || state.learners.contains(&to);
+        let usable =
+            |point: &&SnapshotPoint| point.index >= request_index.max(self.point.index) && lists(&point.conf_state);
         let Some(point) = self.available.as_ref().filter(usable) else {
             self.wanted.set(true);
             return Err(raft::Error::Store(RaftStorageError::SnapshotTemporarilyUnavailable));

@@ -13,7 +13,8 @@ use super::*;
 type Node = RawNode<MemStorage>;
 
 fn node(id: u64, storage: MemStorage) -> Node {
-    let config = Config { id, election_tick: 10, heartbeat_tick: 1, pre_vote: true, check_quorum: true, ..Config::default() };
+    let config =
+        Config { id, election_tick: 10, heartbeat_tick: 1, pre_vote: true, check_quorum: true, ..Config::default() };
     RawNode::new(&config, storage, &slog::Logger::root(slog::Discard, slog::o!())).expect("a sound configuration")
 }
 
@@ -156,8 +157,7 @@ fn traffic_of_a_group_passes() {
 fn a_learner_that_starts_from_a_snapshot_passes() {
     let mut group = Group::new(&[1, 2, 3]);
     group.elect(1);
-    let change =
-        ConfChange { change_type: ConfChangeType::AddLearnerNode, node_id: 4, ..ConfChange::default() };
+    let change = ConfChange { change_type: ConfChangeType::AddLearnerNode, node_id: 4, ..ConfChange::default() };
     group.at(1).propose_conf_change(b"context".to_vec(), change).expect("a leader");
     group.nodes.insert(4, node(4, MemStorage::new()));
     for round in 0..5u8 {
@@ -178,10 +178,7 @@ fn follower() -> Node {
     let message = Message { commit: 2, ..append_after((1, 1), vec![entry(2, 2), entry(3, 2)]) };
     node.step(message).expect("an append");
     carry_out(&mut node);
-    assert_eq!(
-        facts(&node),
-        Facts { id: 1, term: 2, committed: 2, last_index: 3, persisted: 3, leads: false }
-    );
+    assert_eq!(facts(&node), Facts { id: 1, term: 2, committed: 2, last_index: 3, persisted: 3, leads: false });
     node
 }
 
@@ -405,7 +402,11 @@ fn votes_that_nobody_asked_for_are_refused() {
     node.raft.become_candidate();
     assert_eq!((node.raft.raft_log.last_index(), node.raft.raft_log.persisted), (4, 3));
     let vote = Message { term: 3, ..from_2(MessageType::MsgRequestVoteResponse) };
-    refused(&node, &Message { term: 3, ..from_2(MessageType::MsgTimeoutNow) }, Invalid::Unasked(MessageType::MsgTimeoutNow));
+    refused(
+        &node,
+        &Message { term: 3, ..from_2(MessageType::MsgTimeoutNow) },
+        Invalid::Unasked(MessageType::MsgTimeoutNow),
+    );
     let declined = Message { reject: true, ..vote.clone() };
     assert_eq!(validate(&declined, &facts(&node)), Ok(()));
     // Its own vote counts with the peer's.

@@ -114,7 +114,9 @@ fn revision_of(event: &Event) -> i64 {
 #[test]
 fn a_watcher_gets_what_comes_after_it_and_one_from_the_past_catches_up_and_joins() {
     let store = Store::new(100);
-    ["a", "b"].map(|key| store.put(key));
+    for key in ["a", "b"] {
+        store.put(key);
+    }
     let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
     let mut stream = hub.open();
     assert_eq!(stream.watch(0, everything(0)), 3);
@@ -258,7 +260,9 @@ fn after_a_snapshot_each_watcher_reads_what_was_never_published() {
     stream.watch(1, everything(4));
     stream.watch(2, everything(9));
     hub.publish(&[store.put("a")]);
-    ["b", "c", "d"].map(|key| store.put(key));
+    for key in ["b", "c", "d"] {
+        store.put(key);
+    }
     hub.reset().expect("reset");
     stream.request_progress();
     hub.publish(&[store.put("e")]);
@@ -325,7 +329,8 @@ async fn clients_of_all_paces_get_everything_while_the_applier_goes_on() {
         tokio::task::yield_now().await;
     }
     for reader in readers {
-        assert_eq!(reader.await.expect("reader"), (2..2 + WRITES as i64).collect::<Vec<_>>());
+        let read = tokio::time::timeout(std::time::Duration::from_secs(60), reader).await.expect("nothing is lost");
+        assert_eq!(read.expect("reader"), (2..2 + WRITES as i64).collect::<Vec<_>>());
     }
 }
 

@@ -167,5 +167,5 @@ fn free_bytes(directory: &Path) -> Result<u64> {
         }
         facts.assume_init()
     };
-    Ok(u64::from(facts.f_bavail).saturating_mul(u64::from(facts.f_frsize)))
+    Ok(facts.f_bavail.saturating_mul(facts.f_frsize))
 }

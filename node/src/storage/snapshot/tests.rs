@@ -1,5 +1,5 @@
-use bytes::Bytes;
 use balsa_proto::peer::SnapshotData;
+use bytes::Bytes;
 
 use super::*;
 

@@ -64,9 +64,7 @@ pub(super) async fn connect(url: &str) -> Result<PeerClient<Channel>, AskError> 
         Err(_) => return Err(unreachable(format!("no connection within {CONNECT_TIMEOUT:?}"))),
         Ok(connected) => connected.map_err(|error| unreachable(words(&error)))?,
     };
-    Ok(PeerClient::new(channel)
-        .max_encoding_message_size(MAX_FRAME_BYTES)
-        .max_decoding_message_size(MAX_FRAME_BYTES))
+    Ok(PeerClient::new(channel).max_encoding_message_size(MAX_FRAME_BYTES).max_decoding_message_size(MAX_FRAME_BYTES))
 }
 
 /// A new connection to the first of the URLs that accepts one.

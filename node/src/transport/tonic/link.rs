@@ -12,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
+use super::Shared;
 use super::dial::{connect_any, words};
 use super::queue::Queue;
-use super::Shared;
 
 /// First wait after a failure; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
@@ -26,10 +26,7 @@ const FLUSH: Duration = Duration::from_secs(1);
 /// Why a connection is over.
 enum End {
     /// It broke, or was never there, or not for long.
-    Lost {
-        cause: String,
-        lasted: bool,
-    },
+    Lost { cause: String, lasted: bool },
     /// The peer is elsewhere.
     Moved,
     /// The queue was closed, and is sent or has had its time.

@@ -108,7 +108,9 @@ fn metrics() -> PeerMetrics {
 fn peers() -> (Arc<TonicPeers>, mpsc::UnboundedReceiver<u64>) {
     let (sender, unreachable) = mpsc::unbounded_channel();
     let config = TonicPeersConfig { cluster_id: 7, member_id: 1, incarnation: 11, metrics: metrics() };
-    let told = Arc::new(move |id| drop(sender.send(id)));
+    let told = Arc::new(move |id| {
+        let _ = sender.send(id);
+    });
     (TonicPeers::new(config, tokio::runtime::Handle::current(), told), unreachable)
 }
 

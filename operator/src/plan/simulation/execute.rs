@@ -69,6 +69,13 @@ impl World {
 
     fn found(&mut self, pod: &PodRef, cluster_id: u64, peer_url: &str) -> Done {
         self.same_pod(pod)?;
+        if !self.runs(0) {
+            return Err(Refused::Node("unreachable"));
+        }
+        // A call of long ago must not reach the pod's next process, which may have an empty disk again.
+        if self.pods.get(&0).is_none_or(|is| is.object.resource_version != pod.resource_version) {
+            return Err(Refused::Conflict);
+        }
         let incarnation = self.next_serial();
         let volume = self.volumes.get_mut(&0).ok_or(Refused::Conflict)?;
         if let Some(marker) = volume.disk {

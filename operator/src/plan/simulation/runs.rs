@@ -257,10 +257,32 @@ fn run_seed(seed: u64) -> Result<(), String> {
     for state in world.hosts.values_mut() {
         *state = HostState::Gone;
     }
-    world.broken.clear();
+    if world.broken.contains(&world.template) {
+        world.template = "good".into();
+    }
     world.drop_unlabelled_lost_volumes();
     world.cluster.replace_member = None;
-    check_settled(&mut world).map_err(|wrong| format!("{wrong}\n{}", trace.join("\n")))
+    let end = check_settled(&mut world).and_then(|()| check_deleted(&mut world, dice.roll(2) == 0));
+    end.map_err(|wrong| format!("{wrong}\n{}", trace.join("\n")))
+}
+
+/// D1 ends in a bounded time, and the volumes are as the policy says (M1).
+fn check_deleted(world: &mut World, drop_volumes: bool) -> Result<(), String> {
+    let before = world.volumes.values().filter(|volume| !volume.object.terminating).count();
+    world.cluster.deleting = true;
+    if drop_volumes {
+        world.cluster.storage.retention.when_deleted = crate::valid::Retention::Delete;
+    }
+    world.settle(SETTLE_PASSES_MAX)?;
+    let labelled = world.volumes.values().filter(|volume| volume.object.marker.is_some()).count();
+    if world.set.is_some() || !world.pods.is_empty() || world.budget.is_some() {
+        return Err("deleted, and something still runs".into());
+    }
+    match (drop_volumes, labelled, world.volumes.len()) {
+        (true, 1.., _) => Err(format!("{labelled} volumes are left")),
+        (false, _, left) if left < before => Err(format!("{left} of {before} volumes are left")),
+        _ => Ok(()),
+    }
 }
 
 fn one_event(world: &mut World, dice: &mut Dice, old: &mut Vec<Observed>) -> String {
@@ -306,7 +328,7 @@ fn fault(world: &mut World, dice: &mut Dice) -> String {
     // A disk may be lost only while every voter has one, and another majority remains.
     let voters = world.voters();
     let spare = voters.len() >= 3 && voters.iter().all(|id| world.has_whole_disk(*id)) && !world.loses_disk();
-    let kind = dice.roll(8);
+    let kind = dice.roll(10);
     match kind {
         0 | 1 => world.kill_pod(k),
         2 => world.pods.clear(),
@@ -317,7 +339,11 @@ fn fault(world: &mut World, dice: &mut Dice) -> String {
             world.pin_volume(k);
             world.break_host(k, if dice.roll(2) == 0 { HostState::Gone } else { HostState::Present });
         }
-        7 => world.move_lead(usize::try_from(dice.roll(5)).unwrap_or(0)),
+        7 => {
+            world.template = "bad".into();
+            world.broken.insert("bad".into());
+        }
+        8 => world.move_lead(usize::try_from(dice.roll(5)).unwrap_or(0)),
         _ => return "no fault".into(),
     }
     format!("fault {kind} on {k}")

@@ -190,6 +190,11 @@ impl World {
             if self.hosts.contains_key(&pod.object.host.clone().unwrap_or_default().name) {
                 continue;
             }
+            if pod.object.container == state {
+                continue;
+            }
+            self.serial += 1;
+            pod.object.resource_version = self.serial.to_string();
             pod.object.phase = if state == ContainerState::Running { PodPhase::Running } else { PodPhase::Pending };
             pod.object.container = state;
         }

@@ -1,0 +1,45 @@
+//! Resources that cannot work.
+
+use anyhow::{bail, ensure};
+use serde_json::{Value, json};
+
+use crate::cluster::Cluster;
+
+pub(super) async fn refused(cluster: Cluster) -> anyhow::Result<()> {
+    let too_many = Cluster::resource(8, &json!({}));
+    expect_refusal(&cluster, &too_many, "spec.replicas must be 1 to 7").await?;
+    expect_refusal(&cluster, &Cluster::resource(0, &json!({})), "spec.replicas must be 1 to 7").await?;
+    expect_refusal(&cluster, &Cluster::resource(3, &json!({ "image": "" })), "spec.image is empty").await?;
+    let nothing = json!({ "storage": { "size": "0" } });
+    expect_refusal(&cluster, &Cluster::resource(3, &nothing), "spec.storage.size must be a quantity above zero")
+        .await?;
+    let unknown = json!({ "storage": { "retention": { "whenDeleted": "Perhaps" } } });
+    expect_refusal(&cluster, &Cluster::resource(3, &unknown), "Perhaps").await?;
+    let hasty = json!({ "config": { "heartbeatMs": 1000, "electionMs": 1000 } });
+    expect_refusal(&cluster, &Cluster::resource(3, &hasty), "at least 5 times heartbeatMs").await?;
+
+    cluster.create(1, &json!({})).await?;
+    let grown = Cluster::resource(1, &json!({ "storage": { "size": "2Gi" } }));
+    expect_refusal(&cluster, &grown, "spec.storage.size cannot change").await?;
+
+    // What only the operator can judge is said in the status, and the running cluster is left alone.
+    let even = cluster.scale_to(2).await;
+    ensure!(even.is_ok(), "an even number is allowed: {even:?}");
+    cluster
+        .until("a condition says what an even number means", |resource| {
+            let conditions = resource.status.clone().unwrap_or_default().conditions;
+            conditions.iter().any(|condition| condition.type_ == "QuorumAdvice")
+        })
+        .await
+}
+
+async fn expect_refusal(cluster: &Cluster, resource: &Value, words: &str) -> anyhow::Result<()> {
+    match cluster.apply(resource).await {
+        Ok(_) => bail!("accepted, expected a refusal with {words:?}"),
+        Err(error) => {
+            let text = format!("{error:#}");
+            ensure!(text.contains(words), "refused, but not with {words:?}: {text}");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! From nothing to a cluster, and back.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use kube::api::{DeleteParams, ListParams};
+use serde_json::json;
+
+use crate::cluster::{Cluster, NAME};
+use crate::writer::Writer;
+
+pub(super) async fn create(cluster: Cluster) -> anyhow::Result<()> {
+    cluster.create(3, &json!({})).await?;
+    let writer = Writer::start(cluster.endpoint().await?);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let history = writer.finish().await?;
+    ensure!(history.unknown == 0, "a healthy cluster left writes unknown: {:?}", history.errors);
+    cluster.assert_hashes_agree().await?;
+    let before = cluster.clusters().get(NAME).await?.metadata.resource_version;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let after = cluster.clusters().get(NAME).await?.metadata.resource_version;
+    ensure!(before == after, "a settled cluster's resource is written again and again");
+    Ok(())
+}
+
+pub(super) async fn delete(cluster: Cluster) -> anyhow::Result<()> {
+    cluster.create(3, &json!({})).await?;
+    remove(&cluster).await?;
+    let kept = cluster.volumes().list(&ListParams::default()).await?.items;
+    ensure!(kept.len() == 3, "Retain keeps the volumes; there are {}", kept.len());
+    let unmarked = kept.iter().all(|volume| volume.metadata.deletion_timestamp.is_none());
+    ensure!(unmarked, "m1: a kept volume is about to be deleted");
+    let owned = kept.iter().any(|volume| volume.metadata.owner_references.as_ref().is_some_and(|o| !o.is_empty()));
+    ensure!(!owned, "m1: a volume has an owner that may take it along");
+
+    // The same name again adopts the volumes and their data.
+    cluster.create(3, &json!({ "storage": { "retention": { "whenDeleted": "Delete" } } })).await?;
+    remove(&cluster).await?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let left = cluster.volumes().list(&ListParams::default()).await?.items.len();
+        if left == 0 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "policy Delete left {left} volumes");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+async fn remove(cluster: &Cluster) -> anyhow::Result<()> {
+    let started = Instant::now();
+    cluster.clusters().delete(NAME, &DeleteParams::default()).await?;
+    while cluster.clusters().get_opt(NAME).await?.is_some() {
+        ensure!(started.elapsed() < Duration::from_secs(60), "the resource does not go");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let pods = cluster.pods_by_name().await.context("list pods")?;
+    ensure!(pods.is_empty(), "pods are left: {:?}", pods.keys());
+    println!("    deleted in {:.1} s", started.elapsed().as_secs_f32());
+    Ok(())
+}

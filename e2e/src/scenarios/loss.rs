@@ -1,0 +1,108 @@
+//! What is lost comes back: pods, processes, disks.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use kube::ResourceExt;
+use kube::api::DeleteParams;
+use serde_json::json;
+
+use crate::cluster::{Cluster, NAME};
+use crate::writer::Writer;
+
+pub(super) async fn delete_leader_pod(cluster: Cluster) -> anyhow::Result<()> {
+    cluster.create(3, &json!({})).await?;
+    let ids = cluster.raft_ids().await?;
+    let writer = Writer::start(cluster.endpoint().await?);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let leader = cluster.leader().await?;
+    println!("    deleting {leader}, which leads");
+    let pod = cluster.pods().get(&leader).await?;
+    cluster.pods().delete(&leader, &DeleteParams::default()).await?;
+    came_back(&cluster, &leader, &pod.uid().unwrap_or_default()).await?;
+    cluster.settled(3).await?;
+    let history = writer.finish().await?;
+    ensure!(history.unknown == 0, "a graceful stop left writes unknown: {:?}", history.errors);
+    ensure!(cluster.raft_ids().await? == ids, "m5: a deleted pod is the same member");
+    cluster.assert_hashes_agree().await
+}
+
+pub(super) async fn kill_process(cluster: Cluster) -> anyhow::Result<()> {
+    cluster.create(3, &json!({})).await?;
+    let ids = cluster.raft_ids().await?;
+    let writer = Writer::start(cluster.endpoint().await?);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let leader = cluster.leader().await?;
+    let pid = process_of(&cluster.namespace, &leader).context("the leader's process is not on this machine")?;
+    println!("    kill -9 of {leader}, process {pid}");
+    ensure!(std::process::Command::new("kill").arg("-9").arg(pid.to_string()).status()?.success());
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    cluster.settled(3).await?;
+    let history = writer.finish().await?;
+    ensure!(history.longest_pause < Duration::from_secs(8), "writes paused for {:?}", history.longest_pause);
+    ensure!(cluster.raft_ids().await? == ids, "a restarted process is the same member");
+    cluster.assert_hashes_agree().await
+}
+
+pub(super) async fn lose_volume(cluster: Cluster) -> anyhow::Result<()> {
+    cluster.create(3, &json!({})).await?;
+    let before = cluster.raft_ids().await?;
+    let writer = Writer::start(cluster.endpoint().await?);
+    let victim = format!("{NAME}-1");
+    println!("    deleting {victim} and its volume");
+    let pod = cluster.pods().get(&victim).await?;
+    cluster.volumes().delete(&format!("data-{victim}"), &DeleteParams::default()).await?;
+    cluster.pods().delete(&victim, &DeleteParams::default()).await?;
+    came_back(&cluster, &victim, &pod.uid().unwrap_or_default()).await?;
+    cluster
+        .until("the member is replaced", |resource| {
+            let members = resource.status.clone().unwrap_or_default().members;
+            let now = members.iter().find(|member| member.name == victim).map(|member| &member.raft_id);
+            now.is_some() && now != before.get(&victim)
+        })
+        .await?;
+    cluster.settled(3).await?;
+    writer.finish().await?;
+    cluster.assert_hashes_agree().await
+}
+
+pub(super) async fn all_pods(cluster: Cluster) -> anyhow::Result<()> {
+    cluster.create(3, &json!({})).await?;
+    let ids = cluster.raft_ids().await?;
+    let writer = Writer::start(cluster.endpoint().await?);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for (name, _) in cluster.pods_by_name().await? {
+        let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+        cluster.pods().delete(&name, &now).await?;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.settled(3).await?;
+    writer.finish().await?;
+    ensure!(cluster.raft_ids().await? == ids, "m5: the same members come back");
+    cluster.assert_hashes_agree().await
+}
+
+/// Waits until a pod of that name with another identity exists.
+async fn came_back(cluster: &Cluster, name: &str, old_uid: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(90);
+    loop {
+        let pod = cluster.pods().get_opt(name).await?;
+        if pod.is_some_and(|pod| pod.uid().is_some_and(|uid| uid != old_uid)) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{name} is not re-created");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The process of a pod's node, by the command line that only it has.
+fn process_of(namespace: &str, pod: &str) -> Option<u32> {
+    let peers = format!("{pod}.{NAME}-peers.{namespace}.svc");
+    let entries = std::fs::read_dir("/proc").ok()?;
+    entries.flatten().find_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let line = String::from_utf8(std::fs::read(entry.path().join("cmdline")).ok()?).ok()?;
+        let program = line.split('\0').next()?;
+        (program.ends_with("balsa") && line.contains(&peers)).then_some(pid)
+    })
+}
