@@ -511,7 +511,9 @@ impl Driver {
             _ => 0,
         };
         let by_entries = last.saturating_sub(KEEP_ENTRIES);
-        let mut index = flushed.min(by_entries.max(by_bytes));
+        // Raft reads all entries that it does not know to be applied before it starts an election, and the keeper may be
+        // ahead of the applier's report.
+        let mut index = flushed.min(self.applied).min(by_entries.max(by_bytes));
         if let Some(running) = self.ports.snapshots.lowest_running() {
             index = index.min(running);
         }

@@ -263,6 +263,7 @@ impl<L: LogStore> Replica<L> {
     /// The batch is written (and synced if it said so).
     pub fn persisted(&mut self, batch: Batch) -> Persisted {
         let tail = self.raw.mut_store();
+        let installed = batch.install.as_ref().map(|point| point.index);
         if let Some(point) = batch.install {
             self.installed = point.index;
             tail.reset(point);
@@ -272,6 +273,11 @@ impl<L: LogStore> Replica<L> {
             tail.set_hard_state(hard_state);
         }
         let mut light = self.raw.advance_append(batch.ready);
+        if let Some(index) = installed {
+            // Raft reads all entries above its applied index before an election, and below the snapshot there are none:
+            // to Raft the snapshot is applied as soon as the log begins there, whenever the state machine follows.
+            self.raw.advance_apply_to(index);
+        }
         Persisted { send: light.take_messages(), committed: light.take_committed_entries() }
     }
 

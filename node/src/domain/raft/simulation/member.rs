@@ -640,7 +640,7 @@ impl Process {
     }
 
     fn trim(&mut self, flushed: u64, keep: u64) -> Result<(), Stop> {
-        let mut index = flushed.min(self.replica.last_index().saturating_sub(keep));
+        let mut index = flushed.min(self.applied).min(self.replica.last_index().saturating_sub(keep));
         let offered = self.checkpoint.as_ref().map(|checkpoint| checkpoint.point.index);
         if let Some(lowest) = self.sending.values().copied().chain(offered).min() {
             index = index.min(lowest);
