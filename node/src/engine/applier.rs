@@ -44,6 +44,8 @@ pub(crate) struct Report {
     pub(crate) conf_changes: Vec<ConfChange>,
     pub(crate) membership: Option<Arc<Membership>>,
     pub(crate) bytes: usize,
+    /// It was a snapshot and not entries: what it holds was answered to nobody.
+    pub(crate) installed: bool,
 }
 
 /// The applier's state; it lives on its thread.
@@ -125,7 +127,7 @@ impl Applier {
             }
         }
         self.check_removed();
-        self.inbox.report(Input::Applied(Report { index, term, conf_changes, membership, bytes }));
+        self.inbox.report(Input::Applied(Report { index, term, conf_changes, membership, bytes, installed: false }));
         Ok(())
     }
 
@@ -149,6 +151,7 @@ impl Applier {
             conf_changes: Vec::new(),
             membership: Some(self.machine.membership().clone()),
             bytes: 0,
+            installed: true,
         }));
         Ok(())
     }

@@ -50,6 +50,8 @@ enum Origin {
 
 struct Queued {
     origin: Origin,
+    /// The term for which a peer sent it; another one must not take it, because the origin may have sent it again.
+    term: u64,
     sequence: u64,
     data: Bytes,
 }
@@ -142,7 +144,9 @@ impl Driver {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Propose { sequence, data } => self.queue.push_back(Queued { origin: Origin::Local, sequence, data }),
+            Input::Propose { sequence, data } => {
+                self.queue.push_back(Queued { origin: Origin::Local, term: 0, sequence, data });
+            }
             Input::Read(reply) => self.reads.wait(reply),
             Input::Frame(frame) => self.frame(frame),
             Input::Change { change, planned_on, reply } => {
@@ -191,7 +195,11 @@ impl Driver {
 
     /// Gives queued proposals to the log, or to the leader, or keeps them while neither takes any.
     fn propose_queued(&mut self) {
-        if self.queue.is_empty() || self.unapplied_bytes > MAX_UNAPPLIED_BYTES {
+        if self.queue.is_empty() {
+            return;
+        }
+        self.refuse_strangers();
+        if self.unapplied_bytes > MAX_UNAPPLIED_BYTES {
             return;
         }
         let role = self.replica.role();
@@ -255,7 +263,7 @@ impl Driver {
             // Never left this process: back to the queue, in order.
             for (sequence, proposal) in sequences.into_iter().zip(proposals).rev() {
                 self.ports.waiters.sent(sequence, 0);
-                self.queue.push_front(Queued { origin: Origin::Local, sequence, data: proposal.batch });
+                self.queue.push_front(Queued { origin: Origin::Local, term: 0, sequence, data: proposal.batch });
             }
         }
     }
@@ -267,23 +275,25 @@ impl Driver {
             (true, true) => peer::RefusalReason::RefusalTransferring,
             (true, false) => peer::RefusalReason::RefusalFull,
         };
-        let leads_and_takes = self.replica.role().leads && !self.replica.transferring();
-        let mut refused: Vec<(u64, Vec<u64>)> = Vec::new();
+        let role = self.replica.role();
+        let leads_and_takes = role.leads && !self.replica.transferring();
+        let mut refused: Vec<((u64, u64), Vec<u64>)> = Vec::new();
         let mut kept_bytes = 0;
         self.queue.retain(|queued| {
             let Origin::Peer(from) = queued.origin else { return true };
             kept_bytes += queued.data.len();
-            if leads_and_takes && kept_bytes <= MAX_UNAPPLIED_BYTES {
+            if leads_and_takes && queued.term == role.term && kept_bytes <= MAX_UNAPPLIED_BYTES {
                 return true;
             }
-            match refused.iter_mut().find(|(id, _)| *id == from) {
+            let attempt = (from, queued.term);
+            match refused.iter_mut().find(|(refused, _)| *refused == attempt) {
                 Some((_, sequences)) => sequences.push(queued.sequence),
-                None => refused.push((from, vec![queued.sequence])),
+                None => refused.push((attempt, vec![queued.sequence])),
             }
             false
         });
-        for (to, sequences) in refused {
-            self.refuse(to, sequences, reason);
+        for ((to, term), sequences) in refused {
+            self.refuse(to, term, sequences, reason);
         }
     }
 
@@ -300,12 +310,13 @@ impl Driver {
             kept
         });
         if !sequences.is_empty() {
-            self.refuse(leaving, sequences, peer::RefusalReason::RefusalNotLeader);
+            // All are of the present term: `refuse_strangers` came before.
+            self.refuse(leaving, self.replica.role().term, sequences, peer::RefusalReason::RefusalNotLeader);
         }
     }
 
-    fn refuse(&self, to: u64, sequences: Vec<u64>, reason: peer::RefusalReason) {
-        let refusal = peer::Refusal { sequences, reason: reason as i32 };
+    fn refuse(&self, to: u64, term: u64, sequences: Vec<u64>, reason: peer::RefusalReason) {
+        let refusal = peer::Refusal { sequences, reason: reason as i32, term };
         // A refusal that is lost leaves the origin to its time-out, which is right: it cannot know.
         let _ = self.ports.peers.send(to, Body::Refusal(refusal));
     }
@@ -346,20 +357,20 @@ impl Driver {
                 true => peer::RefusalReason::RefusalTransferring,
                 false => peer::RefusalReason::RefusalNotLeader,
             };
-            return self.refuse(from, forward.proposals.iter().map(|p| p.sequence).collect(), reason);
+            return self.refuse(from, forward.term, forward.proposals.iter().map(|p| p.sequence).collect(), reason);
         }
         let origin = Origin::Peer(from);
         for proposal in forward.proposals {
-            self.queue.push_back(Queued { origin, sequence: proposal.sequence, data: proposal.batch });
+            self.queue.push_back(Queued { origin, term: role.term, sequence: proposal.sequence, data: proposal.batch });
         }
     }
 
-    /// The leader took none of these and never will by that attempt: they may be sent again.
+    /// The leader of that term took none of these and never will: they may be sent again, unless they were already.
     fn refused(&mut self, refusal: peer::Refusal) {
         let mut again: Vec<(u64, Bytes)> = refusal
             .sequences
             .into_iter()
-            .filter_map(|sequence| self.ports.waiters.take_back(sequence).map(|data| (sequence, data)))
+            .filter_map(|sequence| self.ports.waiters.take_back(sequence, refusal.term).map(|data| (sequence, data)))
             .collect();
         again.sort_unstable_by_key(|(sequence, _)| *sequence);
         self.requeue(again);
@@ -367,7 +378,7 @@ impl Driver {
 
     fn requeue(&mut self, again: Vec<(u64, Bytes)>) {
         for (sequence, data) in again.into_iter().rev() {
-            self.queue.push_front(Queued { origin: Origin::Local, sequence, data });
+            self.queue.push_front(Queued { origin: Origin::Local, term: 0, sequence, data });
         }
     }
 
@@ -457,6 +468,9 @@ impl Driver {
             self.changes.no_change_in_flight();
         }
         self.reads.applied(report.index);
+        if report.installed {
+            self.ports.waiters.unknown_up_to(report.term);
+        }
         if report.term > self.applied_term {
             self.applied_term = report.term;
             let leader = Some(self.replica.role().leader).filter(|id| *id != 0);
@@ -590,7 +604,7 @@ mod tests {
     use super::*;
 
     fn queued(data: &[u8]) -> Queued {
-        Queued { origin: Origin::Local, sequence: 0, data: Bytes::copy_from_slice(data) }
+        Queued { origin: Origin::Local, term: 0, sequence: 0, data: Bytes::copy_from_slice(data) }
     }
 
     #[test]

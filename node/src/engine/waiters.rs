@@ -48,10 +48,11 @@ impl Waiters {
         }
     }
 
-    /// Takes a proposal back that a leader refused: its command, if somebody still waits.
-    pub(crate) fn take_back(&self, sequence: u64) -> Option<Bytes> {
+    /// Takes a proposal back that the leader of `term` refused: its command, if somebody still waits. A refusal that comes
+    /// late, after the proposal went to a later leader, means nothing: that one may have taken it.
+    pub(crate) fn take_back(&self, sequence: u64, term: u64) -> Option<Bytes> {
         let mut shard = self.shard(sequence).lock();
-        let waiter = shard.get_mut(&sequence).filter(|waiter| waiter.sent_in != 0)?;
+        let waiter = shard.get_mut(&sequence).filter(|waiter| waiter.sent_in != 0 && waiter.sent_in == term)?;
         waiter.sent_in = 0;
         Some(waiter.data.clone())
     }
@@ -98,6 +99,22 @@ impl Waiters {
         lost
     }
 
+    /// A snapshot of `term` was installed. What was sent up to then may be part of it, and nobody will say so: the outcome
+    /// is unknown, and sending it again could apply it twice.
+    pub(crate) fn unknown_up_to(&self, term: u64) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let sent = |waiter: &Waiter| waiter.sent_in != 0 && waiter.sent_in <= term;
+            let unknown: Vec<u64> =
+                shard.iter().filter(|(_, waiter)| sent(waiter)).map(|(sequence, _)| *sequence).collect();
+            for sequence in unknown {
+                if let Some(waiter) = shard.remove(&sequence) {
+                    let _ = waiter.answer.send(Err(Failure::TimedOut));
+                }
+            }
+        }
+    }
+
     /// Answers everybody; for the end of the process.
     pub(crate) fn fail_all(&self, failure: &Failure) {
         for shard in &self.shards {
@@ -126,6 +143,29 @@ mod tests {
         assert!(waiters.lost_before(3, None).is_empty());
         assert_eq!(waiters.lost_before(4, None), vec![(1, Bytes::from_static(b"a"))]);
         assert!(waiters.lost_before(4, None).is_empty(), "once handed back it is no longer sent");
+    }
+
+    #[test]
+    fn a_refusal_counts_only_for_the_term_the_proposal_was_last_sent_in() {
+        let waiters = Waiters::default();
+        let _answer = waiters.register(1, Bytes::from_static(b"a"));
+        assert!(waiters.sent(1, 3));
+        assert!(waiters.sent(1, 4));
+        assert_eq!(waiters.take_back(1, 3), None, "the leader of term 4 may have it");
+        assert_eq!(waiters.take_back(1, 4), Some(Bytes::from_static(b"a")));
+        assert_eq!(waiters.take_back(1, 0), None, "it is not sent any more");
+    }
+
+    #[test]
+    fn what_an_installed_snapshot_may_hold_is_unknown_and_never_sent_again() {
+        let waiters = Waiters::default();
+        let mut before = waiters.register(1, Bytes::from_static(b"a"));
+        let _unsent = waiters.register(2, Bytes::from_static(b"b"));
+        assert!(waiters.sent(1, 3));
+        waiters.unknown_up_to(4);
+        assert_eq!(before.try_recv().expect("answered"), Err(Failure::TimedOut));
+        assert!(waiters.lost_before(4, None).is_empty());
+        assert!(waiters.sent(2, 4), "what was never sent is not touched");
     }
 
     #[test]
