@@ -214,11 +214,6 @@ impl Process {
         self.turn()
     }
 
-    pub(super) fn campaign(&mut self) -> Result<(), Stop> {
-        self.replica.campaign();
-        self.turn()
-    }
-
     /// A client creates a key.
     pub(super) fn put(&mut self, key: &str) -> Result<(), Stop> {
         self.sequence += 1;

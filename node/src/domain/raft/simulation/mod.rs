@@ -1,4 +1,4 @@
-//! Whole clusters in one process, without threads, clock or network: golden scripts that a person can read, and seeded
+//! Whole clusters in one process, without threads, clock or network: seeded
 //! simulations with drops, delays, reordering, partitions, crashes around every durable write and restarts, which check
 //! that no acknowledged write is lost, that logs and states agree, and that a term has one leader.
 //!
@@ -6,7 +6,6 @@
 //! state machine on the stores in memory; the glue around them is [`member`]'s copy of what `engine/` does.
 
 mod checker;
-mod golden;
 mod member;
 mod network;
 mod schedule;

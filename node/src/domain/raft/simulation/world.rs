@@ -39,8 +39,6 @@ pub(super) struct World {
     reads: u64,
     hash: DefaultHasher,
     recent: VecDeque<String>,
-    /// Everything, for golden scripts: what the reads and changes answered.
-    pub(super) answers: Vec<String>,
 }
 
 type Checked<T = ()> = Result<T, Violation>;
@@ -64,7 +62,6 @@ impl World {
             reads: 0,
             hash: DefaultHasher::new(),
             recent: VecDeque::new(),
-            answers: Vec::new(),
         };
         for id in 1..=voters {
             let disk = Disk::founded(&membership).map_err(broken)?;
@@ -140,17 +137,8 @@ impl World {
             self.note(format!("    sends {outgoing}"));
         }
         self.checker.note(id, &seen)?;
-        for (read, _, revision) in &seen.reads {
-            self.answers.push(format!("{id} answers read {read} at revision {revision}"));
-        }
-        for (key, revision) in &seen.acknowledged {
-            self.answers.push(format!("{id} acknowledges {key} at revision {revision}"));
-        }
-        for (_, outcome) in &seen.changes {
-            match outcome {
-                Ok(()) => self.answers.push(format!("{id} answers a membership change")),
-                Err(why) => self.answers.push(format!("{id} refuses a membership change: {why}")),
-            }
+        for (sequence, outcome) in &seen.changes {
+            self.note(format!("    change {sequence:x} at {id} answers {outcome:?}"));
         }
         self.flights.extend(seen.sent);
         match result {
@@ -172,10 +160,6 @@ impl World {
 
     pub(super) fn tick(&mut self, id: u64, fuse: Option<u32>) -> Checked {
         self.step(id, fuse, format!("tick {id}"), Process::tick)
-    }
-
-    pub(super) fn campaign(&mut self, id: u64) -> Checked {
-        self.step(id, None, format!("campaign {id}"), Process::campaign)
     }
 
     /// A client creates a key of its own at `id`.
@@ -260,7 +244,8 @@ impl World {
     /// Starts an empty process for every member that somebody has applied and that never ran, as the operator would.
     pub(super) fn start_joiners(&mut self) -> Checked {
         let members = |id: u64| self.process(id).map(|process| process.machine.membership().members.clone());
-        let known: BTreeSet<u64> = self.up().into_iter().filter_map(members).flatten().map(|member| member.id).collect();
+        let known: BTreeSet<u64> =
+            self.up().into_iter().filter_map(members).flatten().map(|member| member.id).collect();
         for id in known {
             if !self.machines.contains_key(&id) {
                 self.machines.insert(id, Machine::Down(Disk::empty()));
