@@ -680,7 +680,7 @@ impl Process {
         self.disk.key_spaces.insert(name.clone(), store.fork()?);
         self.crash_point()?;
         self.install_name = Some(name);
-        drop(self.replica.step_snapshot(from, term, point));
+        let _ = self.replica.step_snapshot(from, term, point);
         self.carry_out_batches()?;
         self.install_name = None;
         self.turn()
