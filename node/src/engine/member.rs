@@ -267,7 +267,9 @@ impl Disk<'_> {
             keeper: parts.keeper.clone(),
             threads: Mutex::new(Vec::new()),
             last_read_index: Mutex::new(None),
-            sequence: AtomicU64::new(1),
+            // Far from the sequences of earlier processes of this member: a refusal that outlives a restart must not
+            // name a proposal of the new one. The highest bit stays free for membership changes.
+            sequence: AtomicU64::new(parts.incarnation >> 2),
             pending: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             removed: parts.removed.clone(),

@@ -192,7 +192,8 @@ impl Process {
             applied_term: 0,
             queue: VecDeque::new(),
             waiters: BTreeMap::new(),
-            sequence: 0,
+            // Apart from those of earlier processes: a refusal that outlives a restart names nobody.
+            sequence: incarnation << 32,
             reads: Vec::new(),
             contexts: 0,
             ticks: 0,
@@ -680,6 +681,7 @@ impl Process {
         self.disk.key_spaces.insert(name.clone(), store.fork()?);
         self.crash_point()?;
         self.install_name = Some(name);
+        // Refused or not, the next batch says whether it was taken.
         let _ = self.replica.step_snapshot(from, term, point);
         self.carry_out_batches()?;
         self.install_name = None;

@@ -247,8 +247,9 @@ impl World {
         let known: BTreeSet<u64> =
             self.up().into_iter().filter_map(members).flatten().map(|member| member.id).collect();
         for id in known {
-            if !self.machines.contains_key(&id) {
-                self.machines.insert(id, Machine::Down(Disk::empty()));
+            let known = self.machines.contains_key(&id);
+            self.machines.entry(id).or_insert_with(|| Machine::Down(Disk::empty()));
+            if !known {
                 self.restart(id)?;
             }
         }
