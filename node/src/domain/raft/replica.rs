@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft::eraftpb::{ConfChange, ConfState, Entry, EntryType, HardState, Message, MessageType};
+use raft::eraftpb::{ConfChange, ConfState, Entry, HardState, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, ReadState, Ready, SnapshotStatus, StateRole};
 
 use super::tail::{Tail, metadata_only};
@@ -408,9 +408,4 @@ fn mix(seed: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
-}
-
-/// Whether a committed entry is a membership change.
-pub fn is_change(entry: &Entry) -> bool {
-    entry.get_entry_type() != EntryType::EntryNormal
 }

@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, StorageError as RaftStorageError};
 
@@ -49,16 +48,6 @@ impl<L: LogStore> Tail<L> {
     /// The point the log begins after.
     pub fn point(&self) -> &SnapshotPoint {
         &self.point
-    }
-
-    /// Index of the last entry.
-    pub fn last(&self) -> u64 {
-        self.last_index
-    }
-
-    /// The hard state as written last.
-    pub fn hard_state(&self) -> &HardState {
-        &self.hard_state
     }
 
     /// Notes entries that the store has been given; those at or above the first replace what was there.
@@ -214,6 +203,5 @@ pub fn metadata_only(point: &SnapshotPoint) -> Snapshot {
     metadata.index = point.index;
     metadata.term = point.term;
     metadata.set_conf_state(point.conf_state.clone());
-    debug_assert!(snapshot.compute_size() > 0);
     snapshot
 }
