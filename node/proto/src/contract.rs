@@ -10,6 +10,7 @@ use crate::{FILE_DESCRIPTOR_SET, etcdserverpb as pb, mvccpb, node};
 /// One line per service: its methods in alphabetical order; `>` marks a client stream, `<` a server stream.
 const SERVICES: &[&str] = &[
     "balsa.node.v1.Node: Add Bootstrap Join List MoveLeader PrepareStop Promote Remove State",
+    "balsa.peer.v1.Leases: Renew TimeToLive",
     "balsa.peer.v1.Peer: Frames> Members Snapshot>",
     "etcdserverpb.Auth: AuthDisable AuthEnable AuthStatus Authenticate RoleAdd RoleDelete RoleGet RoleGrantPermission \
      RoleList RoleRevokePermission UserAdd UserChangePassword UserDelete UserGet UserGrantRole UserList UserRevokeRole",

@@ -12,6 +12,7 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfState, Entry, EntryType};
 
 use super::command::{Command, Outcome, ProposalId};
+use super::lease::{self, LeaseChange};
 use super::membership;
 use super::mvcc::encoding::{self, APPLIED, CONF_STATE, FORMAT, FORMAT_VERSION, MEMBERSHIP, corrupt};
 use super::mvcc::overlay::Overlay;
@@ -72,6 +73,8 @@ pub struct Effects {
     pub membership: Option<Arc<log::Membership>>,
     /// The compacted revision, if the run moved it.
     pub compacted: Option<i64>,
+    /// What happened to leases, in order.
+    pub leases: Vec<LeaseChange>,
 }
 
 /// The replicated state of one group, over its key space. One thread applies; views are for everyone.
@@ -163,8 +166,8 @@ impl<K: KeySpace> StateMachine<K> {
         let decoded = decode_run(self.applied.index, &fresh)?;
         let mut run = Run::new(self.key_space.view()?, self.revisions, Arc::clone(&self.membership));
         run.overlay.prefetch(keys_of(&decoded))?;
-        for entry in decoded {
-            run.entry(entry)?;
+        for (entry, decoded) in fresh.iter().zip(decoded) {
+            run.entry(entry.term, decoded)?;
         }
         let (index, term) = (last.index, last.term);
         let (mut batch, mut effects, revisions) = run.finish();
@@ -272,13 +275,13 @@ impl<V: View> Run<V> {
         Self { overlay: Overlay::new(view, revisions), membership, effects: Effects::default() }
     }
 
-    fn entry(&mut self, entry: Decoded) -> Result<(), ApplyError> {
+    fn entry(&mut self, term: u64, entry: Decoded) -> Result<(), ApplyError> {
         match entry {
             Decoded::Batch(batch) => {
                 self.effects.outcomes.reserve(batch.proposals.len());
                 for proposal in batch.proposals {
                     let id = ProposalId::of(&proposal);
-                    let outcome = match self.command(proposal.command) {
+                    let outcome = match self.command(term, proposal.command) {
                         Ok(outcome) => Ok(outcome),
                         Err(ReadError::Refused(refusal)) => Err(refusal),
                         Err(ReadError::Storage(error)) => return Err(error.into()),
@@ -293,7 +296,7 @@ impl<V: View> Run<V> {
         Ok(())
     }
 
-    fn command(&mut self, command: Option<Command>) -> Result<Outcome, ReadError> {
+    fn command(&mut self, term: u64, command: Option<Command>) -> Result<Outcome, ReadError> {
         match command {
             Some(Command::Put(request)) => write::put(&mut self.overlay, &request).map(Outcome::Put),
             Some(Command::DeleteRange(request)) => {
@@ -304,6 +307,18 @@ impl<V: View> Run<V> {
                 let response = write::compact(&mut self.overlay, &request)?;
                 self.effects.compacted = Some(request.revision);
                 Ok(Outcome::Compact(response))
+            }
+            Some(Command::LeaseGrant(request)) => {
+                lease::write::grant(&mut self.overlay, &request).map(Outcome::LeaseGrant)
+            }
+            Some(Command::LeaseRevoke(request)) => {
+                lease::write::revoke(&mut self.overlay, request.id).map(Outcome::LeaseRevoke)
+            }
+            Some(Command::LeaseExpire(command)) => {
+                lease::write::expire(&mut self.overlay, &command, term).map(Outcome::LeaseRevoke)
+            }
+            Some(Command::LeaseCheckpoint(command)) => {
+                lease::write::checkpoint(&mut self.overlay, &command, term).map(|()| Outcome::LeaseCheckpoint)
             }
             Some(Command::Publish(request)) => {
                 self.set_membership(membership::publish(&request, &self.membership)?);
@@ -330,8 +345,8 @@ impl<V: View> Run<V> {
     }
 
     fn finish(mut self) -> (WriteBatch, Effects, Revisions) {
-        let (batch, events, revisions) = self.overlay.finish();
-        self.effects.events = events;
+        let (batch, events, leases, revisions) = self.overlay.finish();
+        (self.effects.events, self.effects.leases) = (events, leases);
         (batch, self.effects, revisions)
     }
 }

@@ -38,6 +38,12 @@ pub enum Outcome {
     Txn(pb::TxnResponse),
     /// Of a compaction; physical deletion goes on in the background.
     Compact(pb::CompactionResponse),
+    /// Of the grant of a lease.
+    LeaseGrant(pb::LeaseGrantResponse),
+    /// Of the revocation of a lease, by a client or because it is over.
+    LeaseRevoke(pb::LeaseRevokeResponse),
+    /// Of a checkpoint of leases.
+    LeaseCheckpoint,
     /// Of a member publishing itself.
     Publish,
     /// Of a membership change: the membership after it.

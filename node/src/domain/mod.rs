@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod command;
+pub mod lease;
 pub mod membership;
 pub mod mvcc;
 pub mod raft;

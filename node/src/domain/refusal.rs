@@ -16,6 +16,20 @@ pub enum Refusal {
     /// A lease that does not exist.
     #[error("requested lease not found")]
     LeaseNotFound,
+    /// The id of a grant is taken.
+    #[error("lease already exists")]
+    LeaseExists,
+    /// A TTL above [`MAX_TTL`](super::lease::MAX_TTL).
+    #[error("too large lease TTL")]
+    LeaseTtlTooLarge,
+    /// What the leader of one term decided by its clock came into the log in another.
+    #[error("decided by the leader of term {term}, logged in term {entry_term}")]
+    OtherTerm {
+        /// The term of the clock.
+        term: u64,
+        /// The term of the entry.
+        entry_term: u64,
+    },
     /// The membership has moved since the change was planned.
     #[error("the membership has changed: it is at index {current}, the change was planned on {planned_on}")]
     ConfigChanged {

@@ -244,6 +244,10 @@ fn refusal_row(refusal: &Refusal) -> Row {
         }
         Refusal::KeyNotFound => (Code::InvalidArgument, "etcdserver: key not found", Reason::Unspecified),
         Refusal::LeaseNotFound => (Code::NotFound, "etcdserver: requested lease not found", Reason::Unspecified),
+        Refusal::LeaseExists => (Code::FailedPrecondition, "etcdserver: lease already exists", Reason::Unspecified),
+        Refusal::LeaseTtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL", Reason::Unspecified),
+        // Met only by the clock that asked for it; its leases are counted by another one now.
+        Refusal::OtherTerm { .. } => (Code::Unavailable, "etcdserver: leader changed", Reason::NoLeader),
         // etcd's own API has no fence, so only the node service meets this one.
         Refusal::ConfigChanged { .. } => {
             (Code::FailedPrecondition, "etcdserver: unhealthy cluster", Reason::ConfigChanged)
@@ -301,6 +305,9 @@ pub(crate) fn all() -> Vec<Error> {
         Refusal::FutureRevision,
         Refusal::KeyNotFound,
         Refusal::LeaseNotFound,
+        Refusal::LeaseExists,
+        Refusal::LeaseTtlTooLarge,
+        Refusal::OtherTerm { term: 2, entry_term: 3 },
         Refusal::ConfigChanged { current: 2, planned_on: 1 },
         Refusal::MemberNotFound(7),
         Refusal::MemberRemoved(7),

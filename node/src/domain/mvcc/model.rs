@@ -110,7 +110,7 @@ impl Model {
                 }
             }
             Command::Compact(compact) => self.compacted = compact.revision,
-            Command::Publish(_) => {}
+            other => panic!("not generated: {other:?}"),
         }
         if self.versions.last().is_some_and(|(made, ..)| *made > self.revision) {
             self.revision += 1;

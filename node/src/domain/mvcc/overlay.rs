@@ -8,13 +8,15 @@ use std::collections::btree_map::Entry;
 use std::iter::Peekable;
 use std::ops::{Bound, ControlFlow};
 
-use balsa_proto::log::Version;
+use balsa_proto::log::{Lease, Version};
 use balsa_proto::mvccpb::{Event, KeyValue, event::EventType};
 use bytes::Bytes;
 
 use super::encoding::{self, Arena, Change, ChangeKind, RowWriter, VersionRef, decode};
 use super::source::{Bounds, Source, Stored, VisitRow, VisitVersion};
 use super::{RevisionEvents, Revisions, delete_event, key_value, put_event};
+use crate::domain::lease::LeaseChange;
+use crate::domain::lease::changes::LeaseChanges;
 use crate::storage::{StorageError, Table, View, WriteBatch};
 
 /// What is known of one key.
@@ -47,6 +49,8 @@ pub(crate) struct Overlay<V> {
     arena: Arena,
     rows: RowWriter,
     batch: WriteBatch,
+    /// Leases, and which keys are attached to them.
+    pub(crate) leases: LeaseChanges,
     /// Of the command under way; `marks` are those of `events`, one each.
     events: Vec<Event>,
     marks: Vec<Mark>,
@@ -64,6 +68,7 @@ impl<V: View> Overlay<V> {
             arena: Arena::default(),
             rows: RowWriter::default(),
             batch: WriteBatch::default(),
+            leases: LeaseChanges::default(),
             events: Vec::new(),
             marks: Vec::new(),
             published: Vec::new(),
@@ -72,13 +77,24 @@ impl<V: View> Overlay<V> {
 
     /// Reads many keys at once; each is read from the store once in a run.
     pub(crate) fn prefetch(&mut self, mut keys: Vec<Bytes>) -> Result<(), StorageError> {
+        keys.retain(|key| !self.slots.contains_key(key));
         keys.sort_unstable();
         keys.dedup();
         let slices: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
         let found = self.view.multi_get(Table::Live, &slices)?;
         let slots = keys.into_iter().zip(found).map(|(key, found)| Ok((key, Slot::of(found)?)));
-        self.slots = slots.collect::<Result<_, StorageError>>()?;
+        self.slots.append(&mut slots.collect::<Result<_, StorageError>>()?);
         Ok(())
+    }
+
+    /// A lease as the command under way sees it.
+    pub(crate) fn lease(&self, id: i64) -> Result<Option<Lease>, StorageError> {
+        self.leases.lease(&self.view, id)
+    }
+
+    /// The keys of a lease, in byte order.
+    pub(crate) fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, StorageError> {
+        self.leases.keys(&self.view, id)
     }
 
     /// The revisions as the command under way sees them: its own changes are one above those before.
@@ -96,6 +112,7 @@ impl<V: View> Overlay<V> {
     pub(crate) fn put(&mut self, key: &Bytes, value: Bytes, lease: i64) -> Result<(), StorageError> {
         let revision = self.revisions.revision + 1;
         let (now, mark) = self.supersede(key, revision)?;
+        self.leases.moved(key, now.as_ref().map_or(0, |now| now.lease), lease);
         let (create_revision, version) = now.map_or((revision, 1), |now| (now.create_revision, now.version + 1));
         let version = Version { create_revision, mod_revision: revision, version, lease, value };
         let slot = self.slots.entry(key.clone()).or_default();
@@ -109,7 +126,8 @@ impl<V: View> Overlay<V> {
     /// Removes `key`, which is there.
     pub(crate) fn delete(&mut self, key: &Bytes) -> Result<(), StorageError> {
         let revision = self.revisions.revision + 1;
-        let (_, mark) = self.supersede(key, revision)?;
+        let (now, mark) = self.supersede(key, revision)?;
+        self.leases.moved(key, now.map_or(0, |now| now.lease), 0);
         self.history.insert(self.arena.history_key(key, revision), Bytes::new());
         let slot = self.slots.entry(key.clone()).or_default();
         let prev_kv = slot.before.clone().map(|before| key_value(key.clone(), before));
@@ -169,7 +187,7 @@ impl<V: View> Overlay<V> {
     }
 
     /// All that the run writes and says, and the revisions after it.
-    pub(crate) fn finish(mut self) -> (WriteBatch, Vec<RevisionEvents>, Revisions) {
+    pub(crate) fn finish(mut self) -> (WriteBatch, Vec<RevisionEvents>, Vec<LeaseChange>, Revisions) {
         for (key, slot) in self.slots {
             match slot.now {
                 _ if slot.changed_at == 0 => {}
@@ -182,7 +200,8 @@ impl<V: View> Overlay<V> {
             self.batch.put(Table::History, key, row);
         }
         self.batch.put(Table::Meta, encoding::REVISIONS, encoding::encode_revisions(self.revisions));
-        (self.batch, self.published, self.revisions)
+        let leases = self.leases.finish(&mut self.batch);
+        (self.batch, self.published, leases, self.revisions)
     }
 }
 
@@ -216,6 +235,10 @@ fn version_of(kv: &KeyValue) -> VersionRef<'_> {
 }
 
 impl<V: View> Source for Overlay<V> {
+    fn has_lease(&self, id: i64) -> Result<bool, StorageError> {
+        self.lease(id).map(|lease| lease.is_some())
+    }
+
     fn live(&self, key: &[u8]) -> Result<Option<Version>, StorageError> {
         match self.slots.get(key) {
             Some(slot) => Ok(slot.now.clone()),

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::KeyRange;
 use super::encoding::{VersionRef, decode, decode_history_key, history_end, history_high, history_key, history_low};
+use crate::domain::lease::table;
 use crate::storage::{StorageError, Table, View};
 
 /// A pair of bounds of keys.
@@ -21,6 +22,9 @@ pub(crate) type VisitRow<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
 /// Readable state.
 pub(crate) trait Source {
+    /// Whether there is a lease of that id.
+    fn has_lease(&self, id: i64) -> Result<bool, StorageError>;
+
     /// The newest version of a key that is there.
     fn live(&self, key: &[u8]) -> Result<Option<Version>, StorageError>;
 
@@ -35,6 +39,10 @@ pub(crate) trait Source {
 pub(crate) struct Stored<'a, V>(pub(crate) &'a V);
 
 impl<V: View> Source for Stored<'_, V> {
+    fn has_lease(&self, id: i64) -> Result<bool, StorageError> {
+        table::lease(self.0, id).map(|lease| lease.is_some())
+    }
+
     fn live(&self, key: &[u8]) -> Result<Option<Version>, StorageError> {
         self.0.get(Table::Live, key)?.map(|bytes| decode("a version", bytes)).transpose()
     }

@@ -111,8 +111,7 @@ fn check_range(revisions: Revisions, range: &pb::RangeRequest) -> Result<(), Ref
 
 /// Whether a put can be done: its lease exists, and its key if something of it is to be kept.
 pub(crate) fn check_put(source: &impl Source, put: &pb::PutRequest) -> Result<(), ReadError> {
-    // No lease can be granted yet, so none exists.
-    if put.lease != 0 {
+    if put.lease != 0 && !source.has_lease(put.lease)? {
         return Err(Refusal::LeaseNotFound.into());
     }
     if (put.ignore_value || put.ignore_lease) && source.live(&put.key)?.is_none() {

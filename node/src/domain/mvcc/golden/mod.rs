@@ -1,4 +1,4 @@
-//! Golden scripts of the state machine: `node/testscripts/{mvcc,membership}/*`.
+//! Golden scripts of the state machine: `node/testscripts/{mvcc,lease,membership}/*`.
 //!
 //! A line that begins with `> ` is a command, one with `#` a comment; all others are what the commands answered.
 //! `UPDATE_GOLDEN=1` rewrites them. Every write is one entry of the log, `> entry a ; b` puts several into one, and
@@ -32,6 +32,11 @@ fn the_data_scripts_answer_as_written() {
 #[test]
 fn the_membership_scripts_answer_as_written() {
     run_folder("membership");
+}
+
+#[test]
+fn the_lease_scripts_answer_as_written() {
+    run_folder("lease");
 }
 
 fn run_folder(folder: &str) {
@@ -177,6 +182,7 @@ impl Machine {
             ReadLine::Changes { range, from, to, limit } => {
                 changes(&view, &range, from, to, limit).map(|changes| print::changes(&changes))
             }
+            ReadLine::Leases => print::leases(&view).map_err(ReadError::from),
             ReadLine::Hash(revision) => hash_kv(&view, revision).map(|hash| print::hash(&hash)),
         };
         match answer {

@@ -9,10 +9,11 @@ use pb::response_op::Response;
 
 use crate::domain::apply::{Effects, StateMachine};
 use crate::domain::command::Outcome;
+use crate::domain::lease::table;
 use crate::domain::mvcc::encoding::{ChangeKind, RowKey, RowReader, VersionRef, decode_history_key};
 use crate::domain::mvcc::{Changes, HashKv, RevisionEvents};
 use crate::storage::memory::MemoryKeySpace;
-use crate::storage::{Table, View};
+use crate::storage::{StorageError, Table, View};
 
 fn text(bytes: &[u8]) -> String {
     bytes.escape_ascii().to_string().replace("\\x00", "\\0")
@@ -46,7 +47,21 @@ pub(super) fn effects(effects: &Effects) -> String {
     for revision in &effects.events {
         out += &events(revision);
     }
+    for change in &effects.leases {
+        writeln!(out, "clock: {change:?}").unwrap();
+    }
     out
+}
+
+/// All leases with their keys.
+pub(super) fn leases(view: &impl View) -> Result<String, StorageError> {
+    let mut out = String::new();
+    for (id, log::Lease { ttl, remaining_ttl }) in table::leases(view)? {
+        let left = if remaining_ttl == 0 { String::new() } else { format!(" left={remaining_ttl}") };
+        let keys: Vec<String> = table::keys(view, id, usize::MAX)?.iter().map(|key| text(key)).collect();
+        writeln!(out, "  lease {id} ttl={ttl}{left} keys=[{}]", keys.join(" ")).unwrap();
+    }
+    Ok(out)
 }
 
 fn outcome(outcome: &Outcome) -> String {
@@ -55,6 +70,11 @@ fn outcome(outcome: &Outcome) -> String {
         Outcome::DeleteRange(response) => delete(response),
         Outcome::Txn(response) => txn(response, ""),
         Outcome::Compact(response) => format!("compacted rev={}\n", revision(&response.header)),
+        Outcome::LeaseGrant(response) => {
+            format!("granted {} ttl={} rev={}\n", response.id, response.ttl, revision(&response.header))
+        }
+        Outcome::LeaseRevoke(response) => format!("revoked rev={}\n", revision(&response.header)),
+        Outcome::LeaseCheckpoint => "checkpointed\n".to_owned(),
         Outcome::Publish => "published\n".to_owned(),
         Outcome::Membership(membership) => format!("index={} next_id={}\n", membership.index, membership.next_id),
     }

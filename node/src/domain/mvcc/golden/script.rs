@@ -24,6 +24,7 @@ pub(super) enum ReadLine {
     Txn(pb::TxnRequest),
     Changes { range: KeyRange, from: i64, to: i64, limit: usize },
     Hash(i64),
+    Leases,
 }
 
 pub(super) fn line(text: &str) -> Line {
@@ -43,6 +44,24 @@ pub(super) fn line(text: &str) -> Line {
             name: words.plain[1].clone(),
             client_urls: vec![words.plain[2].clone()],
         })),
+        "grant" => Line::Write(Command::LeaseGrant(pb::LeaseGrantRequest {
+            id: words.plain[0].parse().unwrap(),
+            ttl: words.plain[1].parse().unwrap(),
+        })),
+        "revoke" => Line::Write(Command::LeaseRevoke(pb::LeaseRevokeRequest { id: words.plain[0].parse().unwrap() })),
+        "expire" => Line::Write(Command::LeaseExpire(log::ExpireLease {
+            id: words.plain[0].parse().unwrap(),
+            term: words.number("term") as u64,
+        })),
+        "checkpoint" => {
+            let [id, remaining_ttl] = [0, 1].map(|position: usize| words.plain[position].parse().unwrap());
+            let checkpoints = vec![log::LeaseCheckpoint { id, remaining_ttl }];
+            Line::Write(Command::LeaseCheckpoint(log::CheckpointLeases {
+                term: words.number("term") as u64,
+                checkpoints,
+            }))
+        }
+        "leases" => Line::Read(ReadLine::Leases),
         "add" | "promote" | "remove" | "update" => Line::Change(change(word, &words)),
         "range" => Line::Read(ReadLine::Range(range(&words))),
         "read_txn" => Line::Read(ReadLine::Txn(txn(rest))),
