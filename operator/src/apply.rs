@@ -57,6 +57,7 @@ impl ApplyError {
     /// The word for it in metrics, conditions and events.
     pub fn reason(&self) -> &'static str {
         match self {
+            Self::Write { source, .. } if is_busy(source) => "TooManyRequests",
             Self::Write { .. } => "ApplyFailed",
             Self::Foreign { .. } => "ForeignObject",
             Self::Encode { .. } => "ApplyFailed",
@@ -72,6 +73,11 @@ impl ApplyError {
 /// 404 and 409: the object is gone, or is not the one that was read.
 pub fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409)
+}
+
+/// 429: the API server has too much to do; nothing is wrong with what was asked.
+pub fn is_busy(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 429)
 }
 
 /// Kinds that were written, in order.

@@ -33,10 +33,11 @@ use tracing::{debug, info, warn};
 use crate::apply::{ApplyError, FIELD_MANAGER, apply, is_conflict};
 use crate::build::{build, is_template_held};
 use crate::execute::{ExecuteError, Hands, describe};
+use crate::members::Dial;
 use crate::metrics::Metrics;
 use crate::names::{self, FINALIZER};
 use crate::observe::{Live, ObserveError, observe};
-use crate::observed::Observed;
+use crate::observed::{Observed, UnixSeconds};
 use crate::plan;
 use crate::status::{self, Seen, StatusError};
 use crate::step::{Blocked, Plan, Step, WaitReason};
@@ -53,6 +54,8 @@ const POLL: Duration = Duration::from_millis(250);
 const SLOW: Duration = Duration::from_secs(2);
 /// Settled, paused or waiting for a person: a watch tells what matters, but not the loss of a node's quorum.
 const REST: Duration = Duration::from_secs(5);
+/// What a cluster waits for while its learner is all that is missing.
+const LEARNER_WAITS: [WaitReason; 2] = [WaitReason::LearnerBehind, WaitReason::LearnerStuck];
 /// A wait of so many seconds is no longer polled fast, so that stuck clusters do not crowd out the others.
 const LONG: i64 = 60;
 
@@ -95,6 +98,14 @@ impl ReconcileError {
     }
 }
 
+/// Seconds since the Unix epoch.
+pub type Clock = Box<dyn Fn() -> UnixSeconds + Send + Sync>;
+
+/// The system's clock.
+pub fn system_clock() -> Clock {
+    Box::new(|| Timestamp::now().as_second())
+}
+
 /// What every pass is given.
 pub struct Context {
     /// Bounded in time and without retries of its own: a pass that cannot go on ends, and the next begins anew.
@@ -103,6 +114,10 @@ pub struct Context {
     pub events: Recorder,
     /// Counts.
     pub metrics: Arc<Metrics>,
+    /// How nodes are reached.
+    pub dial: Box<dyn Dial>,
+    /// What time it is; the only clock of a pass.
+    pub clock: Clock,
 }
 
 /// Runs passes for all clusters of `namespace` (of all namespaces if `None`) until `stop` is cancelled; a pass that
@@ -156,7 +171,8 @@ async fn reconcile(cached: Arc<RaftCluster>, context: Arc<Context>) -> Result<Ac
     result
 }
 
-async fn pass(cached: &RaftCluster, context: &Context) -> Result<Action, ReconcileError> {
+/// One pass over one resource.
+pub(crate) async fn pass(cached: &RaftCluster, context: &Context) -> Result<Action, ReconcileError> {
     let (namespace, name) = (cached.namespace().unwrap_or_default(), cached.name_any());
     let clusters: Api<RaftCluster> = Api::namespaced(context.client.clone(), &namespace);
     let read = clusters.get_opt(&name).await;
@@ -165,7 +181,7 @@ async fn pass(cached: &RaftCluster, context: &Context) -> Result<Action, Reconci
         context.metrics.forget(&namespace, &name);
         return Ok(Action::await_change());
     };
-    let (mut observed, live) = observe(&context.client, &resource, Timestamp::now().as_second()).await?;
+    let (mut observed, live) = observe(&context.client, &*context.dial, &resource, (context.clock)()).await?;
     let deleting = resource.metadata.deletion_timestamp.is_some();
     let cluster = match if deleting { for_deletion(&resource) } else { validate(&resource) } {
         Ok(cluster) => cluster,
@@ -214,7 +230,8 @@ async fn act(
     live: &Live,
     mut plan: Plan,
 ) -> Result<Action, ReconcileError> {
-    let hands = Hands { client: &context.client, resource, cluster, observed, addresses: &live.addresses };
+    let (client, dial, addresses) = (&context.client, &*context.dial, &live.addresses);
+    let hands = Hands { client, dial, resource, cluster, observed, addresses };
     let result = hands.execute(&plan.step).await;
     let executed = matches!(result, Ok(true));
     match &result {
@@ -331,6 +348,9 @@ fn next_pass(observed: &Observed, plan: &Plan, acted: bool) -> Duration {
     let old = observed.now.saturating_sub(plan.since) > LONG;
     if acted {
         SOON
+    } else if learner && waits.is_some_and(|reason| LEARNER_WAITS.contains(&reason)) {
+        // A stuck one too: the moment it has caught up it is promoted.
+        SOON
     } else if status::is_settled(plan) || waits.is_some_and(WaitReason::needs_human) {
         REST
     } else if learner {
@@ -364,8 +384,10 @@ mod tests {
     fn a_listed_learner_is_polled_within_200_milliseconds() {
         let mut observed = observed_three();
         observed.members.as_mut().expect("a list").members.get_mut(&3).expect("member 3").learner = true;
-        let delay = next_pass(&observed, &waiting(WaitReason::LearnerBehind, observed.now - 3600), false);
-        assert!(delay <= Duration::from_millis(200), "{delay:?}");
+        for reason in [WaitReason::LearnerBehind, WaitReason::LearnerStuck] {
+            let delay = next_pass(&observed, &waiting(reason, observed.now - 3600), false);
+            assert!(delay <= Duration::from_millis(200), "{reason}: {delay:?}");
+        }
         assert!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now), true) <= SOON);
     }
 

@@ -22,7 +22,7 @@ use thiserror::Error;
 pub use describe::describe;
 
 use crate::apply::{FIELD_MANAGER, is_conflict};
-use crate::members::{CHANGE_TIMEOUT, Node, NodeError};
+use crate::members::{CHANGE_TIMEOUT, Dial, Node, NodeError};
 use crate::names::{self, FINALIZER, LABEL_CLUSTER_ID, LABEL_DETACHED, LABEL_INCARNATION, LABEL_RAFT_ID};
 use crate::observed::Observed;
 use crate::step::{BootstrapStep, PodRef, RestartMode, Step, VolumeLabel, VolumeRef};
@@ -37,6 +37,12 @@ pub enum ExecuteError {
     /// The node refused or did not answer.
     #[error("{0}")]
     Node(#[from] NodeError),
+    /// The API server has too much to do.
+    #[error("the API server asks for patience: {0}")]
+    TooManyRequests(String),
+    /// The pod is not the one that the step was decided on.
+    #[error("{0} has changed since it was observed")]
+    Changed(String),
     /// The disruption budget refused the eviction.
     #[error("the disruption budget refuses to evict {0} now")]
     Budget(String),
@@ -57,6 +63,8 @@ impl ExecuteError {
         match self {
             Self::Kubernetes(error) if is_conflict(error) => "Conflict",
             Self::Kubernetes(_) => "KubernetesFailed",
+            Self::TooManyRequests(_) => "TooManyRequests",
+            Self::Changed(_) => "Conflict",
             Self::Node(error) => error.reason(),
             Self::Budget(_) => "DisruptionBudget",
             Self::NoAddress(_) => "PodNotRunning",
@@ -76,14 +84,28 @@ fn words(error: &kube::Error) -> String {
 
 impl From<kube::Error> for ExecuteError {
     fn from(error: kube::Error) -> Self {
-        Self::Kubernetes(Box::new(error))
+        match error {
+            kube::Error::Api(status) if status.code == TOO_MANY_REQUESTS => Self::TooManyRequests(status.message),
+            error => Self::Kubernetes(Box::new(error)),
+        }
     }
+}
+
+/// HTTP status of two different refusals: the disruption budget's, and that of an API server with too much to do.
+const TOO_MANY_REQUESTS: u16 = 429;
+
+/// Whether a refused eviction was refused by the disruption budget; the API server names that as the cause.
+fn is_budget(status: &kube::core::Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == TOO_MANY_REQUESTS && causes.into_iter().any(|cause| cause.reason == "DisruptionBudget")
 }
 
 /// What a step is executed with.
 pub struct Hands<'a> {
     /// Client whose calls are bounded and never retried by themselves.
     pub client: &'a kube::Client,
+    /// How nodes are reached.
+    pub dial: &'a dyn Dial,
     /// The resource as read in this pass.
     pub resource: &'a RaftCluster,
     /// As validated.
@@ -130,6 +152,7 @@ impl Hands<'_> {
             Step::MoveLeader { to, .. } => {
                 self.leader()?.move_leader(*to).await?;
             }
+            Step::PrepareStop { pod, .. } => self.node(pod)?.prepare_stop().await?,
             Step::RemoveMember { raft_id, membership_index, .. } => {
                 let (membership_index, id) = (*membership_index, *raft_id);
                 self.leader()?.remove(RemoveRequest { membership_index, id }).await?;
@@ -161,6 +184,7 @@ impl Hands<'_> {
             }
             BootstrapStep::Call { pod, cluster_id, name, peer_url } => {
                 let (cluster_id, name, peer_urls) = (*cluster_id, name.clone(), vec![peer_url.clone()]);
+                self.unchanged(pod).await?;
                 self.node(pod)?.bootstrap(BootstrapRequest { cluster_id, name, peer_urls }).await?;
                 Ok(())
             }
@@ -168,6 +192,17 @@ impl Hands<'_> {
                 self.patch_status(resource_version, json!({"bootstrapped": true})).await
             }
         }
+    }
+
+    /// P2 for calls to a node, which knows no resourceVersion: the pod is still the one that was observed, and so is its
+    /// process, because a restarted container changes the pod. What may have an empty disk again is not founded on.
+    async fn unchanged(&self, pod: &PodRef) -> Result<(), ExecuteError> {
+        let name = names::pod(&self.cluster.name, pod.ordinal);
+        let live = self.api::<Pod>().get_opt(&name).await?;
+        let same = live.is_some_and(|live| {
+            live.uid().as_ref() == Some(&pod.uid) && live.resource_version().as_ref() == Some(&pod.resource_version)
+        });
+        if same { Ok(()) } else { Err(ExecuteError::Changed(name)) }
     }
 
     async fn label(&self, volume: &VolumeRef, label: &VolumeLabel) -> Result<(), ExecuteError> {
@@ -205,7 +240,7 @@ impl Hands<'_> {
         let request = eviction(&self.cluster.namespace, pod, preconditions)?;
         match self.client.request::<Value>(request).await {
             Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 429 => Err(ExecuteError::Budget(pod.to_owned())),
+            Err(kube::Error::Api(status)) if is_budget(&status) => Err(ExecuteError::Budget(pod.to_owned())),
             Err(error) => Err(error.into()),
         }
     }
@@ -242,7 +277,7 @@ impl Hands<'_> {
         let same = self.observed.pods.get(&pod.ordinal).is_some_and(|observed| observed.uid == pod.uid);
         let address = self.addresses.get(&pod.ordinal).filter(|_| same);
         let name = || ExecuteError::NoAddress(names::pod(&self.cluster.name, pod.ordinal));
-        Ok(Node::at(*address.ok_or_else(name)?, CHANGE_TIMEOUT))
+        Ok(Node::at(self.dial, *address.ok_or_else(name)?, CHANGE_TIMEOUT))
     }
 
     /// Changes of membership are proposed where the leader is; no node passes them on.
@@ -251,7 +286,7 @@ impl Hands<'_> {
         let urls = list.members.get(&list.leader).map(|leader| leader.peer_urls.as_slice()).unwrap_or_default();
         let ordinal = urls.iter().find_map(|url| names::peer_url_ordinal(self.cluster, url));
         let address = self.addresses.get(&ordinal.ok_or(ExecuteError::NoLeader)?).ok_or(ExecuteError::NoLeader)?;
-        Ok(Node::at(*address, CHANGE_TIMEOUT))
+        Ok(Node::at(self.dial, *address, CHANGE_TIMEOUT))
     }
 }
 
@@ -314,6 +349,22 @@ mod tests {
         assert_eq!(request.uri(), "/api/v1/namespaces/ns/pods/db-2/eviction");
         let body: Value = serde_json::from_slice(request.body()).expect("JSON");
         assert_eq!(body["deleteOptions"]["preconditions"], json!({"uid": "u", "resourceVersion": "9"}));
+    }
+
+    #[test]
+    fn a_refusal_of_the_budget_is_told_from_an_api_server_with_too_much_to_do() {
+        let status = |text: &str| -> Box<kube::core::Status> { serde_json::from_str(text).expect("a status") };
+        let budget = status(
+            r#"{"status": "Failure", "code": 429, "reason": "TooManyRequests", "message": "Cannot evict pod as it would
+                violate the pod's disruption budget.", "details": {"causes": [{"reason": "DisruptionBudget",
+                "message": "needs 2 healthy pods and has 2 currently"}]}}"#
+                .replace('\n', " ")
+                .as_str(),
+        );
+        let busy = status(r#"{"status": "Failure", "code": 429, "message": "please try again later"}"#);
+        assert!(is_budget(&budget) && !is_budget(&busy));
+        let error = ExecuteError::from(kube::Error::Api(busy));
+        assert_eq!(error.reason(), "TooManyRequests");
     }
 
     #[test]

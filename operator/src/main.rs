@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use balsa_operator::arguments::{Arguments, Command, Run};
+use balsa_operator::members::Network;
 use balsa_operator::{controller, health, lease::Seat, metrics::Metrics};
 use clap::Parser;
 use kube::runtime::events::{Recorder, Reporter};
@@ -46,7 +47,13 @@ async fn operate(run: Run) -> anyhow::Result<()> {
     let mut seat = Seat::stand(watches.clone(), &run.namespace, &run.identity).await?;
     let reporter = Reporter { controller: "balsa-operator".into(), instance: Some(run.identity.clone()) };
     let events = Recorder::new(client.clone(), reporter);
-    let context = Arc::new(controller::Context { client, events, metrics });
+    let context = Arc::new(controller::Context {
+        client,
+        events,
+        metrics,
+        dial: Box::new(Network),
+        clock: controller::system_clock(),
+    });
     let result = lead(&mut seat, context, watches, &run, &stop).await;
     stop.cancel();
     // Only now may another operator begin: every pass has ended.

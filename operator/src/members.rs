@@ -2,7 +2,7 @@
 //!
 //! Owns addresses, timeouts and the translation of refusals into [`NodeError`]. A node is dialled by its pod's address
 //! on the peer port, never through a Service, so that every answer is about the pod that was asked. Must not know what
-//! any answer means for the plan.
+//! any answer means for the plan. How a node is reached is behind [`Dial`], so that passes can run without a network.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -10,11 +10,15 @@ use std::time::Duration;
 use balsa_proto::node::node_client::NodeClient;
 use balsa_proto::node::{
     AddRequest, BootstrapRequest, BootstrapResponse, ChangeResponse, JoinRequest, ListRequest, ListResponse,
-    MoveLeaderRequest, MoveLeaderResponse, PromoteRequest, Reason, RemoveRequest, StateRequest, StateResponse,
+    MoveLeaderRequest, MoveLeaderResponse, PrepareStopRequest, PromoteRequest, Reason, RemoveRequest, StateRequest,
+    StateResponse,
 };
 use thiserror::Error;
-use tonic::transport::{Channel, Endpoint};
+use tonic::body::Body;
+use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
+use tower::ServiceExt as _;
+use tower::util::BoxCloneSyncService;
 
 /// Port of the peer and node services.
 pub const PEER_PORT: u16 = 2380;
@@ -81,27 +85,51 @@ impl NodeError {
     }
 }
 
+/// A node could not be reached.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct TransportError(#[from] tonic::transport::Error);
+
+/// What carries one node's calls.
+pub type Transport = BoxCloneSyncService<axum::http::Request<Body>, axum::http::Response<Body>, TransportError>;
+
+/// How nodes are reached.
+pub trait Dial: Send + Sync {
+    /// A way to the node at `address`; connecting may wait for the first call. `timeout` bounds connecting and each call.
+    fn dial(&self, address: SocketAddr, timeout: Duration) -> Transport;
+}
+
+/// By TCP, as in a cluster.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Network;
+
+impl Dial for Network {
+    fn dial(&self, address: SocketAddr, timeout: Duration) -> Transport {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .expect("a socket address makes a valid URI")
+            .connect_timeout(timeout)
+            .timeout(timeout);
+        Transport::new(endpoint.connect_lazy().map_err(TransportError::from))
+    }
+}
+
 /// A connection to one node. Every call ends within the timeout it was connected with.
 #[derive(Debug)]
 pub struct Node {
     address: SocketAddr,
     timeout: Duration,
-    client: NodeClient<Channel>,
+    client: NodeClient<Transport>,
 }
 
 impl Node {
     /// Names the node at `ip`; dials at the first call. `timeout` bounds dialling and each call.
-    pub fn at(ip: IpAddr, timeout: Duration) -> Self {
-        Self::at_address(SocketAddr::new(ip, PEER_PORT), timeout)
+    pub fn at(dial: &dyn Dial, ip: IpAddr, timeout: Duration) -> Self {
+        Self::at_address(dial, SocketAddr::new(ip, PEER_PORT), timeout)
     }
 
     /// As [`Node::at`] with a port of its own.
-    pub fn at_address(address: SocketAddr, timeout: Duration) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .expect("a socket address makes a valid URI")
-            .connect_timeout(timeout)
-            .timeout(timeout);
-        Self { address, timeout, client: NodeClient::new(endpoint.connect_lazy()) }
+    pub fn at_address(dial: &dyn Dial, address: SocketAddr, timeout: Duration) -> Self {
+        Self { address, timeout, client: NodeClient::new(dial.dial(address, timeout)) }
     }
 
     /// What this node is. `cluster_id` is the latched one, 0 while there is none.
@@ -184,6 +212,16 @@ impl Node {
         Self::within(self.address, self.timeout, answer).await
     }
 
+    /// Makes the node unready and no leader, and lets it finish and flush; it goes on serving.
+    ///
+    /// # Errors
+    /// See [`NodeError`].
+    pub async fn prepare_stop(&mut self) -> Result<(), NodeError> {
+        let request = self.bounded(PrepareStopRequest {});
+        let answer = self.client.prepare_stop(request);
+        Self::within(self.address, self.timeout, answer).await.map(|_| ())
+    }
+
     /// The node learns the deadline too, so that it gives up when nobody waits any more.
     fn bounded<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
@@ -230,11 +268,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_node_that_nobody_listens_for_is_silent() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        drop(listener);
+        let error = Node::at_address(&Network, address, Duration::from_secs(5)).state(0).await.expect_err("no answer");
+        assert!(matches!(error, NodeError::Silent { .. }), "{error}");
+    }
+
+    #[tokio::test]
     async fn m30_a_node_that_accepts_and_says_nothing_costs_no_more_than_the_timeout() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
         let began = std::time::Instant::now();
-        let error = Node::at_address(address, Duration::from_millis(200)).state(0).await.expect_err("no answer");
+        let error =
+            Node::at_address(&Network, address, Duration::from_millis(200)).state(0).await.expect_err("no answer");
         assert!(matches!(error, NodeError::Silent { .. }), "{error}");
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     }

@@ -13,7 +13,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
 
-use crate::apply::{FIELD_MANAGER, is_conflict};
+use crate::apply::{FIELD_MANAGER, is_busy, is_conflict};
 use crate::names;
 use crate::observed::{Member, MemberList, Observed, UnixSeconds};
 use crate::step::{Plan, Step, StepName, WaitReason};
@@ -33,7 +33,10 @@ pub enum StatusError {
 impl StatusError {
     /// The word for it in metrics.
     pub fn reason(&self) -> &'static str {
-        "StatusFailed"
+        match self {
+            Self::Write(error) if is_busy(error) => "TooManyRequests",
+            Self::Write(_) | Self::Encode(_) => "StatusFailed",
+        }
     }
 
     /// The resource has changed since it was read: observe again.

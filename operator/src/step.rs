@@ -145,6 +145,13 @@ pub enum Step {
         /// Ordinal of the present leader, if it has one of ours.
         ordinal: u32,
     },
+    /// `Node.PrepareStop`, before the removal of a voter that serves: its clients go elsewhere first.
+    PrepareStop {
+        /// The pod that must be the one answering.
+        pod: PodRef,
+        /// Its raft id.
+        raft_id: u64,
+    },
     /// `Node.Remove`.
     RemoveMember {
         /// Ordinal of the member.
@@ -301,6 +308,8 @@ named! {
         Promote,
         /// Hands leadership over.
         MoveLeader,
+        /// Takes a voter out of service before it is removed.
+        PrepareStop,
         /// Removes a member.
         RemoveMember,
         /// Deletes a volume claim.
@@ -420,6 +429,7 @@ impl Step {
             Self::ScaleIn { .. } => StepName::ScaleIn,
             Self::Promote { .. } => StepName::Promote,
             Self::MoveLeader { .. } => StepName::MoveLeader,
+            Self::PrepareStop { .. } => StepName::PrepareStop,
             Self::RemoveMember { .. } => StepName::RemoveMember,
             Self::DropVolume { .. } => StepName::DropVolume,
             Self::RestartPod { .. } => StepName::RestartPod,
@@ -450,6 +460,7 @@ impl Step {
                 (Some(*ordinal), Some(*raft_id))
             }
             Self::MoveLeader { from, ordinal, .. } => (Some(*ordinal), Some(*from)),
+            Self::PrepareStop { pod, raft_id } => (Some(pod.ordinal), Some(*raft_id)),
             Self::DropVolume { volume, raft_id } => (Some(volume.ordinal), *raft_id),
             Self::RestartPod { pod, .. } => (Some(pod.ordinal), None),
         };

@@ -26,6 +26,7 @@ const CALLS: &[Call] = &[
     ("apps", "statefulsets", "create", "apply.rs"),
     ("apps", "statefulsets", "patch", "execute.rs"),
     ("apps", "statefulsets", "delete", "execute.rs"),
+    ("", "pods", "get", "execute.rs"),
     ("", "pods", "list", "observe/mod.rs"),
     ("", "pods", "watch", "controller.rs"),
     ("", "pods", "delete", "execute.rs"),

@@ -32,6 +32,9 @@ pub fn describe(cluster: &str, step: &Step) -> Option<String> {
         Step::ScaleIn { replicas, .. } => format!("lowered the pods to {replicas}"),
         Step::Promote { ordinal, raft_id, .. } => format!("member {} on {} votes", id(*raft_id), pod(*ordinal)),
         Step::MoveLeader { from, to, .. } => format!("moved leadership from member {} to {}", id(*from), id(*to)),
+        Step::PrepareStop { pod: leaving, raft_id } => {
+            format!("took member {} on {} out of service", id(*raft_id), pod(leaving.ordinal))
+        }
         Step::RemoveMember { ordinal, raft_id, .. } => format!("removed member {} of {}", id(*raft_id), pod(*ordinal)),
         Step::DropVolume { volume, raft_id } => {
             let volume = names::volume(cluster, volume.ordinal);
@@ -73,6 +76,7 @@ mod tests {
             (Step::ScaleOut { set: set(), replicas: 3 }, "3"),
             (Step::Promote { ordinal: 2, raft_id: 0xa1, membership_index: 1 }, "a1"),
             (Step::MoveLeader { from: 1, to: 0xb, ordinal: 0 }, "to b"),
+            (Step::PrepareStop { pod: pod(), raft_id: 3 }, "member 3 on db-2 out of service"),
             (Step::RemoveMember { ordinal: 2, raft_id: 3, membership_index: 1 }, "member 3 of db-2"),
             (Step::DropVolume { volume: volume(), raft_id: Some(3) }, "data-db-2 of removed member 3"),
             (Step::RestartPod { pod: pod(), mode: RestartMode::Evict, writes_pause: true }, "writes pause"),

@@ -19,6 +19,8 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
 
+use crate::apply::is_busy;
+use crate::members::Dial;
 use crate::names;
 use crate::observed::{Host, HostState, Observed, UnixSeconds};
 
@@ -42,6 +44,7 @@ impl ObserveError {
     /// The word for it in metrics.
     pub fn reason(&self) -> &'static str {
         match self {
+            Self::Read { source, .. } if is_busy(source) => "TooManyRequests",
             Self::Read { .. } => "ObserveFailed",
             Self::Random => "NoRandomness",
         }
@@ -73,6 +76,7 @@ pub struct Live {
 /// [`ObserveError`] when the API server cannot be read; never for a silent node.
 pub async fn observe(
     client: &Client,
+    dial: &dyn Dial,
     resource: &RaftCluster,
     now: UnixSeconds,
 ) -> Result<(Observed, Live), ObserveError> {
@@ -92,7 +96,7 @@ pub async fn observe(
     live.addresses = nodes::addresses(&pods, &name);
     let latched = observed.resource.cluster_id;
     let (answers, ()) =
-        tokio::join!(nodes::ask(&live.addresses, &name, latched), hosts(client, &mut observed, &volumes, &name));
+        tokio::join!(nodes::ask(dial, &live.addresses, &name, latched), hosts(client, &mut observed, &volumes, &name));
     (observed.nodes, observed.members) = answers;
     Ok((observed, live))
 }

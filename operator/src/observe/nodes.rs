@@ -8,7 +8,7 @@ use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
-use crate::members::{Node, OBSERVE_TIMEOUT};
+use crate::members::{Dial, Node, OBSERVE_TIMEOUT};
 use crate::names;
 use crate::observed::{Marker, Member, MemberList, NodeReport, NodeState, Progress};
 
@@ -16,9 +16,14 @@ type Answers = (BTreeMap<u32, NodeReport>, Option<MemberList>);
 
 /// What each pod's node reports, and the best linearizable list. Takes at most the observation timeout, however many
 /// nodes are silent.
-pub(super) async fn ask(addresses: &BTreeMap<u32, IpAddr>, cluster: &str, latched: Option<u64>) -> Answers {
+pub(super) async fn ask(
+    dial: &dyn Dial,
+    addresses: &BTreeMap<u32, IpAddr>,
+    cluster: &str,
+    latched: Option<u64>,
+) -> Answers {
     let answers = join_all(addresses.iter().map(|(ordinal, ip)| async move {
-        let (state, list) = ask_one(&names::pod(cluster, *ordinal), *ip, latched).await;
+        let (state, list) = ask_one(dial, &names::pod(cluster, *ordinal), *ip, latched).await;
         (*ordinal, state, list)
     }))
     .await;
@@ -44,8 +49,8 @@ fn address(pod: &Pod) -> Option<IpAddr> {
     status.pod_ip.as_deref()?.parse().ok()
 }
 
-async fn ask_one(pod: &str, ip: IpAddr, latched: Option<u64>) -> (NodeReport, Option<MemberList>) {
-    let (mut for_state, mut for_list) = (Node::at(ip, OBSERVE_TIMEOUT), Node::at(ip, OBSERVE_TIMEOUT));
+async fn ask_one(dial: &dyn Dial, pod: &str, ip: IpAddr, latched: Option<u64>) -> (NodeReport, Option<MemberList>) {
+    let (mut for_state, mut for_list) = (Node::at(dial, ip, OBSERVE_TIMEOUT), Node::at(dial, ip, OBSERVE_TIMEOUT));
     let (state, list) = tokio::join!(for_state.state(latched.unwrap_or_default()), for_list.list());
     match state {
         // Another name means that the address has gone to another pod since the API server was read.

@@ -16,7 +16,11 @@ pub(super) fn forecast(view: &View<'_>, step: &Step) -> Vec<String> {
         Step::Join { .. } => (&grows[3..], ordinal),
         Step::LabelVolume { label: VolumeLabel::Member(_), .. } if is_learner(view, ordinal) => (&grows[4..], ordinal),
         Step::MoveLeader { .. } if ordinal >= view.want() => {
-            (&[StepName::RemoveMember, StepName::ScaleIn, StepName::DropVolume], ordinal)
+            (&[StepName::PrepareStop, StepName::RemoveMember, StepName::ScaleIn, StepName::DropVolume], ordinal)
+        }
+        Step::PrepareStop { .. } if ordinal >= view.want() => (&[StepName::RemoveMember, StepName::ScaleIn], ordinal),
+        Step::PrepareStop { .. } => {
+            (&[StepName::RemoveMember, StepName::DropVolume, StepName::RestartPod, StepName::AddLearner], ordinal)
         }
         Step::RemoveMember { .. } if ordinal >= view.have() => (&[], ordinal),
         Step::RemoveMember { .. } if ordinal >= view.want() => (&[StepName::ScaleIn], ordinal),

@@ -10,6 +10,7 @@ mod bootstrap;
 mod delete;
 mod gates;
 mod learner;
+mod prepare;
 mod proofs;
 mod quorum;
 mod replace;
@@ -81,6 +82,7 @@ fn search(view: &View<'_>, notes: &mut Notes) -> Row {
     replace::causes(view, notes)?;
     learner::rows(view, notes)?;
     scale_in::rows(view, notes)?;
+    prepare::change_of_mind(view, notes)?;
     scale_out::rows(view, notes)?;
     roll::rows(view, notes)?;
     gates::nothing_missing(view, notes)

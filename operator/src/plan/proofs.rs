@@ -141,13 +141,13 @@ impl<'a> View<'a> {
     }
 
     /// It answered as this member, is active at the leader, within the lag bound, and nothing ends it: neither its pod
-    /// nor its volume is being deleted (a Terminating volume is lost at the next restart).
+    /// nor its volume is being deleted (a Terminating volume is lost at the next restart). One that was told to prepare
+    /// its end still votes.
     pub(super) fn is_healthy(&self, k: u32, id: u64, member: &Member) -> bool {
         let answered = self.node(k).is_some_and(|node| {
-            !node.stopping
-                && node.marker.is_some_and(|marker| {
-                    marker.raft_id == id && Some(marker.cluster_id) == self.observed.resource.cluster_id
-                })
+            node.marker.is_some_and(|marker| {
+                marker.raft_id == id && Some(marker.cluster_id) == self.observed.resource.cluster_id
+            })
         });
         let stays = self.pod(k).is_some_and(|pod| pod.terminating.is_none())
             && self.volume(k).is_none_or(|volume| !volume.terminating);
@@ -184,6 +184,7 @@ impl<'a> View<'a> {
     pub(super) fn next_leader(&self, admits: impl Fn(u32) -> bool) -> Option<u64> {
         self.voters()
             .filter(|(k, id, member)| admits(*k) && !self.is_leader(*id) && self.is_healthy(*k, *id, member))
+            .filter(|(k, ..)| self.node(*k).is_some_and(|node| !node.stopping))
             .max_by_key(|(k, _, member)| (member.progress.map(|p| p.match_index), std::cmp::Reverse(*k)))
             .map(|(_, id, _)| id)
     }

@@ -4,6 +4,7 @@
 //! the pod holds it, and no pod is created over a Terminating volume; pod first would restart the old disk.
 
 use super::learner::pod_cause;
+use super::prepare::out_of_service;
 use super::{Decision, Matter, NEXT, Notes, REJOIN_DEADLINE_SECONDS, Row, UNSCHEDULABLE_GRACE_SECONDS, View, aged};
 use crate::names;
 use crate::observed::{ContainerState, ExitKind, Member, PodPhase};
@@ -163,6 +164,9 @@ fn replace(
     if !member.learner && !view.budget_admits_removal(id) {
         let message = "the disruption budget does not protect the remaining voters yet".to_owned();
         notes.hold(wait(WaitReason::DisruptionBudget, message));
+        return NEXT;
+    }
+    if !member.learner && !out_of_service(view, notes, row, k, id)? {
         return NEXT;
     }
     let membership_index = view.membership_index();

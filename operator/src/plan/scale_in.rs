@@ -1,5 +1,6 @@
 //! Rows I, with C1 to C3: one ordinal less, always the highest, found by raft id.
 
+use super::prepare::out_of_service;
 use super::{Decision, MOVE_LEADER_DEADLINE_SECONDS, Matter, NEXT, Notes, Row, View, lasting};
 use crate::observed::Member;
 use crate::step::{RestartMode, Step, Target, VolumeLabel, WaitReason};
@@ -65,6 +66,10 @@ fn remove(row: &'static str, view: &View<'_>, k: u32, id: u64) -> Row {
     Decision::act(row, Step::RemoveMember { ordinal: k, raft_id: id, membership_index }).now()
 }
 
+fn removed_from_service(view: &View<'_>, notes: &mut Notes, row: &'static str, k: u32, id: u64) -> Row {
+    if out_of_service(view, notes, row, k, id)? { remove(row, view, k, id) } else { NEXT }
+}
+
 /// I3, I5, I6: a voter goes; leadership first.
 fn remove_or_move(view: &View<'_>, notes: &mut Notes, row: &'static str, t: u32, id: u64, member: &Member) -> Row {
     if view.is_leader(id) {
@@ -79,7 +84,7 @@ fn remove_or_move(view: &View<'_>, notes: &mut Notes, row: &'static str, t: u32,
             return if view.is_leader(other) {
                 move_leader(view, notes, j, other)
             } else {
-                remove("I6", view, j, other)
+                removed_from_service(view, notes, "I6", j, other)
             };
         }
         let message = format!("the voters without member {id:x} on pod {t} are no quorum");
@@ -92,7 +97,7 @@ fn remove_or_move(view: &View<'_>, notes: &mut Notes, row: &'static str, t: u32,
         return NEXT;
     }
     // I5
-    remove(row, view, t, id)
+    if member.learner { remove(row, view, t, id) } else { removed_from_service(view, notes, row, t, id) }
 }
 
 /// I3, I4.

@@ -483,6 +483,7 @@ fn headline(plan: &Plan) -> String {
         | Step::RemoveMember { ordinal, raft_id, membership_index } => {
             format!("pod {ordinal} member {raft_id} @{membership_index}")
         }
+        Step::PrepareStop { pod, raft_id } => format!("pod {} member {raft_id}", pod.ordinal),
         Step::MoveLeader { from, to, .. } => format!("from {from} to {to}"),
         Step::DropVolume { volume, raft_id } => match raft_id {
             Some(id) => format!("volume {} of removed member {id}", volume.ordinal),

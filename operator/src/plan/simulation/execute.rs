@@ -33,6 +33,7 @@ impl World {
             Step::ScaleOut { set, replicas } | Step::ScaleIn { set, replicas } => self.scale(set, *replicas),
             Step::Promote { raft_id, membership_index, .. } => self.promote(*raft_id, *membership_index),
             Step::MoveLeader { from, to, .. } => self.move_leader(*from, *to),
+            Step::PrepareStop { pod, .. } => self.prepare_stop(pod),
             Step::RemoveMember { raft_id, membership_index, .. } => self.remove(*raft_id, *membership_index),
             Step::DropVolume { volume, .. } => self.drop_volume(volume),
             Step::RestartPod { pod, mode, .. } => self.restart(pod, *mode, fresh),
@@ -197,6 +198,28 @@ impl World {
         self.raft.leader = to;
         self.raft.term += 1;
         Ok(())
+    }
+
+    fn prepare_stop(&mut self, pod: &PodRef) -> Done {
+        self.same_pod(pod)?;
+        if !self.runs(pod.ordinal) {
+            return Err(Refused::Node("unreachable"));
+        }
+        if let Some(pod) = self.pods.get_mut(&pod.ordinal) {
+            pod.prepared = true;
+        }
+        self.hand_over(pod.ordinal);
+        Ok(())
+    }
+
+    /// A leader that stops gives leadership away, if somebody can take it.
+    fn hand_over(&mut self, k: u32) {
+        let leads = self.listed(k).is_some_and(|(id, _)| id == self.raft.leader);
+        let fit = |id: &u64| *id != self.raft.leader && self.is_up(*id) && self.behind(*id) == 0;
+        if let Some(next) = self.voters().into_iter().find(fit).filter(|_| leads && !self.raft.stubborn) {
+            self.raft.leader = next;
+            self.raft.term += 1;
+        }
     }
 
     fn remove(&mut self, id: u64, index: u64) -> Done {

@@ -45,6 +45,8 @@ pub(in crate::plan) struct Pod {
     pub(in crate::plan) object: ObservedPod,
     /// The volume it has mounted; empty while it has none.
     pub(in crate::plan) volume_uid: String,
+    /// Its process was told to prepare its end; a new process knows nothing of it.
+    pub(in crate::plan) prepared: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -164,7 +166,7 @@ impl World {
                 revision: revision.clone(),
                 ..Default::default()
             };
-            self.pods.insert(k, Pod { object, volume_uid: String::new() });
+            self.pods.insert(k, Pod { object, volume_uid: String::new(), prepared: false });
             self.provide_volume(k);
         }
     }
@@ -196,6 +198,7 @@ impl World {
             self.serial += 1;
             pod.object.resource_version = self.serial.to_string();
             pod.object.phase = if state == ContainerState::Running { PodPhase::Running } else { PodPhase::Pending };
+            pod.prepared = false;
             pod.object.container = state;
         }
     }
@@ -350,7 +353,7 @@ impl World {
     fn serves(&self, k: u32) -> bool {
         let voter = self.listed(k).filter(|(_, member)| !member.learner);
         voter.is_some_and(|(id, _)| self.is_up(id) && self.behind(id) == 0)
-            && self.pods.get(&k).is_some_and(|pod| pod.object.terminating.is_none())
+            && self.pods.get(&k).is_some_and(|pod| pod.object.terminating.is_none() && !pod.prepared)
     }
 
     pub(super) fn joined(volume: &mut Volume, marker: Marker, behind: bool) {
@@ -405,7 +408,7 @@ impl World {
             voter,
             leader: self.raft.leader,
             term: self.raft.term,
-            stopping: self.pods.get(&k).is_some_and(|pod| pod.object.terminating.is_some()),
+            stopping: self.pods.get(&k).is_some_and(|pod| pod.object.terminating.is_some() || pod.prepared),
             ready: self.pods.get(&k).is_some_and(|pod| pod.object.ready),
             ..Default::default()
         })
