@@ -51,6 +51,13 @@ test-unit: ## Tests that need no Kubernetes
 .PHONY: test-long
 test-long: ## More seeds of the simulations and repeated end-to-end runs
 	BALSA_SEEDS=20000 $(CARGO) test --workspace --locked simulation -- --nocapture
+	BALSA_REQUESTS=500000 $(MAKE) differential
+
+.PHONY: differential
+differential: build ## The same drawn requests to etcd and to Balsa, all answers compared; BALSA_SEED=n, BALSA_REQUESTS=n
+	@e2e/install etcd
+	$(BIN)/balsa-differential --etcd $(BALSA_CACHE)/bin/etcd
+	$(BIN)/balsa-differential --etcd $(BALSA_CACHE)/bin/etcd-3.7
 
 .PHONY: e2e
 e2e: images ## End-to-end scenarios on Kubernetes; SCENARIO=name runs one

@@ -5,6 +5,7 @@
 //! it sees what a user sees.
 
 pub mod cluster;
+pub mod differential;
 pub mod report;
 pub mod scenarios;
 pub mod writer;

@@ -111,6 +111,9 @@ struct Stream {
     /// (revision, watcher): no promise on behalf of all before this is published, because the watcher starts there or has
     /// read that far already. What lies in the past is removed when it is looked at.
     ahead: BTreeSet<(i64, WatcherKey)>,
+    /// Those that a compaction ended and the client has not canceled yet. As in etcd they keep their ids and hold back
+    /// promises on behalf of all.
+    ended: BTreeSet<WatcherKey>,
 }
 
 impl WatchHub {
@@ -151,6 +154,7 @@ impl WatchHub {
             watchers: BTreeSet::new(),
             behind: BTreeSet::new(),
             ahead: BTreeSet::new(),
+            ended: BTreeSet::new(),
         };
         state.streams.insert(key, stream);
         drop(state);
@@ -238,6 +242,7 @@ impl WatchHub {
         }
         if start > 0 && start < compacted {
             buffer.push(Item::Compacted { watcher: key, revision: compacted });
+            open.ended.insert(key);
             return (key, published);
         }
         open.watchers.insert(key);
@@ -253,8 +258,12 @@ impl WatchHub {
         (key, published)
     }
 
-    fn cancel(&self, watcher: WatcherKey) {
-        self.state.lock().remove(watcher);
+    fn cancel(&self, stream: StreamKey, watcher: WatcherKey) {
+        let mut state = self.state.lock();
+        state.remove(watcher);
+        if let Some(stream) = state.streams.get_mut(&stream) {
+            stream.ended.remove(&watcher);
+        }
     }
 
     /// Promises on behalf of the whole stream that everything up to the published revision is on its way, if so.
@@ -265,7 +274,8 @@ impl WatchHub {
         while stream.ahead.first().is_some_and(|(start, _)| *start <= published) {
             stream.ahead.pop_first();
         }
-        if !stream.watchers.is_empty() && stream.behind.is_empty() && stream.ahead.is_empty() {
+        let caught_up = stream.behind.is_empty() && stream.ahead.is_empty() && stream.ended.is_empty();
+        if caught_up && !stream.watchers.is_empty() {
             stream.buffer.push(Item::Progress { watcher: None, revision: published });
         }
     }
@@ -334,8 +344,9 @@ impl State {
     }
 
     fn cancel_compacted(&mut self, stream: StreamKey, revision: i64) {
-        let Some(stream) = self.streams.get(&stream) else { return };
+        let Some(stream) = self.streams.get_mut(&stream) else { return };
         let lost: Vec<_> = stream.behind.range(..(revision, WatcherKey(0))).map(|(_, watcher)| *watcher).collect();
+        stream.ended.extend(&lost);
         let buffer = stream.buffer.clone();
         for watcher in lost {
             buffer.push(Item::Compacted { watcher, revision });

@@ -23,13 +23,13 @@ pub struct HashKv {
     pub revision: i64,
 }
 
-/// Hashes up to `revision`, 0 and below for the current one. Reads the whole store.
+/// Hashes up to `revision`, 0 for the current one; nothing is below a negative one, as in etcd. Reads the whole store.
 ///
 /// # Errors
 /// `Compacted`, `FutureRevision`, or the store's.
 pub fn hash_kv(view: &impl View, revision: i64) -> Result<HashKv, ReadError> {
     let revisions = current(view)?;
-    let hash_revision = revisions.resolve(revision)?;
+    let hash_revision = if revision < 0 { revision } else { revisions.resolve(revision)? };
     let everything = KeyRange::Span { low: Bytes::new(), high: None };
     let mut hash = 0;
     scan_records(&Stored(view), &everything, &mut |key, record| {

@@ -1,7 +1,7 @@
 //! Random interleavings of publishing, reading, catching up, compaction, cancelling and snapshot installs, compared with
 //! a model: each watcher gets each of its events exactly once and in order, whatever its client does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use balsa_proto::mvccpb::event::EventType;
@@ -194,7 +194,13 @@ fn a_watcher_below_a_compaction_is_cancelled_and_a_synced_one_is_not() {
     let told = drain(&hub, &mut stream);
     let compacted = |id| format!("{:?}", Delivery::Compacted { watch_id: id, compact_revision: 4 });
     assert_eq!(told, [compacted(1), compacted(4), "2: k@4 k@5 k@6 (through 6)".to_owned()]);
-    assert_eq!((stream.contains(1), stream.contains(0), hub.counts().watchers), (false, true, 3));
+    assert_eq!((stream.contains(1), stream.contains(0), hub.counts().watchers), (true, true, 3));
+    stream.cancel(3);
+    stream.request_progress();
+    assert!(drain(&hub, &mut stream).is_empty(), "no promise while the client has not canceled what has ended");
+    assert!(stream.cancel(1) && stream.cancel(4) && !stream.contains(1));
+    stream.request_progress();
+    assert_eq!(drain(&hub, &mut stream).len(), 1);
 }
 
 #[test]
@@ -370,6 +376,8 @@ struct Simulation {
 struct Client {
     stream: WatchStream,
     expected: BTreeMap<i64, Expected>,
+    /// Ids of watchers that a compaction ended.
+    ended: BTreeSet<i64>,
     reading: Option<(Plan, Option<Missed>)>,
 }
 
@@ -379,7 +387,8 @@ impl Simulation {
         let store = Store::new(1 + draw(&mut random, 4) as i64);
         let bounds = options(1 + draw(&mut random, 8) as usize);
         let hub = WatchHub::new(store.clone(), bounds).expect("hub");
-        let client = |_| Client { stream: hub.open(), expected: BTreeMap::new(), reading: None };
+        let client =
+            |_| Client { stream: hub.open(), expected: BTreeMap::new(), ended: BTreeSet::new(), reading: None };
         let clients = (0..3).map(client).collect();
         Self { seed, random, store, hub, unpublished: Vec::new(), clients }
     }
@@ -455,13 +464,15 @@ impl Simulation {
         let client = &mut self.clients[client];
         let now = client.stream.watch(watch_id, request.clone());
         let from = if start_revision == 0 { now + 1 } else { start_revision };
+        client.ended.remove(&watch_id);
         client.expected.insert(watch_id, Expected { request, from, heard: Vec::new(), floor: 0 });
     }
 
     fn cancel(&mut self, client: usize) {
         let watch_id = self.draw(4) as i64;
         let client = &mut self.clients[client];
-        assert_eq!(client.stream.cancel(watch_id), client.expected.remove(&watch_id).is_some());
+        let known = client.expected.remove(&watch_id).is_some() | client.ended.remove(&watch_id);
+        assert_eq!(client.stream.cancel(watch_id), known);
     }
 
     fn compact(&mut self) {
@@ -523,6 +534,7 @@ impl Client {
             }
             Delivery::Compacted { watch_id, compact_revision } => {
                 let expected = self.expected.remove(&watch_id).expect("a watcher of this id");
+                self.ended.insert(watch_id);
                 let wanted = expected.wanted(store, i64::MAX);
                 assert!(wanted.starts_with(&expected.heard), "seed {seed}");
                 assert!(expected.from < compact_revision, "seed {seed}");

@@ -40,7 +40,7 @@ pub enum Delivery {
         /// The revision.
         revision: i64,
     },
-    /// The watcher lost events to a compaction and is no more.
+    /// The watcher lost events to a compaction: nothing more comes, and its id is in use until the client cancels it.
     Compacted {
         /// The client's id of the watcher.
         watch_id: i64,
@@ -79,7 +79,7 @@ impl WatchStream {
     /// Removes a watcher; nothing of it comes after this. Answers whether it was there.
     pub fn cancel(&mut self, watch_id: i64) -> bool {
         let Some(watcher) = self.watchers.remove(&watch_id) else { return false };
-        self.hub.cancel(watcher);
+        self.hub.cancel(self.key, watcher);
         self.buffer.forget(watcher);
         true
     }
@@ -122,14 +122,8 @@ impl WatchStream {
     /// What is there already.
     pub(super) fn try_next(&mut self) -> Option<Delivery> {
         let delivery = self.buffer.pop()?;
-        match &delivery {
-            Delivery::Events { events, .. } => {
-                self.hub.delivered.fetch_add(events.len() as u64, Ordering::Relaxed);
-            }
-            Delivery::Compacted { watch_id, .. } => {
-                self.watchers.remove(watch_id);
-            }
-            Delivery::Progress { .. } => {}
+        if let Delivery::Events { events, .. } = &delivery {
+            self.hub.delivered.fetch_add(events.len() as u64, Ordering::Relaxed);
         }
         Some(delivery)
     }

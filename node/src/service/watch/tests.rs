@@ -186,13 +186,16 @@ async fn refusals_have_etcds_texts_take_no_id_and_leave_the_stream_alive() {
 }
 
 #[tokio::test]
-async fn a_compacted_start_is_created_and_then_canceled_and_its_id_is_free_again() {
+async fn a_compacted_start_is_created_and_then_canceled_and_its_id_is_in_use_until_the_client_cancels_it() {
     let mut scene = scene();
     scene.create("a", |request| request.start_revision = 2);
     assert_eq!(scene.told().await, "0 at 5 created");
     assert_eq!(scene.told().await, "0 at 0 canceled compacted 3");
     scene.create("a", |request| request.start_revision = 3);
     assert_eq!(scene.told().await, "1 at 5 created", "the compacted revision itself can be watched");
+    scene.cancel(0);
+    assert_eq!(scene.told().await, "0 at 5 canceled");
+    scene.cancel(0);
     assert!(scene.silent().await);
 }
 

@@ -1,0 +1,153 @@
+//! What may differ between etcd and Balsa, each with its reason. `docs/differential.md` shows the table to readers; the
+//! test below keeps the two equal. Everything else is compared field by field.
+
+use std::cmp::Ordering;
+
+use balsa_proto::etcdserverpb as pb;
+use balsa_proto::mvccpb::KeyValue;
+use pb::range_request::SortTarget;
+use pb::response_op::Response;
+
+use super::reply::Reply;
+use super::step::Step;
+
+/// A row: what, how it is compared instead, why.
+type Row = (&'static str, &'static str, &'static str);
+
+/// The whole table.
+pub const TABLE: &[Row] = &[
+    (
+        "cluster and member ids",
+        "never absent where etcd has one, never another one later",
+        "each cluster draws its own",
+    ),
+    ("`raft_term`", "never absent where etcd has one, never lower later", "elections take their own course"),
+    (
+        "Status: `version`, `storageVersion`, `dbSize`, `dbSizeInUse`, `dbSizeQuota`, `raftIndex`, `raftAppliedIndex`, `header.revision`",
+        "sizes and indexes are set on both or on neither; the others not at all",
+        "another program with another store; many commands share an entry of Balsa's log, and its quota is off by default",
+    ),
+    (
+        "HashKV: `hash`",
+        "the same again for the same revision and compacted revision",
+        "Balsa keeps versions in another order than etcd and hashes them in its own; members of a cluster agree",
+    ),
+    (
+        "HashKV of a revision that was compacted at some time",
+        "nothing",
+        "etcd answers from hashes that its corruption check took during compactions, with the revisions of that time",
+    ),
+    ("MemberList: ports in URLs", "the rest of the URL", "two processes on one machine"),
+    (
+        "order of pairs with equal sort values, when more than 12 are sorted",
+        "any order within a tie; a tie cut by the limit: any of its pairs",
+        "etcd's sort is stable only up to 12 elements",
+    ),
+    (
+        "how watch events are spread over responses, and `header.revision` of those responses",
+        "a revision is never split unless `fragment` says so, order never changes, the header is never lower than the last event",
+        "depends on timing in etcd too",
+    ),
+    ("RangeStream: number of chunks", "their concatenation", "etcd's chunks depend on sizes and on timing"),
+];
+
+/// What of two replies to a step differs after all allowances, as text for both sides.
+pub fn differ(step: &Step, etcd: &Reply, balsa: &Reply) -> Option<(String, String)> {
+    if etcd == balsa {
+        return None;
+    }
+    let (mut etcd, mut balsa) = (etcd.clone(), balsa.clone());
+    order_ties(step, &mut etcd);
+    order_ties(step, &mut balsa);
+    (etcd != balsa).then(|| (etcd.to_string(), balsa.to_string()))
+}
+
+/// Up to this many elements etcd's sort leaves equal ones where they were.
+const STABLE: usize = 12;
+
+fn order_ties(step: &Step, reply: &mut Reply) {
+    match (step, reply) {
+        (Step::Range(request), Reply::Range(reply)) => order_range(request, reply),
+        (Step::Txn(request), Reply::Txn(reply)) => order_txn(request, reply),
+        _ => {}
+    }
+}
+
+fn order_txn(request: &pb::TxnRequest, reply: &mut pb::TxnResponse) {
+    use pb::request_op::Request;
+    let branch = if reply.succeeded { &request.success } else { &request.failure };
+    for (operation, response) in branch.iter().zip(&mut reply.responses) {
+        match (&operation.request, &mut response.response) {
+            (Some(Request::RequestRange(request)), Some(Response::ResponseRange(reply))) => order_range(request, reply),
+            (Some(Request::RequestTxn(request)), Some(Response::ResponseTxn(reply))) => order_txn(request, reply),
+            _ => {}
+        }
+    }
+}
+
+fn order_range(request: &pb::RangeRequest, reply: &mut pb::RangeResponse) {
+    let target = SortTarget::try_from(request.sort_target).unwrap_or(SortTarget::Key);
+    if reply.count <= STABLE as i64 || target == SortTarget::Key {
+        return;
+    }
+    // Values that are not sent are all empty here, and so one tie.
+    let mut sorted: Vec<KeyValue> = Vec::with_capacity(reply.kvs.len());
+    for tie in reply.kvs.chunk_by(|one, other| by_target(target, one, other) == Ordering::Equal) {
+        let mut tie = tie.to_vec();
+        tie.sort_by(|one, other| one.key.cmp(&other.key));
+        sorted.extend(tie);
+    }
+    if reply.more {
+        blank_last_tie(target, &mut sorted);
+    }
+    reply.kvs = sorted;
+}
+
+/// Of the tie that the limit may have cut only the size is left.
+fn blank_last_tie(target: SortTarget, kvs: &mut [KeyValue]) {
+    let Some(last) = kvs.last().cloned() else { return };
+    for kv in kvs.iter_mut().rev().take_while(|kv| by_target(target, kv, &last) == Ordering::Equal) {
+        *kv = KeyValue::default();
+    }
+}
+
+fn by_target(target: SortTarget, one: &KeyValue, other: &KeyValue) -> Ordering {
+    match target {
+        SortTarget::Key => one.key.cmp(&other.key),
+        SortTarget::Version => one.version.cmp(&other.version),
+        SortTarget::Create => one.create_revision.cmp(&other.create_revision),
+        SortTarget::Mod => one.mod_revision.cmp(&other.mod_revision),
+        SortTarget::Value => one.value.cmp(&other.value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: &str = include_str!("../../../docs/differential.md");
+
+    #[test]
+    fn the_page_shows_the_table() {
+        let mut expected = String::from("| what | compared instead | why |\n| --- | --- | --- |\n");
+        for (what, instead, why) in TABLE {
+            expected.push_str(&format!("| {what} | {instead} | {why} |\n"));
+        }
+        assert!(PAGE.contains(&expected), "docs/differential.md must hold:\n{expected}");
+    }
+
+    fn reply(keys: &[&'static str], more: bool) -> Reply {
+        let kv = |key: &&'static str| KeyValue { key: (*key).into(), version: 1, ..Default::default() };
+        Reply::Range(pb::RangeResponse { kvs: keys.iter().map(kv).collect(), count: 20, more, ..Default::default() })
+    }
+
+    #[test]
+    fn only_ties_may_be_in_another_order() {
+        let range = |sort_target| Step::Range(pb::RangeRequest { sort_target, sort_order: 1, ..Default::default() });
+        assert_eq!(differ(&range(1), &reply(&["a", "b"], false), &reply(&["b", "a"], false)), None);
+        assert!(differ(&range(0), &reply(&["a", "b"], false), &reply(&["b", "a"], false)).is_some());
+        assert!(differ(&range(1), &reply(&["a", "b"], false), &reply(&["a", "c"], false)).is_some());
+        assert_eq!(differ(&range(1), &reply(&["a", "b"], true), &reply(&["a", "c"], true)), None, "cut within the tie");
+        assert!(differ(&range(1), &reply(&["a", "b"], true), &reply(&["a"], true)).is_some());
+    }
+}

@@ -1,0 +1,112 @@
+//! Transactions: compares of every target, operations of every kind, nested.
+
+use balsa_proto::etcdserverpb as pb;
+use pb::compare::TargetUnion;
+use pb::request_op::Request;
+
+use super::Draw;
+use crate::differential::revision::current;
+
+/// Deeper nesting is rare in life and dear in time.
+const DEPTH: u32 = 3;
+
+impl Draw {
+    pub(super) fn txn(&mut self) -> pb::TxnRequest {
+        match self.0.u32(0..1000) {
+            0..6 => self.wide_txn(),
+            _ => self.txn_of_depth(DEPTH),
+        }
+    }
+
+    /// Around the bound of 128 operations.
+    fn wide_txn(&mut self) -> pb::TxnRequest {
+        let count = self.pick(&[127, 128, 129, 130]);
+        let put = |number: u32| pb::PutRequest { key: format!("w/{number:03}").into(), ..Default::default() };
+        let mut puts: Vec<_> = (0..count).map(|number| op(Request::RequestPut(put(number)))).collect();
+        if self.chance(50) {
+            let nested = pb::TxnRequest { success: puts.split_off(1), ..Default::default() };
+            puts.push(op(Request::RequestTxn(nested)));
+        }
+        pb::TxnRequest { success: puts, ..Default::default() }
+    }
+
+    fn txn_of_depth(&mut self, depth: u32) -> pb::TxnRequest {
+        let reads = self.chance(20);
+        pb::TxnRequest {
+            compare: (0..self.pick(&[0, 1, 1, 1, 2, 3])).map(|_| self.compare()).collect(),
+            success: self.branch(depth, reads),
+            failure: self.branch(depth, reads),
+        }
+    }
+
+    fn branch(&mut self, depth: u32, reads: bool) -> Vec<pb::RequestOp> {
+        let count = self.pick(&[0, 1, 1, 1, 2, 2, 3, 4]);
+        (0..count).map(|_| self.operation(depth, reads)).collect()
+    }
+
+    fn operation(&mut self, depth: u32, reads: bool) -> pb::RequestOp {
+        let kind = if reads { 0 } else { self.0.u32(0..100) };
+        op(match kind {
+            0..35 => Request::RequestRange(self.range()),
+            35..70 => Request::RequestPut(self.put()),
+            70..85 => Request::RequestDeleteRange(self.delete_range()),
+            85..99 if depth > 0 => Request::RequestTxn(self.txn_of_depth(depth - 1)),
+            85..99 => Request::RequestPut(self.put()),
+            _ => return pb::RequestOp { request: None },
+        })
+    }
+
+    fn compare(&mut self) -> pb::Compare {
+        let key = self.key();
+        let range_end = if self.chance(75) { Default::default() } else { self.range_end(&key) };
+        let mut compare = pb::Compare {
+            result: self.0.i32(0..4),
+            target: self.0.i32(0..5),
+            key,
+            range_end,
+            target_union: self.target_value(),
+        };
+        if self.chance(85) {
+            compare.target = self.target_of(compare.target_union.as_ref());
+        }
+        if self.chance(2) {
+            compare.result = self.pick(&[4, -1, i32::MAX]);
+        }
+        if self.chance(2) {
+            compare.target = self.pick(&[5, -1, i32::MAX]);
+        }
+        compare
+    }
+
+    fn target_value(&mut self) -> Option<TargetUnion> {
+        let revision = if self.chance(20) { 0 } else { current(-self.0.i64(0..16)) };
+        Some(match self.0.u32(0..100) {
+            0..25 => TargetUnion::Version(self.0.i64(0..4)),
+            25..45 => TargetUnion::CreateRevision(revision),
+            45..65 => TargetUnion::ModRevision(revision),
+            65..87 => TargetUnion::Value(if self.chance(90) {
+                vec![b'v', self.pick(b"012345")].into()
+            } else {
+                Default::default()
+            }),
+            87..95 => TargetUnion::Lease(self.pick(&[0, 0, 777])),
+            _ => return None,
+        })
+    }
+
+    /// The target that belongs to a value.
+    fn target_of(&mut self, value: Option<&TargetUnion>) -> i32 {
+        match value {
+            Some(TargetUnion::Version(_)) => 0,
+            Some(TargetUnion::CreateRevision(_)) => 1,
+            Some(TargetUnion::ModRevision(_)) => 2,
+            Some(TargetUnion::Value(_)) => 3,
+            Some(TargetUnion::Lease(_)) => 4,
+            None => self.0.i32(0..5),
+        }
+    }
+}
+
+fn op(request: Request) -> pb::RequestOp {
+    pb::RequestOp { request: Some(request) }
+}

@@ -1,0 +1,190 @@
+//! What a server answered, with ids, terms and times taken out. What else may differ is in [`super::allowed`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use balsa_proto::etcdserverpb as pb;
+use pb::response_op::Response;
+use tonic::Code;
+
+use super::step::brief;
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// Of KV.Range
+    Range(pb::RangeResponse),
+    /// Of KV.RangeStream: all chunks in one.
+    RangeStream(pb::RangeResponse),
+    /// Of KV.Put
+    Put(pb::PutResponse),
+    /// Of KV.DeleteRange
+    DeleteRange(pb::DeleteRangeResponse),
+    /// Of KV.Txn
+    Txn(pb::TxnResponse),
+    /// Of KV.Compact
+    Compact(pb::CompactionResponse),
+    /// Of a watch request: the answers to it, no events.
+    Watch(Vec<pb::WatchResponse>),
+    /// Of a progress request: the revision that is promised, if any.
+    Progress(Option<i64>),
+    /// Of Maintenance.Status
+    Status(pb::StatusResponse),
+    /// Of Maintenance.HashKV
+    HashKv(pb::HashKvResponse),
+    /// Of Cluster.MemberList
+    MemberList(pb::MemberListResponse),
+    /// The call failed.
+    Failed {
+        /// With this code,
+        code: Code,
+        /// and this text.
+        message: String,
+    },
+    /// No answer within the time that any answer may take.
+    Silent,
+}
+
+impl Reply {
+    /// The revision in the header, 0 when there is none.
+    pub fn revision(&self) -> i64 {
+        let header = match self {
+            Reply::Range(reply) | Reply::RangeStream(reply) => &reply.header,
+            Reply::Put(reply) => &reply.header,
+            Reply::DeleteRange(reply) => &reply.header,
+            Reply::Txn(reply) => &reply.header,
+            Reply::Compact(reply) => &reply.header,
+            _ => &None,
+        };
+        header.as_ref().map_or(0, |header| header.revision)
+    }
+}
+
+impl fmt::Display for Reply {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&brief(&format!("{self:?}")))
+    }
+}
+
+/// Who answers, learned from the first answer. Later ones must say the same.
+#[derive(Debug, Default)]
+pub struct Identity {
+    cluster_id: u64,
+    member_id: u64,
+    term: u64,
+    /// Hashes by the revision and the compacted revision that they are of.
+    hashes: BTreeMap<(i64, i64), u32>,
+}
+
+/// What stands for an id that is not the server's own.
+const FOREIGN: u64 = 99;
+
+impl Identity {
+    /// Takes ids and terms out of an answer: own ids become 1, absent ones stay 0, others become 99. A term that goes
+    /// back becomes 99 too.
+    pub fn normalise(&mut self, mut reply: Reply) -> Reply {
+        match &mut reply {
+            Reply::Range(reply) | Reply::RangeStream(reply) => self.header(&mut reply.header),
+            Reply::Put(reply) => self.header(&mut reply.header),
+            Reply::DeleteRange(reply) => self.header(&mut reply.header),
+            Reply::Txn(reply) => self.txn(reply),
+            Reply::Compact(reply) => self.header(&mut reply.header),
+            Reply::Watch(replies) => replies.iter_mut().for_each(|reply| self.header(&mut reply.header)),
+            Reply::Status(reply) => self.status(reply),
+            Reply::HashKv(reply) => self.hash_kv(reply),
+            Reply::MemberList(reply) => self.member_list(reply),
+            Reply::Progress(_) | Reply::Failed { .. } | Reply::Silent => {}
+        }
+        reply
+    }
+
+    /// Of any header, also those within a transaction, which are empty but for a revision.
+    pub fn header(&mut self, header: &mut Option<pb::ResponseHeader>) {
+        let Some(header) = header else { return };
+        own(&mut self.cluster_id, &mut header.cluster_id);
+        own(&mut self.member_id, &mut header.member_id);
+        if header.raft_term != 0 {
+            let back = header.raft_term < self.term;
+            self.term = self.term.max(header.raft_term);
+            header.raft_term = if back { FOREIGN } else { 1 };
+        }
+    }
+
+    fn txn(&mut self, reply: &mut pb::TxnResponse) {
+        self.header(&mut reply.header);
+        for response in &mut reply.responses {
+            match &mut response.response {
+                Some(Response::ResponseRange(reply)) => self.header(&mut reply.header),
+                Some(Response::ResponsePut(reply)) => self.header(&mut reply.header),
+                Some(Response::ResponseDeleteRange(reply)) => self.header(&mut reply.header),
+                Some(Response::ResponseTxn(nested)) => self.txn(nested),
+                None => {}
+            }
+        }
+    }
+
+    fn status(&mut self, reply: &mut pb::StatusResponse) {
+        self.header(&mut reply.header);
+        own(&mut self.member_id, &mut reply.leader);
+        if let Some(header) = &mut reply.header {
+            // The state of this member, not of a request.
+            header.revision = 0;
+        }
+        reply.raft_term = reply.raft_term.min(1);
+        reply.raft_index = reply.raft_index.min(1);
+        reply.raft_applied_index = reply.raft_applied_index.min(1);
+        reply.db_size = reply.db_size.min(1);
+        reply.db_size_in_use = reply.db_size_in_use.min(1);
+        reply.db_size_quota = 0;
+        reply.version.clear();
+        reply.storage_version.clear();
+    }
+
+    /// A hash of the same revisions must be the same again: then it becomes 1, else 99.
+    fn hash_kv(&mut self, reply: &mut pb::HashKvResponse) {
+        self.header(&mut reply.header);
+        let of = (reply.hash_revision, reply.compact_revision);
+        let known = *self.hashes.entry(of).or_insert(reply.hash);
+        reply.hash = if known == reply.hash { 1 } else { FOREIGN as u32 };
+    }
+
+    fn member_list(&mut self, reply: &mut pb::MemberListResponse) {
+        self.header(&mut reply.header);
+        for member in &mut reply.members {
+            own(&mut self.member_id, &mut member.id);
+            for url in member.peer_ur_ls.iter_mut().chain(&mut member.client_ur_ls) {
+                url.truncate(url.rfind(':').unwrap_or(url.len()));
+            }
+        }
+    }
+}
+
+fn own(known: &mut u64, id: &mut u64) {
+    if *id == 0 {
+        return;
+    }
+    if *known == 0 {
+        *known = *id;
+    }
+    *id = if *id == *known { 1 } else { FOREIGN };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(cluster_id: u64, raft_term: u64) -> Reply {
+        let header = pb::ResponseHeader { cluster_id, member_id: 7, revision: 5, raft_term };
+        Reply::Put(pb::PutResponse { header: Some(header), prev_kv: None })
+    }
+
+    #[test]
+    fn ids_are_taken_out_and_must_not_change() {
+        let (mut etcd, mut balsa) = (Identity::default(), Identity::default());
+        assert_eq!(etcd.normalise(put(3, 2)), balsa.normalise(put(4, 8)));
+        assert_eq!(etcd.normalise(put(3, 2)), balsa.normalise(put(4, 9)));
+        assert_ne!(etcd.normalise(put(3, 2)), balsa.normalise(put(5, 9)), "another cluster");
+        assert_ne!(etcd.normalise(put(3, 2)), balsa.normalise(put(4, 8)), "a term that goes back");
+        assert_ne!(etcd.normalise(put(3, 2)), balsa.normalise(put(0, 9)), "no id");
+    }
+}

@@ -1,0 +1,104 @@
+//! One request of a sequence, as it is generated, sent to both servers, printed, and left out when a case is shrunk.
+
+use std::fmt;
+
+use balsa_proto::etcdserverpb as pb;
+
+/// One request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// KV.Range
+    Range(pb::RangeRequest),
+    /// KV.RangeStream, which etcd has from 3.7 on.
+    RangeStream(pb::RangeRequest),
+    /// KV.Put
+    Put(pb::PutRequest),
+    /// KV.DeleteRange
+    DeleteRange(pb::DeleteRangeRequest),
+    /// KV.Txn
+    Txn(pb::TxnRequest),
+    /// KV.Compact
+    Compact(pb::CompactionRequest),
+    /// A request on one of the watch streams, which opens with its first one.
+    Watch {
+        /// Which stream.
+        stream: usize,
+        /// What is sent on it.
+        request: pb::WatchRequest,
+    },
+    /// Maintenance.Status
+    Status,
+    /// Maintenance.HashKV
+    HashKv(pb::HashKvRequest),
+    /// Cluster.MemberList
+    MemberList(pb::MemberListRequest),
+}
+
+impl fmt::Display for Step {
+    /// The message as prost prints it, without what is not set.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&brief(&format!("{self:?}")))
+    }
+}
+
+/// Leaves out fields that have no value, which are most of a message, and shortens runs of one letter, which long values
+/// are made of.
+pub fn brief(text: &str) -> String {
+    let mut text = shorten(text);
+    for empty in ["b\"\"", "0", "false", "None", "[]", "\"\""] {
+        text = without(&text, empty);
+    }
+    text
+}
+
+/// The longest run of a letter that is printed.
+const RUN: usize = 20;
+
+fn shorten(text: &str) -> String {
+    let letters: Vec<char> = text.chars().collect();
+    let mut short = String::new();
+    for run in letters.chunk_by(|one, other| one == other) {
+        if run.len() > RUN && run[0].is_alphabetic() {
+            short.push_str(&format!("{}<{} times>", run[0], run.len()));
+        } else {
+            short.extend(run);
+        }
+    }
+    short
+}
+
+/// Without each `name: value` pair of this value. Keys and values hold no such text.
+fn without(text: &str, value: &str) -> String {
+    let mut kept = String::new();
+    let mut rest = text;
+    let pattern = format!(": {value}");
+    while let Some(at) = rest.find(&pattern) {
+        let (before, after) = (&rest[..at], &rest[at + pattern.len()..]);
+        let name = before.rfind(|c: char| !c.is_alphanumeric() && c != '_').map_or(0, |end| end + 1);
+        if !(after.starts_with(',') || after.starts_with(" }")) {
+            kept.push_str(&rest[..at + pattern.len()]);
+            rest = after;
+            continue;
+        }
+        kept.push_str(&before[..name]);
+        rest = after.strip_prefix(", ").unwrap_or(after);
+        if rest.starts_with(" }") && kept.ends_with(", ") {
+            kept.truncate(kept.len() - 2);
+        }
+    }
+    kept.push_str(rest);
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_set_is_printed() {
+        let put = pb::PutRequest { key: "a".into(), lease: 10, ..Default::default() };
+        assert_eq!(Step::Put(put).to_string(), "Put(PutRequest { key: b\"a\", lease: 10 })");
+        let range = pb::RangeRequest { limit: 3, count_only: true, ..Default::default() };
+        assert_eq!(Step::Range(range).to_string(), "Range(RangeRequest { limit: 3, count_only: true })");
+    }
+}

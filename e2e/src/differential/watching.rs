@@ -1,0 +1,163 @@
+//! What one watcher must have got: counted from the log of all events, so that a comparison knows when it may look.
+//! Which events those are exactly, etcd's answer says.
+
+use std::fmt;
+
+use balsa_proto::etcdserverpb as pb;
+use balsa_proto::mvccpb::Event;
+use bytes::Bytes;
+use tonic::Code;
+
+use super::reply::Identity;
+use super::revision::Revisions;
+use super::step::brief;
+use super::streams::{Record, Stream, mod_revision};
+
+/// A watcher, the same on both servers.
+#[derive(Debug, Clone)]
+pub struct Watching {
+    /// Its stream.
+    pub stream: usize,
+    /// Its place among the watchers that its stream has announced.
+    number: usize,
+    /// Its id.
+    pub id: i64,
+    request: pb::WatchCreateRequest,
+    /// No event before this revision.
+    start: i64,
+    /// It asked for what is compacted: it is canceled instead of served.
+    doomed: bool,
+    scanned: usize,
+    expected: usize,
+    compared: usize,
+}
+
+/// What a server has sent to a watcher since the last comparison.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    events: Vec<Event>,
+    compacted: Option<pb::WatchResponse>,
+    ended: Option<(Code, String)>,
+}
+
+impl Outcome {
+    /// Ids taken out.
+    pub fn normalised(mut self, identity: &mut Identity) -> Self {
+        if let Some(response) = &mut self.compacted {
+            identity.header(&mut response.header);
+        }
+        self
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} events: {}", self.events.len(), brief(&format!("{self:?}")))
+    }
+}
+
+impl Watching {
+    /// The watcher of a request that was accepted at `revisions`.
+    pub fn new(stream: usize, number: usize, id: i64, request: &pb::WatchCreateRequest, revisions: Revisions) -> Self {
+        let start = if request.start_revision == 0 { revisions.current + 1 } else { request.start_revision };
+        Self {
+            stream,
+            number,
+            id,
+            request: request.clone(),
+            start,
+            doomed: start < revisions.compacted,
+            scanned: 0,
+            expected: 0,
+            compared: 0,
+        }
+    }
+
+    /// Counts what is due to it by the log of all events.
+    pub fn expect(&mut self, log: &[Event]) {
+        if !self.doomed {
+            self.expected += log[self.scanned..].iter().filter(|event| self.is_due(event)).count();
+        }
+        self.scanned = log.len();
+    }
+
+    fn is_due(&self, event: &Event) -> bool {
+        let key = event.kv.as_ref().map_or(Bytes::new(), |kv| kv.key.clone());
+        let end = &self.request.range_end;
+        let in_range = match &end[..] {
+            b"" => key == self.key(),
+            b"\0" => key >= self.key(),
+            _ => key >= self.key() && key < *end,
+        };
+        // A filter has the number of the type that it keeps away.
+        in_range && mod_revision(event) >= self.start && !self.request.filters.contains(&event.r#type)
+    }
+
+    fn key(&self) -> Bytes {
+        if self.request.key.is_empty() { Bytes::from_static(b"\0") } else { self.request.key.clone() }
+    }
+
+    /// Waits until a server's stream has all that is due, and takes what was not compared yet.
+    pub async fn wait(&self, stream: &mut Stream) -> Outcome {
+        stream.until(|record| self.is_complete(record)).await;
+        let record = stream.record();
+        let watcher = record.watchers.get(self.number).cloned().unwrap_or_default();
+        let events = watcher.events.get(self.compared..).unwrap_or_default().to_vec();
+        Outcome { events, compacted: watcher.compacted, ended: record.ended.clone() }
+    }
+
+    fn is_complete(&self, record: &Record) -> bool {
+        let Some(watcher) = record.watchers.get(self.number) else { return false };
+        watcher.events.len() >= self.expected && (!self.doomed || watcher.compacted.is_some())
+    }
+
+    /// What is due was compared.
+    pub fn compared(&mut self) {
+        self.compared = self.expected;
+    }
+
+    /// Whether more may come.
+    pub fn is_live(&self) -> bool {
+        !self.doomed
+    }
+}
+
+impl fmt::Display for Watching {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "watcher {} of stream {} ({:?})", self.number, self.stream, self.request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use balsa_proto::mvccpb::KeyValue;
+
+    use super::*;
+
+    fn due(request: pb::WatchCreateRequest, revisions: Revisions) -> usize {
+        let event = |(index, key): (usize, &&'static str)| Event {
+            r#type: i32::from(index % 2 == 1),
+            kv: Some(KeyValue { key: (*key).into(), mod_revision: index as i64 + 2, ..Default::default() }),
+            ..Default::default()
+        };
+        let log: Vec<Event> = ["a", "b", "c", "a"].iter().enumerate().map(event).collect();
+        let mut watching = Watching::new(0, 0, 0, &request, revisions);
+        watching.expect(&log[..2]);
+        watching.expect(&log);
+        watching.expected
+    }
+
+    #[test]
+    fn what_is_due_follows_from_range_start_and_filters() {
+        let all = pb::WatchCreateRequest { range_end: "\0".into(), ..Default::default() };
+        let at = Revisions::default();
+        assert_eq!(due(all.clone(), at), 4);
+        assert_eq!(due(pb::WatchCreateRequest { filters: vec![0], ..all.clone() }, at), 2);
+        assert_eq!(due(pb::WatchCreateRequest { start_revision: 4, ..all.clone() }, at), 2);
+        assert_eq!(due(all, Revisions { current: 3, compacted: 0 }), 2);
+        let a = pb::WatchCreateRequest { key: "a".into(), ..Default::default() };
+        assert_eq!(due(a.clone(), at), 2);
+        assert_eq!(due(pb::WatchCreateRequest { range_end: "c".into(), ..a.clone() }, at), 3);
+        assert_eq!(due(pb::WatchCreateRequest { start_revision: 1, ..a }, Revisions { current: 9, compacted: 4 }), 0);
+    }
+}
