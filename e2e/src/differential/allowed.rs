@@ -37,6 +37,11 @@ pub const TABLE: &[Row] = &[
         "nothing",
         "etcd answers from hashes that its corruption check took during compactions, with the revisions of that time",
     ),
+    (
+        "a put with `ignore_value` or `ignore_lease` in a transaction that deletes",
+        "not sent",
+        "when the key is one that the transaction has deleted, etcd's process ends; Balsa puts it without value and lease",
+    ),
     ("MemberList: ports in URLs", "the rest of the URL", "two processes on one machine"),
     (
         "order of pairs with equal sort values, when more than 12 are sorted",

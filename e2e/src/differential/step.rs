@@ -45,7 +45,7 @@ impl fmt::Display for Step {
 /// are made of.
 pub fn brief(text: &str) -> String {
     let mut text = shorten(text);
-    for empty in ["b\"\"", "0", "false", "None", "[]", "\"\""] {
+    for empty in ["b\"\"", "0", "false", "None", "Key", "[]", "\"\""] {
         text = without(&text, empty);
     }
     text

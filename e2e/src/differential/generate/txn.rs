@@ -14,7 +14,13 @@ impl Draw {
     pub(super) fn txn(&mut self) -> pb::TxnRequest {
         match self.0.u32(0..1000) {
             0..6 => self.wide_txn(),
-            _ => self.txn_of_depth(DEPTH),
+            _ => {
+                let mut txn = self.txn_of_depth(DEPTH);
+                if deletes(&txn) {
+                    ignore_nothing(&mut txn);
+                }
+                txn
+            }
         }
     }
 
@@ -103,6 +109,29 @@ impl Draw {
             Some(TargetUnion::Value(_)) => 3,
             Some(TargetUnion::Lease(_)) => 4,
             None => self.0.i32(0..5),
+        }
+    }
+}
+
+fn operations(txn: &pb::TxnRequest) -> impl Iterator<Item = &Request> {
+    txn.success.iter().chain(&txn.failure).filter_map(|operation| operation.request.as_ref())
+}
+
+fn deletes(txn: &pb::TxnRequest) -> bool {
+    operations(txn).any(|request| match request {
+        Request::RequestDeleteRange(_) => true,
+        Request::RequestTxn(nested) => deletes(nested),
+        _ => false,
+    })
+}
+
+/// A put that keeps the value or the lease of a key which the same transaction has deleted ends the process of etcd.
+fn ignore_nothing(txn: &mut pb::TxnRequest) {
+    for operation in txn.success.iter_mut().chain(&mut txn.failure) {
+        match &mut operation.request {
+            Some(Request::RequestPut(put)) => (put.ignore_value, put.ignore_lease) = (false, false),
+            Some(Request::RequestTxn(nested)) => ignore_nothing(nested),
+            _ => {}
         }
     }
 }
