@@ -27,6 +27,7 @@ impl From<&Config> for NodeConfig {
             tick: config.heartbeat_interval,
             election_ticks: config.election_ticks(),
             max_request_bytes: config.max_request_bytes,
+            quota_bytes: config.quota_bytes,
             watch: WatchOptions::default(),
             key_space: KeySpaceOptions::default(),
             peer_metrics: PeerMetrics::default(),
@@ -41,8 +42,6 @@ impl From<&Config> for Settings {
             max_txn_ops: config.max_txn_ops,
             max_learners: config.max_learners,
             strict_reconfig_check: config.strict_reconfig_check,
-            // As etcd reports a quota that is switched off.
-            quota_bytes: -1,
             config_hash: config.hash.clone(),
             scratch_dir: config.data_dir.join("snapshot"),
         }

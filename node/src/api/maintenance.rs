@@ -8,7 +8,6 @@ use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::status::{admit, etcd};
-use crate::service::failure::Error;
 use crate::service::{Member, archive, maintenance};
 
 /// Presents the maintenance use cases.
@@ -28,7 +27,7 @@ impl MaintenanceApi {
 impl pb::maintenance_server::Maintenance for MaintenanceApi {
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        self.maintenance.alarm(request.get_ref()).map(Response::new).map_err(etcd)
+        self.maintenance.alarm(request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
@@ -67,8 +66,8 @@ impl pb::maintenance_server::Maintenance for MaintenanceApi {
 
     async fn downgrade(
         &self,
-        _request: Request<pb::DowngradeRequest>,
+        request: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
-        Err(etcd(Error::Unimplemented("Downgrade")))
+        self.maintenance.downgrade(request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 }

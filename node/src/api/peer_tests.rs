@@ -43,6 +43,7 @@ impl Served {
             tick: Duration::from_millis(20),
             election_ticks: 10,
             max_request_bytes: 1 << 20,
+            quota_bytes: 0,
             watch: Default::default(),
             key_space: Default::default(),
             peer_metrics: PeerMetrics::default(),

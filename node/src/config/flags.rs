@@ -62,7 +62,7 @@ const SERVED: [Flag; 30] = [
     flag("log-level", Text("info"), "debug, info, warn, error"),
     flag("log-format", Text("json"), "json or console"),
     flag("config-file", Text(""), "Read everything from this YAML file instead"),
-    flag("quota-backend-bytes", Number("0"), "Accepted; no quota is enforced yet"),
+    flag("quota-backend-bytes", Number("0"), "Bytes of the key space above which puts are refused; 0 is off"),
     flag("snapshot-count", Number("10000"), "Accepted; the log is trimmed by size and time"),
     flag("snapshot-catchup-entries", Number("5000"), "Accepted; see snapshot-count"),
     flag("log-outputs", Text("default"), "Accepted; lines go to stderr"),

@@ -114,6 +114,8 @@ pub struct Config {
     pub watch_progress_notify_interval: Duration,
     /// Automatic compaction.
     pub auto_compaction: AutoCompaction,
+    /// Bytes that the key space may hold; 0 and below for no limit.
+    pub quota_bytes: i64,
     /// How long the node goes on serving after SIGTERM.
     pub drain_delay: Duration,
     /// A `tracing` level name.
@@ -186,6 +188,7 @@ impl Config {
             strict_reconfig_check: raw.boolean("strict-reconfig-check")?,
             watch_progress_notify_interval: raw.duration("watch-progress-notify-interval")?,
             auto_compaction: auto_compaction(raw)?,
+            quota_bytes: raw.number("quota-backend-bytes")?,
             drain_delay: raw.duration("drain-delay")?,
             log_level: log_level(raw.text("log-level"))?,
             log_format: log_format(raw.text("log-format"))?,

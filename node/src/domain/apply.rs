@@ -13,11 +13,11 @@ use raft::eraftpb::{ConfChange, ConfState, Entry, EntryType};
 
 use super::command::{Command, Outcome, ProposalId};
 use super::lease::{self, LeaseChange};
-use super::membership;
-use super::mvcc::encoding::{self, APPLIED, CONF_STATE, FORMAT, FORMAT_VERSION, MEMBERSHIP, corrupt};
+use super::mvcc::encoding::{self, APPLIED, CONF_STATE, FORMAT, FORMAT_VERSION, MAINTENANCE, MEMBERSHIP, corrupt};
 use super::mvcc::overlay::Overlay;
 use super::mvcc::{ReadError, Revisions, current, write};
 use super::refusal::Refusal;
+use super::{maintenance, membership};
 use crate::storage::{KeySpace, SnapshotPoint, StorageError, Table, View, WriteBatch};
 
 pub use super::mvcc::RevisionEvents;
@@ -75,6 +75,8 @@ pub struct Effects {
     pub compacted: Option<i64>,
     /// What happened to leases, in order.
     pub leases: Vec<LeaseChange>,
+    /// Alarms and downgrade, if the run changed them.
+    pub maintenance: Option<Arc<log::Maintenance>>,
 }
 
 /// The replicated state of one group, over its key space. One thread applies; views are for everyone.
@@ -82,6 +84,7 @@ pub struct StateMachine<K: KeySpace> {
     key_space: Arc<K>,
     applied: AppliedPoint,
     membership: Arc<log::Membership>,
+    maintenance: Arc<log::Maintenance>,
     revisions: Revisions,
     /// The format row stands in the key space.
     formatted: bool,
@@ -118,9 +121,10 @@ impl<K: KeySpace> StateMachine<K> {
         let (index, term) = applied.unwrap_or_default();
         let conf_state: log::ConfState = read(&view, Table::Meta, CONF_STATE)?;
         let membership = Arc::new(read(&view, Table::Members, MEMBERSHIP)?);
+        let maintenance = Arc::new(read(&view, Table::Meta, MAINTENANCE)?);
         let revisions = current(&view)?;
         let applied = AppliedPoint { index, term, conf_state: to_raft(conf_state) };
-        Ok(Self { key_space, applied, membership, revisions, formatted: format.is_some() })
+        Ok(Self { key_space, applied, membership, maintenance, revisions, formatted: format.is_some() })
     }
 
     /// How far it got.
@@ -141,6 +145,11 @@ impl<K: KeySpace> StateMachine<K> {
     /// The applied membership.
     pub fn membership(&self) -> &Arc<log::Membership> {
         &self.membership
+    }
+
+    /// The applied alarms and downgrade.
+    pub fn maintenance(&self) -> &Arc<log::Maintenance> {
+        &self.maintenance
     }
 
     /// The current revision.
@@ -165,6 +174,7 @@ impl<K: KeySpace> StateMachine<K> {
         };
         let decoded = decode_run(self.applied.index, &fresh)?;
         let mut run = Run::new(self.key_space.view()?, self.revisions, Arc::clone(&self.membership));
+        run.maintenance = Arc::clone(&self.maintenance);
         run.overlay.prefetch(keys_of(&decoded))?;
         for (entry, decoded) in fresh.iter().zip(decoded) {
             run.entry(entry.term, decoded)?;
@@ -180,6 +190,10 @@ impl<K: KeySpace> StateMachine<K> {
         let conf_state = membership.as_deref().map(membership::conf_state);
         if let (Some(membership), Some(conf_state)) = (&membership, &conf_state) {
             put_membership(&mut batch, membership, conf_state);
+        }
+        if let Some(maintenance) = &effects.maintenance {
+            batch.put(Table::Meta, MAINTENANCE, maintenance.encode_to_vec());
+            self.maintenance = Arc::clone(maintenance);
         }
         self.key_space.write(batch)?;
         self.formatted = true;
@@ -267,12 +281,14 @@ fn keys_of(entries: &[Decoded]) -> Vec<Bytes> {
 struct Run<V> {
     overlay: Overlay<V>,
     membership: Arc<log::Membership>,
+    maintenance: Arc<log::Maintenance>,
     effects: Effects,
 }
 
 impl<V: View> Run<V> {
     fn new(view: V, revisions: Revisions, membership: Arc<log::Membership>) -> Self {
-        Self { overlay: Overlay::new(view, revisions), membership, effects: Effects::default() }
+        let (overlay, maintenance) = (Overlay::new(view, revisions), Arc::default());
+        Self { overlay, membership, maintenance, effects: Effects::default() }
     }
 
     fn entry(&mut self, term: u64, entry: Decoded) -> Result<(), ApplyError> {
@@ -297,6 +313,9 @@ impl<V: View> Run<V> {
     }
 
     fn command(&mut self, term: u64, command: Option<Command>) -> Result<Outcome, ReadError> {
+        if let Some(command) = &command {
+            maintenance::check(&self.maintenance, command)?;
+        }
         match command {
             Some(Command::Put(request)) => write::put(&mut self.overlay, &request).map(Outcome::Put),
             Some(Command::DeleteRange(request)) => {
@@ -324,6 +343,13 @@ impl<V: View> Run<V> {
                 self.set_membership(membership::publish(&request, &self.membership)?);
                 Ok(Outcome::Publish)
             }
+            Some(Command::Alarm(request)) => {
+                Ok(Outcome::Alarm(self.maintain(|state| maintenance::alarm(state, &request))))
+            }
+            Some(Command::Downgrade(info)) => {
+                self.maintain(|state| state.downgrade = Some(info));
+                Ok(Outcome::Downgrade)
+            }
             // Skipping what a newer version may have written would make this member differ from it.
             None => Err(corrupt("a proposal holds no command that this version knows").into()),
         }
@@ -337,6 +363,12 @@ impl<V: View> Run<V> {
             Outcome::Membership(after)
         });
         self.effects.outcomes.push((id, outcome));
+    }
+
+    fn maintain<T>(&mut self, change: impl FnOnce(&mut log::Maintenance) -> T) -> T {
+        let answer = change(Arc::make_mut(&mut self.maintenance));
+        self.effects.maintenance = Some(Arc::clone(&self.maintenance));
+        answer
     }
 
     fn set_membership(&mut self, after: log::Membership) {

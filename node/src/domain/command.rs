@@ -44,6 +44,10 @@ pub enum Outcome {
     LeaseRevoke(pb::LeaseRevokeResponse),
     /// Of a checkpoint of leases.
     LeaseCheckpoint,
+    /// Of an alarm.
+    Alarm(pb::AlarmResponse),
+    /// Of an announced downgrade, or one that was taken back.
+    Downgrade,
     /// Of a member publishing itself.
     Publish,
     /// Of a membership change: the membership after it.

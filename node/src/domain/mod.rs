@@ -4,6 +4,7 @@
 pub mod apply;
 pub mod command;
 pub mod lease;
+pub mod maintenance;
 pub mod membership;
 pub mod mvcc;
 pub mod raft;

@@ -30,6 +30,12 @@ pub enum Refusal {
         /// The term of the entry.
         entry_term: u64,
     },
+    /// The alarm NOSPACE is raised, or the quota is used up.
+    #[error("database space exceeded")]
+    NoSpace,
+    /// The alarm CORRUPT is raised.
+    #[error("corrupt cluster")]
+    Corrupt,
     /// The membership has moved since the change was planned.
     #[error("the membership has changed: it is at index {current}, the change was planned on {planned_on}")]
     ConfigChanged {

@@ -8,6 +8,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use balsa_proto::log::Membership;
+use balsa_proto::mvccpb::event::EventType;
 use parking_lot::RwLock;
 use raft::eraftpb::{ConfChange, Entry};
 use tracing::info;
@@ -15,6 +16,7 @@ use tracing::info;
 use super::fatal::{ExitCode, Fatal};
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
+use super::space::Space;
 use super::status::Status;
 use super::waiters::Waiters;
 use super::watch::WatchHub;
@@ -60,6 +62,7 @@ pub(crate) struct Applier {
     pub(crate) hub: Arc<WatchHub>,
     pub(crate) status: Arc<RwLock<Arc<Status>>>,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) space: Arc<Space>,
     pub(crate) fatal: Fatal,
     pub(crate) member_id: u64,
     pub(crate) incarnation: u64,
@@ -114,6 +117,9 @@ impl Applier {
         let effects = self.machine.apply(entries)?;
         metrics::APPLY_COMMIT.observe(started.elapsed().as_secs_f64());
         self.keeper.applied(bytes);
+        if effects.events.iter().flat_map(|revision| &revision.events).any(|event| event.r#type() == EventType::Put) {
+            self.space.grew();
+        }
         self.hub.publish(&effects.events);
         if let Some(compacted) = effects.compacted {
             self.hub.compacted(compacted);
@@ -180,6 +186,7 @@ impl Applier {
         status.revision = self.machine.revision();
         status.compacted = self.machine.compacted();
         status.membership = self.machine.membership().clone();
+        status.maintenance = self.machine.maintenance().clone();
     }
 }
 

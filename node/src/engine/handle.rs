@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::inbox::{Inbox, Input, Reply};
 use super::keeper::Keeper;
+use super::space::Space;
 use super::waiters::Waiters;
 use super::watch::WatchHub;
 use super::{Failure, Status, Store};
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) leader: watch::Receiver<(u64, u64)>,
     pub(crate) hub: Arc<WatchHub>,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) space: Arc<Space>,
     pub(crate) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(crate) last_read_index: Mutex<Option<Instant>>,
     pub(crate) sequence: AtomicU64,
@@ -66,9 +68,14 @@ impl Handle {
     /// leader is survived: the command is sent again once it is certain that no log holds it.
     ///
     /// # Errors
-    /// `Refused` by the model; `TooManyRequests`, `TooLarge`: not in the log and never will be;
+    /// `Refused` by the model or by this member's quota; `TooManyRequests`, `TooLarge`: not in the log and never will be;
     /// `TimedOut`, `Stopped`: unknown.
     pub async fn propose(&self, command: Command) -> Result<Outcome, Failure> {
+        self.admit(&command).await?;
+        self.propose_admitted(command).await
+    }
+
+    pub(super) async fn propose_admitted(&self, command: Command) -> Result<Outcome, Failure> {
         let shared = &*self.0;
         let sequence = shared.sequence.fetch_add(1, Ordering::Relaxed);
         let proposal = log::Proposal {
@@ -133,6 +140,14 @@ impl Handle {
     /// `NotLeader`, `BadTransferee`, `ChangeInFlight`, `TimedOut`.
     pub async fn move_leader(&self, target: u64) -> Result<(), Failure> {
         self.request(|reply| Input::MoveLeader { target, reply }).await
+    }
+
+    /// Resolves once this member has deleted what the compaction at `revision` made unreadable.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub async fn compacted_physically(&self, revision: i64) -> Result<(), Failure> {
+        self.0.keeper.deleted().wait_for(|done| *done >= revision).await.map(drop).map_err(|_| Failure::Stopped)
     }
 
     /// The present picture of this member.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
+use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::Store;
@@ -43,6 +44,8 @@ pub(crate) struct Keeper {
     fatal: Fatal,
     snapshots: PathBuf,
     cluster_id: u64,
+    /// The compacted revision up to which everything is deleted.
+    deleted: watch::Sender<i64>,
 }
 
 impl Keeper {
@@ -55,7 +58,13 @@ impl Keeper {
         cluster_id: u64,
     ) -> Self {
         let tasks = Mutex::new(Tasks { compact_to: Some(i64::MAX), ..Tasks::default() });
-        Self { tasks, called: Condvar::new(), store, inbox, fatal, snapshots, cluster_id }
+        let deleted = watch::Sender::new(i64::MIN);
+        Self { tasks, called: Condvar::new(), store, inbox, fatal, snapshots, cluster_id, deleted }
+    }
+
+    /// Follows the compacted revision up to which everything is deleted.
+    pub(crate) fn deleted(&self) -> watch::Receiver<i64> {
+        self.deleted.subscribe()
     }
 
     /// Bytes were applied.
@@ -150,7 +159,10 @@ impl Keeper {
         let store = self.store.read().clone();
         let mut cursor = compaction::Cursor::default();
         loop {
-            let Some(batch) = compaction::step(&store.view()?, &mut cursor, COMPACTION_ROWS)? else { return Ok(()) };
+            let Some(batch) = compaction::step(&store.view()?, &mut cursor, COMPACTION_ROWS)? else {
+                self.deleted.send_replace(cursor.target());
+                return Ok(());
+            };
             store.write(batch)?;
             if self.tasks.lock().stop {
                 return Ok(());

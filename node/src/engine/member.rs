@@ -18,6 +18,7 @@ use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
 use super::node::{NodeConfig, StartError};
 use super::snapshot::Snapshots;
+use super::space::{self, Space};
 use super::status::Status;
 use super::waiters::Waiters;
 use super::watch::{ViewSource, WatchHub};
@@ -135,6 +136,7 @@ struct Parts {
     status: Arc<RwLock<Arc<Status>>>,
     hub: Arc<WatchHub>,
     keeper: Arc<Keeper>,
+    space: Arc<Space>,
     peers: Arc<TonicPeers>,
     removed: Arc<AtomicBool>,
     incarnation: u64,
@@ -175,6 +177,7 @@ impl Disk<'_> {
         ];
         let handle = Handle(Arc::new(shared));
         runtime.spawn(keep_read_index(handle.clone()));
+        runtime.spawn(space::watch(handle.clone()));
         Ok(handle)
     }
 
@@ -204,6 +207,7 @@ impl Disk<'_> {
             status: Arc::new(RwLock::new(Arc::new(status))),
             hub,
             keeper: Arc::new(keeper),
+            space: Arc::new(Space::new(self.config.quota_bytes)),
             removed: Arc::new(AtomicBool::new(false)),
             incarnation,
         })
@@ -247,6 +251,7 @@ impl Disk<'_> {
             hub: parts.hub.clone(),
             status: parts.status.clone(),
             keeper: parts.keeper.clone(),
+            space: parts.space.clone(),
             fatal: fatal.clone(),
             member_id: self.marker.member_id,
             incarnation: parts.incarnation,
@@ -265,6 +270,7 @@ impl Disk<'_> {
             leader,
             hub: parts.hub.clone(),
             keeper: parts.keeper.clone(),
+            space: parts.space.clone(),
             threads: Mutex::new(Vec::new()),
             last_read_index: Mutex::new(None),
             // Far from the sequences of earlier processes of this member: a refusal that outlives a restart must not

@@ -16,6 +16,7 @@ mod member;
 pub mod node;
 mod reads;
 mod snapshot;
+mod space;
 pub mod status;
 mod waiters;
 pub mod watch;

@@ -67,6 +67,8 @@ pub struct NodeConfig {
     pub election_ticks: u32,
     /// Bound on one encoded command.
     pub max_request_bytes: usize,
+    /// Bytes that the key space may hold at the start; 0 and below for no limit.
+    pub quota_bytes: i64,
     /// Bounds and intervals of watching.
     pub watch: WatchOptions,
     /// Memory of the key space.

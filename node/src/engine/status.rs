@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use balsa_proto::log::Membership;
+use balsa_proto::log::{Maintenance, Membership};
 
 /// A consistent-enough picture, refreshed by the driver after each batch and by the applier after each apply.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +29,8 @@ pub struct Status {
     pub compacted: i64,
     /// The applied membership.
     pub membership: Arc<Membership>,
+    /// The applied alarms and downgrade.
+    pub maintenance: Arc<Maintenance>,
     /// As the leader sees each member; empty on others.
     pub progress: Arc<Vec<Progress>>,
     /// A leader transfer is running.

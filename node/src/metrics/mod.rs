@@ -7,7 +7,7 @@
 use std::sync::LazyLock;
 
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, core::Collector,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, core::Collector,
     exponential_buckets,
 };
 
@@ -97,6 +97,18 @@ pub static QUEUE_FULL: LazyLock<IntCounterVec> = LazyLock::new(|| {
 pub static COMMANDS_PER_ENTRY: LazyLock<Histogram> =
     LazyLock::new(|| histogram("balsa_raft_commands_per_entry", "Client commands packed into one log entry.", 1.0, 12));
 
+/// Seconds of one defragmentation.
+pub static DEFRAGMENTED: LazyLock<Histogram> = LazyLock::new(|| {
+    let help = "The latency distribution of backend defragmentation.";
+    histogram("etcd_disk_backend_defrag_duration_seconds", help, 0.1, 13)
+});
+
+/// Defragmentations under way.
+pub static DEFRAGMENTING: LazyLock<IntGauge> = LazyLock::new(|| {
+    let help = "Whether or not defrag is active on the member. 1 means active, 0 means not.";
+    registered(IntGauge::new("etcd_disk_defrag_inflight", help))
+});
+
 /// Makes every metric exist from the start, with 0, so that a rate over it is right from the first event on.
 pub fn register_all() {
     LazyLock::force(&LOG_SYNC);
@@ -112,4 +124,6 @@ pub fn register_all() {
     LazyLock::force(&QUEUE_LENGTH);
     LazyLock::force(&QUEUE_FULL);
     LazyLock::force(&COMMANDS_PER_ENTRY);
+    LazyLock::force(&DEFRAGMENTED);
+    LazyLock::force(&DEFRAGMENTING);
 }

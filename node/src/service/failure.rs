@@ -118,6 +118,18 @@ pub enum Error {
     /// A field of a node service call is missing or malformed.
     #[error("{0}")]
     InvalidRequest(String),
+    /// A downgrade to what is no version.
+    #[error("wrong downgrade target version format")]
+    WrongDowngradeFormat,
+    /// A downgrade to another version than the minor one before.
+    #[error("invalid downgrade target version")]
+    InvalidDowngradeTarget,
+    /// A downgrade while one is announced.
+    #[error("cluster has a downgrade job in progress")]
+    DowngradeInProgress,
+    /// An action that etcd does not know.
+    #[error("unknown method")]
+    UnknownMethod,
     /// The call is not served by this version.
     #[error("{0} is not served")]
     Unimplemented(&'static str),
@@ -248,6 +260,8 @@ fn refusal_row(refusal: &Refusal) -> Row {
         Refusal::LeaseTtlTooLarge => (Code::OutOfRange, "etcdserver: too large lease TTL", Reason::Unspecified),
         // Met only by the clock that asked for it; its leases are counted by another one now.
         Refusal::OtherTerm { .. } => (Code::Unavailable, "etcdserver: leader changed", Reason::NoLeader),
+        Refusal::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", Reason::Unspecified),
+        Refusal::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster", Reason::Unspecified),
         // etcd's own API has no fence, so only the node service meets this one.
         Refusal::ConfigChanged { .. } => {
             (Code::FailedPrecondition, "etcdserver: unhealthy cluster", Reason::ConfigChanged)
@@ -287,6 +301,10 @@ fn check_row(error: &Error) -> (Code, &'static str) {
         Error::NotEnoughStarted => (Code::Unknown, NOT_ENOUGH_STARTED),
         Error::Unhealthy => (Code::Unavailable, "etcdserver: unhealthy cluster"),
         Error::TooManyLearners => (Code::FailedPrecondition, "etcdserver: too many learner members in cluster"),
+        Error::WrongDowngradeFormat => (Code::InvalidArgument, "etcdserver: wrong downgrade target version format"),
+        Error::InvalidDowngradeTarget => (Code::InvalidArgument, "etcdserver: invalid downgrade target version"),
+        Error::DowngradeInProgress => (Code::FailedPrecondition, "etcdserver: cluster has a downgrade job in progress"),
+        Error::UnknownMethod => (Code::Unknown, "etcdserver: unknown method"),
         Error::Unimplemented(_) => (Code::Unimplemented, "etcdserver: not implemented"),
         // The caller has handled these; a text is still better than a panic.
         Error::Failed(_)
@@ -308,6 +326,8 @@ pub(crate) fn all() -> Vec<Error> {
         Refusal::LeaseExists,
         Refusal::LeaseTtlTooLarge,
         Refusal::OtherTerm { term: 2, entry_term: 3 },
+        Refusal::NoSpace,
+        Refusal::Corrupt,
         Refusal::ConfigChanged { current: 2, planned_on: 1 },
         Refusal::MemberNotFound(7),
         Refusal::MemberRemoved(7),
@@ -345,6 +365,10 @@ pub(crate) fn all() -> Vec<Error> {
         Error::NotEnoughStarted,
         Error::Unhealthy,
         Error::TooManyLearners,
+        Error::WrongDowngradeFormat,
+        Error::InvalidDowngradeTarget,
+        Error::DowngradeInProgress,
+        Error::UnknownMethod,
         Error::WrongDisk("the disk is of another cluster".into()),
     ];
     refusals.into_iter().map(Error::from).chain(failures.into_iter().map(Error::from)).chain(checks).collect()

@@ -97,6 +97,9 @@ impl Kv {
     pub async fn compact(&self, request: pb::CompactionRequest) -> Result<pb::CompactionResponse, Error> {
         match self.write(Command::Compact(request)).await? {
             (Outcome::Compact(mut response), status) => {
+                if request.physical {
+                    self.member.handle()?.compacted_physically(request.revision).await?;
+                }
                 response.header = complete(response.header, &status);
                 Ok(response)
             }
@@ -153,7 +156,7 @@ pub fn read_error(error: ReadError) -> Error {
 }
 
 /// The engine answered a command with the outcome of another kind: a fault of ours, never of the client's.
-fn wrong_outcome(outcome: &Outcome) -> Error {
+pub(crate) fn wrong_outcome(outcome: &Outcome) -> Error {
     Error::Internal(format!("the outcome is not of the command's kind: {outcome:?}"))
 }
 

@@ -2,15 +2,21 @@
 //! The snapshot stream is in `archive.rs`.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use balsa_proto::etcdserverpb as pb;
+use pb::alarm_request::AlarmAction;
+use pb::downgrade_request::DowngradeAction;
 
 use super::failure::Error;
-use super::kv::read_error;
+use super::kv::{read_error, wrong_outcome};
 use super::member::{Member, header};
 use crate::config::version::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
+use crate::domain::command::{Command, Outcome};
+use crate::domain::maintenance;
 use crate::domain::mvcc::{self, HashKv};
-use crate::engine::{Failure, Handle};
+use crate::engine::{Failure, Handle, Status};
+use crate::metrics;
 use crate::storage::KeySpace;
 
 /// etcd's Maintenance service as use cases.
@@ -33,13 +39,14 @@ impl Maintenance {
         let handle = self.member.handle()?;
         let status = handle.status();
         let (size, live) = handle.store().size_bytes();
-        let errors = if status.leader == 0 { vec!["etcdserver: no leader".to_owned()] } else { Vec::new() };
+        let no_leader = (status.leader == 0).then(|| "etcdserver: no leader".to_owned());
+        let errors = no_leader.into_iter().chain(status.maintenance.alarms.iter().map(alarm_text)).collect();
         Ok(pb::StatusResponse {
             header: Some(header(&status, status.revision)),
             version: ETCD_VERSION.to_owned(),
             db_size: clamp(size),
             db_size_in_use: clamp(live),
-            db_size_quota: self.member.settings().quota_bytes,
+            db_size_quota: handle.quota(),
             leader: status.leader,
             raft_index: status.commit,
             raft_term: status.term,
@@ -47,7 +54,7 @@ impl Maintenance {
             errors,
             is_learner: status.is_learner(),
             storage_version: ETCD_CLUSTER_VERSION.to_owned(),
-            downgrade_info: Some(pb::DowngradeInfo::default()),
+            downgrade_info: Some(downgrade_info(&status)),
         })
     }
 
@@ -97,28 +104,97 @@ impl Maintenance {
         Ok(pb::MoveLeaderResponse { header: None })
     }
 
-    /// No alarm is ever raised yet, so there is none to list and none to clear.
+    /// Lists, raises or clears alarms. The list is as of all that was committed before the call.
     ///
     /// # Errors
-    /// `Unimplemented` for raising one by hand.
-    pub fn alarm(&self, request: &pb::AlarmRequest) -> Result<pb::AlarmResponse, Error> {
-        let activates = request.action == pb::alarm_request::AlarmAction::Activate as i32;
-        if activates && request.alarm != pb::AlarmType::None as i32 {
-            return Err(Error::Unimplemented("raising an alarm"));
-        }
-        let status = self.member.voter()?.status();
-        Ok(pb::AlarmResponse { header: Some(header(&status, status.revision)), alarms: Vec::new() })
+    /// Those of a read index or of a write; `UnknownMethod`.
+    pub async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, Error> {
+        let handle = self.member.voter()?;
+        let action = AlarmAction::try_from(request.action).map_err(|_| Error::UnknownMethod)?;
+        let alarms = if action == AlarmAction::Get {
+            handle.read_index().await?;
+            maintenance::list(&handle.status().maintenance, request.alarm())
+        } else {
+            match handle.propose(Command::Alarm(request)).await? {
+                Outcome::Alarm(response) => response.alarms,
+                other => return Err(wrong_outcome(&other)),
+            }
+        };
+        let status = handle.status();
+        Ok(pb::AlarmResponse { header: Some(header(&status, status.revision)), alarms })
     }
 
-    /// RocksDB gives space back by itself; what can be done on request is to write out what is in memory.
+    /// Has the store rewrite its files without what was deleted. Nobody waits for it but the caller: it runs beside
+    /// reads and writes. The answer has no header, as etcd's.
     ///
     /// # Errors
     /// `Storage`.
     pub async fn defragment(&self) -> Result<pb::DefragmentResponse, Error> {
         let store = self.member.voter()?.store();
-        blocking(move || store.flush().map_err(|error| Failure::from(error).into())).await?;
+        let started = Instant::now();
+        metrics::DEFRAGMENTING.inc();
+        let done = blocking(move || store.compact_files().map_err(|error| Failure::from(error).into())).await;
+        metrics::DEFRAGMENTING.dec();
+        done?;
+        metrics::DEFRAGMENTED.observe(started.elapsed().as_secs_f64());
+        tracing::info!(took = ?started.elapsed(), "defragmented");
         Ok(pb::DefragmentResponse { header: None })
     }
+
+    /// Checks, announces or takes back a downgrade by one minor version. No version of this program reads another
+    /// format than the one before it, so an announced downgrade changes nothing but what Status says.
+    ///
+    /// # Errors
+    /// `WrongDowngradeFormat`, `InvalidDowngradeTarget`, `DowngradeInProgress`, `UnknownMethod`; those of a write.
+    pub async fn downgrade(&self, request: pb::DowngradeRequest) -> Result<pb::DowngradeResponse, Error> {
+        let handle = self.member.voter()?;
+        let action = DowngradeAction::try_from(request.action).map_err(|_| Error::UnknownMethod)?;
+        if action != DowngradeAction::Cancel {
+            let target = downgrade_target(&request.version)?;
+            handle.read_index().await?;
+            if target != allowed_downgrade() {
+                return Err(Error::InvalidDowngradeTarget);
+            }
+            if downgrade_info(&handle.status()).enabled {
+                return Err(Error::DowngradeInProgress);
+            }
+        }
+        let (major, minor) = allowed_downgrade();
+        let wanted = match action {
+            DowngradeAction::Validate => None,
+            DowngradeAction::Enable => {
+                Some(pb::DowngradeInfo { enabled: true, target_version: format!("{major}.{minor}.0") })
+            }
+            DowngradeAction::Cancel => Some(pb::DowngradeInfo::default()),
+        };
+        if let Some(info) = wanted.filter(|info| *info != downgrade_info(&handle.status())) {
+            handle.propose(Command::Downgrade(info)).await?;
+        }
+        let status = handle.status();
+        let version = format!("{major}.{}", minor + 1);
+        Ok(pb::DowngradeResponse { header: Some(header(&status, status.revision)), version })
+    }
+}
+
+fn downgrade_info(status: &Status) -> pb::DowngradeInfo {
+    status.maintenance.downgrade.clone().unwrap_or_default()
+}
+
+/// Major and minor of "3.5" or "3.5.1"; of the latter the patch does not count.
+fn downgrade_target(version: &str) -> Result<(u64, u64), Error> {
+    let release = version.split(['-', '+']).next().unwrap_or_default();
+    let parts: Result<Vec<u64>, _> = release.split('.').map(str::parse).collect();
+    match parts.map_err(|_| Error::WrongDowngradeFormat)?[..] {
+        [major, minor] if release == version => Ok((major, minor)),
+        [major, minor, _] => Ok((major, minor)),
+        _ => Err(Error::WrongDowngradeFormat),
+    }
+}
+
+/// The minor version before the cluster's.
+fn allowed_downgrade() -> (u64, u64) {
+    let mut parts = ETCD_CLUSTER_VERSION.split('.').filter_map(|part| part.parse::<u64>().ok());
+    (parts.next().unwrap_or_default(), parts.next().unwrap_or_default().saturating_sub(1))
 }
 
 /// Runs what may wait for the disk on a thread where it may.
@@ -132,4 +208,25 @@ where
 
 fn clamp(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// An alarm as etcd prints it.
+fn alarm_text(alarm: &pb::AlarmMember) -> String {
+    format!("memberID:{} alarm:{} ", alarm.member_id, alarm.alarm().as_str_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_target_of_a_downgrade_is_a_minor_version() {
+        for (version, target) in [("3.5", (3, 5)), ("3.5.9", (3, 5)), ("3.5.0-rc.0", (3, 5)), ("4.0", (4, 0))] {
+            assert_eq!(downgrade_target(version), Ok(target), "{version}");
+        }
+        for wrong in ["", "3", "3.x", "3.5.0.0", "3.5-rc", "v3.5"] {
+            assert_eq!(downgrade_target(wrong), Err(Error::WrongDowngradeFormat), "{wrong}");
+        }
+        assert_eq!(allowed_downgrade(), (3, 5));
+    }
 }

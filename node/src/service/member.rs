@@ -21,8 +21,6 @@ pub struct Settings {
     pub max_learners: usize,
     /// Whether etcd's membership calls are refused when they would endanger the quorum.
     pub strict_reconfig_check: bool,
-    /// What Status reports as the quota, in bytes; negative when none is enforced.
-    pub quota_bytes: i64,
     /// Fingerprint of the active configuration.
     pub config_hash: String,
     /// Where checkpoints for snapshot streams are made; on the file system of the store, emptied at start.

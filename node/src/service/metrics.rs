@@ -177,8 +177,8 @@ impl Observed {
     fn read(&self, member: &Member) {
         self.ready.set(i64::from(health::is_ready(member)));
         self.draining.set(i64::from(member.is_draining()));
-        self.quota.set(member.settings().quota_bytes);
         let Ok(handle) = member.handle() else { return };
+        self.quota.set(handle.quota());
         let (size, live) = handle.store().size_bytes();
         self.size.set(clamp(size));
         self.size_in_use.set(clamp(live));

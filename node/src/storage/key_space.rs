@@ -101,6 +101,10 @@ pub trait KeySpace: Send + Sync + 'static {
     /// directory above it must. Flushes on the way.
     fn checkpoint(&self, dir: &Path) -> Result<()>;
 
+    /// Rewrites the files without what was deleted or replaced, so that its space is given back. Takes as long as the store
+    /// is large; reads and writes go on meanwhile.
+    fn compact_files(&self) -> Result<()>;
+
     /// Bytes held (on disk, or in memory until the next flush), and how many of them are live as far as the engine can
     /// tell; the second is never above the first.
     fn size_bytes(&self) -> (u64, u64);

@@ -114,13 +114,19 @@ impl Member {
 
 pub(crate) struct Cluster {
     pub(crate) members: Vec<Member>,
+    flags: &'static [&'static str],
     pub(crate) directory: TempDir,
 }
 
 impl Cluster {
     /// Starts `size` members that found a cluster together, and waits until each has joined it.
     pub(crate) async fn start(size: usize) -> Self {
-        let mut cluster = Self { members: Vec::new(), directory: TempDir::new().expect("a directory") };
+        Self::start_with(size, &[]).await
+    }
+
+    /// The same with further flags for each.
+    pub(crate) async fn start_with(size: usize, flags: &'static [&'static str]) -> Self {
+        let mut cluster = Self { members: Vec::new(), flags, directory: TempDir::new().expect("a directory") };
         for index in 0..size {
             cluster.add_unstarted(&format!("m{index}"));
         }
@@ -171,7 +177,8 @@ impl Cluster {
             .arg(format!("--initial-cluster={initial_cluster}"))
             .arg(format!("--initial-cluster-state={state}"))
             .arg("--initial-cluster-token=processes")
-            .arg("--drain-delay=0s");
+            .arg("--drain-delay=0s")
+            .args(self.flags);
         for (name, value) in more {
             command.env(name, value);
         }

@@ -6,5 +6,6 @@ mod writer;
 
 mod faults;
 mod kv;
+mod maintenance;
 mod membership;
 mod restart;

@@ -21,6 +21,13 @@ pub struct Cursor {
     done: Option<RowKey>,
 }
 
+impl Cursor {
+    /// The compacted revision that is worked towards.
+    pub fn target(&self) -> i64 {
+        self.target
+    }
+}
+
 /// Makes the next batch of deletions: rows of `revision` until at least `limit` changes are worked off (a row has at
 /// most 1024). None when nothing is left to delete. Write the batch before the next step. A cursor belongs to one key
 /// space, and is thrown away when a batch of it was not written.

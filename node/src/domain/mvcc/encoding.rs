@@ -13,6 +13,7 @@
 //! | meta | `conf_state` | `log.ConfState` |
 //! | meta | `revisions` | current and compacted revision, 8 bytes big-endian each |
 //! | meta | `format` | 4 bytes big-endian |
+//! | meta | `maintenance` | `log.Maintenance` |
 //! | meta | `compaction` | key of `revision`: all rows below it are gone |
 
 use std::borrow::Cow;
@@ -39,6 +40,8 @@ pub(crate) const REVISIONS: &[u8] = b"revisions";
 pub(crate) const FORMAT: &[u8] = b"format";
 /// See [`APPLIED`].
 pub(crate) const COMPACTION: &[u8] = b"compaction";
+/// See [`APPLIED`].
+pub(crate) const MAINTENANCE: &[u8] = b"maintenance";
 /// The only row of `members`.
 pub(crate) const MEMBERSHIP: &[u8] = b"membership";
 

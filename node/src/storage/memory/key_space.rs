@@ -120,6 +120,11 @@ impl KeySpace for MemoryKeySpace {
         outcome("checkpoint", fate)
     }
 
+    /// There are no files.
+    fn compact_files(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn size_bytes(&self) -> (u64, u64) {
         let bytes = self.shared.lock().written.size_bytes();
         (bytes, bytes)

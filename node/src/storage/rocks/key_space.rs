@@ -10,8 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DEFAULT_COLUMN_FAMILY_NAME,
-    FlushOptions, Options, ReadOptions, ReadTier, properties,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
+    DBCompressionType, DEFAULT_COLUMN_FAMILY_NAME, FlushOptions, Options, ReadOptions, ReadTier, properties,
 };
 
 use super::{RocksView, bounded_options, may_create, storage_error};
@@ -146,6 +146,20 @@ impl KeySpace for RocksKeySpace {
         Checkpoint::new(&self.tables.database)
             .and_then(|checkpoint| checkpoint.create_checkpoint_with_log_size(directory, 0))
             .map_err(|error| storage_error("checkpoint of key space into", directory, &error))
+    }
+
+    fn compact_files(&self) -> Result<()> {
+        self.flush()?;
+        let mut options = CompactOptions::default();
+        // Without this RocksDB would keep its own compactions waiting for ours.
+        options.set_exclusive_manual_compaction(false);
+        // Files of the lowest level are rewritten too: what was deleted lies there.
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        for table in Table::ALL {
+            let family = self.tables.family(table)?;
+            self.tables.database.compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);
+        }
+        Ok(())
     }
 
     fn size_bytes(&self) -> (u64, u64) {

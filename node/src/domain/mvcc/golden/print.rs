@@ -76,6 +76,8 @@ fn outcome(outcome: &Outcome) -> String {
         Outcome::LeaseRevoke(response) => format!("revoked rev={}\n", revision(&response.header)),
         Outcome::LeaseCheckpoint => "checkpointed\n".to_owned(),
         Outcome::Publish => "published\n".to_owned(),
+        Outcome::Alarm(response) => format!("alarms {}\n", response.alarms.len()),
+        Outcome::Downgrade => "downgrade\n".to_owned(),
         Outcome::Membership(membership) => format!("index={} next_id={}\n", membership.index, membership.next_id),
     }
 }

@@ -1,0 +1,124 @@
+//! Alarms, quota, defragmentation and the other maintenance calls over the wire.
+
+use std::time::Instant;
+
+use balsa_proto::etcdserverpb as pb;
+use pb::alarm_request::AlarmAction;
+use tonic::Code;
+
+use crate::cluster::{Cluster, Member, PATIENCE};
+
+const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
+
+async fn alarm(member: &Member, action: AlarmAction, member_id: u64, alarm: pb::AlarmType) -> Vec<pb::AlarmMember> {
+    let request = pb::AlarmRequest { action: action.into(), member_id, alarm: alarm.into() };
+    member.maintenance().alarm(request).await.expect("an answer").into_inner().alarms
+}
+
+async fn put_value(member: &Member, key: &str, bytes: usize) -> Result<(), tonic::Status> {
+    // Not compressible, or the disk would hold less than was written.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ bytes as u64;
+    let noise = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    });
+    let value: Vec<u8> = noise.take(bytes).collect();
+    let put = pb::PutRequest { key: key.to_owned().into(), value: value.into(), ..Default::default() };
+    member.kv().put(put).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_quota_refuses_puts_until_space_is_given_back_and_the_alarm_cleared() {
+    let cluster = Cluster::start_with(3, &["--quota-backend-bytes=8388608"]).await;
+    let writer = &cluster.members[cluster.leader().await];
+    let refused = loop {
+        // The same key again and again: what is superseded can be given back.
+        if let Err(refused) = put_value(writer, "k", 100_000).await {
+            break refused;
+        }
+    };
+    assert_eq!((refused.code(), refused.message()), (Code::ResourceExhausted, NO_SPACE));
+    let status = writer.status().await.expect("a status");
+    assert_eq!(status.db_size_quota, 8_388_608);
+    assert!(status.errors.iter().any(|error| error.contains("alarm:NOSPACE")), "{:?}", status.errors);
+    for member in &cluster.members {
+        let error = put_value(member, "other", 10).await.expect_err("refused on every member");
+        assert_eq!(error.message(), NO_SPACE);
+        assert_eq!(member.get("k").await.expect("reads go on").map(|value| value.is_empty()), Some(false));
+    }
+    let delete = pb::DeleteRangeRequest { key: "none".into(), ..Default::default() };
+    writer.kv().delete_range(delete).await.expect("deletes go on");
+    let revision = status.header.expect("a header").revision;
+    let compaction = pb::CompactionRequest { revision, physical: true };
+    writer.kv().compact(compaction).await.expect("compactions go on");
+    for member in &cluster.members {
+        member.maintenance().defragment(pb::DefragmentRequest {}).await.expect("defragmented");
+    }
+    assert!(put_value(writer, "k", 10).await.is_err(), "space alone does not clear the alarm");
+    let raised = alarm(writer, AlarmAction::Get, 0, pb::AlarmType::None).await;
+    assert!(!raised.is_empty());
+    assert!(alarm(writer, AlarmAction::Deactivate, 0, pb::AlarmType::Nospace).await.is_empty(), "0 names nobody");
+    let deadline = Instant::now() + PATIENCE;
+    // Deletion on the others may come after ours, and a put may raise the alarm once more until then.
+    loop {
+        for one in alarm(writer, AlarmAction::Get, 0, pb::AlarmType::None).await {
+            alarm(writer, AlarmAction::Deactivate, one.member_id, one.alarm()).await;
+        }
+        match put_value(writer, "k", 10).await {
+            Ok(()) => break,
+            Err(error) => assert!(Instant::now() < deadline, "still refused: {error}"),
+        }
+        for member in &cluster.members {
+            member.maintenance().defragment(pb::DefragmentRequest {}).await.expect("defragmented");
+        }
+    }
+    cluster.assert_hashes_agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_alarm_stops_all_changes_and_survives_a_restart() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.members[0].put("k", "v").await.expect("a write");
+    let raised = alarm(&cluster.members[0], AlarmAction::Activate, 7, pb::AlarmType::Corrupt).await;
+    assert_eq!(raised, [pb::AlarmMember { member_id: 7, alarm: pb::AlarmType::Corrupt.into() }]);
+    cluster.members[0].kill();
+    cluster.restart(0);
+    cluster.leader().await;
+    let member = &cluster.members[0];
+    let error = member.put("k", "w").await.expect_err("refused");
+    assert_eq!((error.code(), error.message()), (Code::DataLoss, "etcdserver: corrupt cluster"));
+    let delete = pb::DeleteRangeRequest { key: "k".into(), ..Default::default() };
+    assert_eq!(member.kv().delete_range(delete).await.expect_err("refused").code(), Code::DataLoss);
+    assert_eq!(member.get("k").await.expect("reads go on").as_deref(), Some("v"));
+    assert_eq!(alarm(member, AlarmAction::Deactivate, 7, pb::AlarmType::Corrupt).await.len(), 1);
+    member.put("k", "w").await.expect("a write");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_downgrade_is_checked_announced_and_taken_back() {
+    use pb::downgrade_request::DowngradeAction::{Cancel, Enable, Validate};
+
+    let cluster = Cluster::start(1).await;
+    let member = &cluster.members[0];
+    let ask = |action: pb::downgrade_request::DowngradeAction, version: &str| {
+        let request = pb::DowngradeRequest { action: action.into(), version: version.to_owned() };
+        let mut maintenance = member.maintenance();
+        async move { maintenance.downgrade(request).await.map(|answer| answer.into_inner().version) }
+    };
+    assert_eq!(ask(Validate, "3.5").await.expect("allowed"), "3.6");
+    let wrong = |error: tonic::Status| (error.code(), error.message().to_owned());
+    let format = (Code::InvalidArgument, "etcdserver: wrong downgrade target version format".to_owned());
+    assert_eq!(ask(Validate, "x").await.map_err(wrong), Err(format));
+    let target = (Code::InvalidArgument, "etcdserver: invalid downgrade target version".to_owned());
+    assert_eq!(ask(Enable, "3.4").await.map_err(wrong), Err(target));
+    assert_eq!(ask(Cancel, "").await.expect("nothing to take back is fine"), "3.6");
+    ask(Enable, "3.5.0").await.expect("announced");
+    let info = member.status().await.expect("a status").downgrade_info.expect("it says so");
+    assert_eq!((info.enabled, info.target_version.as_str()), (true, "3.5.0"));
+    let running = (Code::FailedPrecondition, "etcdserver: cluster has a downgrade job in progress".to_owned());
+    assert_eq!(ask(Validate, "3.5").await.map_err(wrong), Err(running));
+    ask(Cancel, "").await.expect("taken back");
+    assert!(!member.status().await.expect("a status").downgrade_info.expect("it says so").enabled);
+}
