@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use balsa_node::api::server::{Closing, Listeners, Services};
+use balsa_node::api::snapshot_command;
 use balsa_node::config::{Config, Invocation, logging};
 use balsa_node::engine::fatal::Fatal;
 use balsa_node::engine::{Node, NodeConfig};
@@ -15,6 +16,9 @@ use balsa_node::storage::marker;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() {
+    if std::env::args().nth(1).as_deref() == Some(snapshot_command::NAME) {
+        return work_on_snapshot();
+    }
     let config = match Config::load(std::env::args(), std::env::vars()) {
         Ok(Invocation::Run(config)) => config,
         Ok(Invocation::Print(text)) => return print!("{text}"),
@@ -28,6 +32,17 @@ fn main() {
     match ended {
         Ok(signal) => end_by(signal),
         Err(termination) => termination.of(marker::read(&config.data_dir).ok().flatten().as_ref()).end(),
+    }
+}
+
+/// Answers on stdout, or says on stderr why not.
+fn work_on_snapshot() {
+    match snapshot_command::run(std::env::args().skip(2)) {
+        Ok(text) => print!("{text}"),
+        Err(failed) => {
+            eprintln!("Error: {}", failed.message);
+            std::process::exit(failed.exit_code);
+        }
     }
 }
 

@@ -10,5 +10,6 @@ pub mod maintenance;
 pub mod node;
 pub mod peer;
 pub mod server;
+pub mod snapshot_command;
 pub mod status;
 pub mod watch;

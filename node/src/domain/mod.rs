@@ -9,3 +9,4 @@ pub mod membership;
 pub mod mvcc;
 pub mod raft;
 pub mod refusal;
+pub mod restore;

@@ -32,7 +32,7 @@ use crate::transport::Peers;
 use crate::transport::tonic::{TonicPeers, TonicPeersConfig};
 
 /// The name of the first key space of a disk.
-const FIRST: &str = "first";
+pub(crate) const FIRST: &str = "first";
 /// How often the member asks itself whether it could serve a linearizable read.
 const READ_INDEX_EVERY: Duration = Duration::from_millis(500);
 
@@ -342,7 +342,7 @@ fn spawn(
     }
 }
 
-fn create(directory: &Path) -> Result<(), StartError> {
+pub(crate) fn create(directory: &Path) -> Result<(), StartError> {
     std::fs::create_dir_all(directory)
         .map_err(|error| StartError::Disk(format!("create {}: {error}", directory.display())))
 }

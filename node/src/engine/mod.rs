@@ -15,6 +15,7 @@ mod keeper;
 mod member;
 pub mod node;
 mod reads;
+pub mod restore;
 mod snapshot;
 mod space;
 pub mod status;

@@ -367,7 +367,7 @@ fn same(present: Marker, cluster_id: u64, member_id: u64) -> Result<Marker, Star
 }
 
 /// Ids by rank of the name, the cluster id from everything that the members must agree on.
-fn static_membership(members: &[(String, Vec<String>)], token: &str) -> Membership {
+pub(super) fn static_membership(members: &[(String, Vec<String>)], token: &str) -> Membership {
     let mut sorted = members.to_vec();
     sorted.sort();
     let mut hash = Sha256::new();

@@ -4,6 +4,8 @@
 //! (`balsa.log.v1.SnapshotManifest`), its files back to back in manifest order, zeros up to a multiple of 512, and the
 //! SHA-256 of all that. etcd's client takes the odd 32 bytes at the end for the sign that a checksum is there.
 
+pub mod unpack;
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};

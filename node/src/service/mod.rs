@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod node;
 pub mod peer;
 pub mod reconfigure;
+pub mod restore;
 pub mod stop;
 pub mod watch;
 

@@ -126,10 +126,8 @@ impl Cluster {
 
     /// The same with further flags for each.
     pub(crate) async fn start_with(size: usize, flags: &'static [&'static str]) -> Self {
-        let mut cluster = Self { members: Vec::new(), flags, directory: TempDir::new().expect("a directory") };
-        for index in 0..size {
-            cluster.add_unstarted(&format!("m{index}"));
-        }
+        let mut cluster = Self::unstarted(size);
+        cluster.flags = flags;
         let all = cluster.initial_cluster();
         for index in 0..size {
             cluster.run(index, &all, "new");
@@ -137,6 +135,15 @@ impl Cluster {
         cluster.leader().await;
         let ready = |member: &Member| member.log_text().contains("ready to serve client requests");
         cluster.eventually("every member has joined", || async { cluster.members.iter().all(ready) }).await;
+        cluster
+    }
+
+    /// Members that are not started yet.
+    pub(crate) fn unstarted(size: usize) -> Self {
+        let mut cluster = Self { members: Vec::new(), flags: &[], directory: TempDir::new().expect("a directory") };
+        for index in 0..size {
+            cluster.add_unstarted(&format!("m{index}"));
+        }
         cluster
     }
 

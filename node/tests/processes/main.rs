@@ -9,3 +9,4 @@ mod kv;
 mod maintenance;
 mod membership;
 mod restart;
+mod snapshot;
