@@ -80,8 +80,14 @@ pub fn is_busy(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 429)
 }
 
-/// Kinds that were written, in order.
-pub type Written = Vec<&'static str>;
+/// What was written.
+#[derive(Clone, Debug, Default)]
+pub struct Written {
+    /// Kinds, in order.
+    pub kinds: Vec<&'static str>,
+    /// The StatefulSet as it is now, if it was written: what was observed of it no longer holds.
+    pub stateful_set: Option<StatefulSet>,
+}
 
 /// Applies everything. `held` keeps the existing StatefulSet as it is.
 ///
@@ -99,24 +105,25 @@ pub async fn apply(client: &Client, desired: Desired, live: &Live, held: bool) -
         client_service: live_clients,
         addresses: _,
     } = live;
-    let mut written = Written::new();
+    let mut written = Written::default();
+    let kinds = &mut written.kinds;
     // What pods refer to comes before the pods, and the budget before any pod that it must protect.
     if let Some(account) = &service_account {
-        one(client, account, live_account.as_ref(), &mut written).await?;
+        one(client, account, live_account.as_ref(), kinds).await?;
     }
-    one(client, &config_map, live_config_map.as_ref(), &mut written).await?;
-    one(client, &peer_service, live_peers.as_ref(), &mut written).await?;
+    one(client, &config_map, live_config_map.as_ref(), kinds).await?;
+    one(client, &peer_service, live_peers.as_ref(), kinds).await?;
     match (&budget, live_budget) {
-        (Some(budget), live) => one(client, budget, live.as_ref(), &mut written).await?,
-        (None, Some(live)) => prune(client, live, &mut written).await?,
+        (Some(budget), live) => _ = one(client, budget, live.as_ref(), kinds).await?,
+        (None, Some(live)) => prune(client, live, kinds).await?,
         (None, None) => {}
     }
     if !(held && live_set.is_some()) {
         keep_replicas(&mut stateful_set, live_set.as_ref());
-        one(client, &stateful_set, live_set.as_ref(), &mut written).await?;
+        written.stateful_set = one(client, &stateful_set, live_set.as_ref(), kinds).await?;
     }
     if let Some(service) = &client_service {
-        one(client, service, live_clients.as_ref(), &mut written).await?;
+        one(client, service, live_clients.as_ref(), kinds).await?;
     }
     Ok(written)
 }
@@ -129,8 +136,13 @@ fn keep_replicas(desired: &mut StatefulSet, live: Option<&StatefulSet>) {
     }
 }
 
-/// Writes one object unless it is as wanted already.
-async fn one<K>(client: &Client, desired: &K, live: Option<&K>, written: &mut Written) -> Result<(), ApplyError>
+/// Writes one object unless it is as wanted already; gives what it became.
+async fn one<K>(
+    client: &Client,
+    desired: &K,
+    live: Option<&K>,
+    kinds: &mut Vec<&'static str>,
+) -> Result<Option<K>, ApplyError>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + k8s_openapi::Resource
@@ -142,22 +154,19 @@ where
     let (kind, name) = (K::KIND, desired.name_any());
     if live.is_some_and(|live| live.meta().deletion_timestamp.is_some()) {
         // On its way out; it is created anew once it is gone.
-        return Ok(());
+        return Ok(None);
     }
     if live.is_some_and(|live| !is_ours(desired, live)) {
         return Err(ApplyError::Foreign { kind, name });
     }
     let body = difference::body(desired, live).map_err(|source| ApplyError::Encode { kind, source })?;
-    let Some(body) = body else { return Ok(()) };
+    let Some(body) = body else { return Ok(None) };
     let api: Api<K> = Api::namespaced(client.clone(), &desired.namespace().unwrap_or_default());
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch(&name, &parameters, &Patch::Apply(&body)).await.map_err(|source| ApplyError::Write {
-        kind,
-        name,
-        source: Box::new(source),
-    })?;
-    written.push(kind);
-    Ok(())
+    let written = api.patch(&name, &parameters, &Patch::Apply(&body)).await;
+    let written = written.map_err(|source| ApplyError::Write { kind, name, source: Box::new(source) })?;
+    kinds.push(kind);
+    Ok(Some(written))
 }
 
 /// An object that carries our labels is ours, whoever owns it now: a set orphaned on purpose is adopted.
@@ -166,7 +175,7 @@ fn is_ours<K: ResourceExt>(desired: &K, live: &K) -> bool {
     names::labels(&instance).iter().all(|(key, value)| live.labels().get(key) == Some(value))
 }
 
-async fn prune<K>(client: &Client, live: &K, written: &mut Written) -> Result<(), ApplyError>
+async fn prune<K>(client: &Client, live: &K, kinds: &mut Vec<&'static str>) -> Result<(), ApplyError>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + k8s_openapi::Resource
@@ -189,6 +198,6 @@ where
         name,
         source: Box::new(source),
     })?;
-    written.push(kind);
+    kinds.push(kind);
     Ok(())
 }

@@ -36,7 +36,7 @@ use crate::execute::{ExecuteError, Hands, describe};
 use crate::members::Dial;
 use crate::metrics::Metrics;
 use crate::names::{self, FINALIZER};
-use crate::observe::{Live, ObserveError, observe};
+use crate::observe::{Live, ObserveError, observe, stateful_set};
 use crate::observed::{Observed, UnixSeconds};
 use crate::plan;
 use crate::status::{self, Seen, StatusError};
@@ -211,10 +211,16 @@ async fn bring_about(
     let desired = build(cluster, observed);
     let applied = live.stateful_set.as_ref().map(ResourceExt::annotations);
     let held = is_template_held(cluster, &desired.stateful_set, applied);
+    let written = apply(&context.client, desired, live, held).await?;
     if let Some(set) = observed.set.as_mut() {
+        // A set that was just changed is planned on as it is now: its controller has not seen that yet (G3), and a step
+        // that carried the version before would be refused.
+        if let Some(now) = &written.stateful_set {
+            *set = stateful_set(now);
+        }
         set.template_held = held;
     }
-    for kind in apply(&context.client, desired, live, held).await? {
+    for kind in written.kinds {
         context.metrics.applied(kind);
         info!(namespace = cluster.namespace, name = cluster.name, kind, "applied");
     }

@@ -41,7 +41,7 @@ pub(super) fn resource(resource: &RaftCluster) -> ObservedResource {
     }
 }
 
-pub(super) fn stateful_set(set: &StatefulSet) -> ObservedSet {
+pub(crate) fn stateful_set(set: &StatefulSet) -> ObservedSet {
     let (spec, status) = (set.spec.as_ref(), set.status.as_ref());
     ObservedSet {
         uid: uid(set),

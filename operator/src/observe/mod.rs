@@ -6,6 +6,8 @@
 mod convert;
 mod nodes;
 
+pub(crate) use convert::stateful_set;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

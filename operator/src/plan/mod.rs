@@ -20,7 +20,7 @@ mod scale_out;
 #[cfg(test)]
 mod script;
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 #[cfg(test)]
 mod tests;
 

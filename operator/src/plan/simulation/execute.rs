@@ -8,7 +8,7 @@ use crate::step::{BootstrapStep, ObjectRef, PodRef, RestartMode, Step, VolumeLab
 
 /// A call that took no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::plan) enum Refused {
+pub(crate) enum Refused {
     /// 404 or 409: the object is not the one that was decided on.
     Conflict,
     /// The membership index has moved.
@@ -19,11 +19,11 @@ pub(in crate::plan) enum Refused {
     Budget,
 }
 
-type Done = Result<(), Refused>;
+pub(crate) type Done = Result<(), Refused>;
 
 impl World {
     /// Performs the step. `fresh` says that nothing changed since it was decided, so that every proof must still hold.
-    pub(in crate::plan) fn execute(&mut self, step: &Step, fresh: bool) -> Done {
+    pub(crate) fn execute(&mut self, step: &Step, fresh: bool) -> Done {
         match step {
             Step::Wait | Step::Settled => Ok(()),
             Step::Bootstrap(step) => self.bootstrap(step),
@@ -68,7 +68,7 @@ impl World {
         Ok(())
     }
 
-    fn found(&mut self, pod: &PodRef, cluster_id: u64, peer_url: &str) -> Done {
+    pub(crate) fn found(&mut self, pod: &PodRef, cluster_id: u64, peer_url: &str) -> Done {
         self.same_pod(pod)?;
         if !self.runs(0) {
             return Err(Refused::Node("unreachable"));
@@ -114,7 +114,7 @@ impl World {
         if self.raft.index == index { Ok(()) } else { Err(Refused::ConfigChanged) }
     }
 
-    fn add(&mut self, peer_url: &str, index: u64) -> Done {
+    pub(crate) fn add(&mut self, peer_url: &str, index: u64) -> Done {
         if self.raft.members.values().any(|member| member.peer_urls.iter().any(|url| url == peer_url)) {
             return Ok(());
         }
@@ -130,7 +130,7 @@ impl World {
         Ok(())
     }
 
-    fn join(&mut self, pod: &PodRef, marker: Marker) -> Done {
+    pub(crate) fn join(&mut self, pod: &PodRef, marker: Marker) -> Done {
         self.same_pod(pod)?;
         if !self.runs(pod.ordinal) {
             return Err(Refused::Node("unreachable"));
@@ -144,7 +144,7 @@ impl World {
         Ok(())
     }
 
-    fn label(&mut self, volume: &VolumeRef, label: VolumeLabel) -> Done {
+    pub(crate) fn label(&mut self, volume: &VolumeRef, label: VolumeLabel) -> Done {
         self.same_volume(volume)?;
         let version = self.next_text();
         let is = self.volumes.get_mut(&volume.ordinal).ok_or(Refused::Conflict)?;
@@ -156,7 +156,7 @@ impl World {
         Ok(())
     }
 
-    fn scale(&mut self, set: &ObjectRef, replicas: u32) -> Done {
+    pub(crate) fn scale(&mut self, set: &ObjectRef, replicas: u32) -> Done {
         let version = self.next_text();
         let is = self.set.as_mut().ok_or(Refused::Conflict)?;
         if is.uid != set.uid || is.resource_version != set.resource_version {
@@ -171,7 +171,7 @@ impl World {
         Ok(())
     }
 
-    fn promote(&mut self, id: u64, index: u64) -> Done {
+    pub(crate) fn promote(&mut self, id: u64, index: u64) -> Done {
         match self.raft.members.get(&id) {
             None => return Err(Refused::Node("MemberNotFound")),
             Some(member) if !member.learner => return Ok(()),
@@ -188,7 +188,7 @@ impl World {
         Ok(())
     }
 
-    fn move_leader(&mut self, from: u64, to: u64) -> Done {
+    pub(crate) fn move_leader(&mut self, from: u64, to: u64) -> Done {
         if self.raft.leader == to {
             return Ok(());
         }
@@ -200,7 +200,7 @@ impl World {
         Ok(())
     }
 
-    fn prepare_stop(&mut self, pod: &PodRef) -> Done {
+    pub(crate) fn prepare_stop(&mut self, pod: &PodRef) -> Done {
         self.same_pod(pod)?;
         if !self.runs(pod.ordinal) {
             return Err(Refused::Node("unreachable"));
@@ -222,7 +222,7 @@ impl World {
         }
     }
 
-    fn remove(&mut self, id: u64, index: u64) -> Done {
+    pub(crate) fn remove(&mut self, id: u64, index: u64) -> Done {
         if self.raft.removed.contains(&id) {
             return Ok(());
         }
@@ -241,7 +241,7 @@ impl World {
         Ok(())
     }
 
-    fn drop_volume(&mut self, volume: &VolumeRef) -> Done {
+    pub(crate) fn drop_volume(&mut self, volume: &VolumeRef) -> Done {
         self.same_volume(volume)?;
         let is = self.volumes.get_mut(&volume.ordinal).ok_or(Refused::Conflict)?;
         is.object.terminating = true;
@@ -254,7 +254,7 @@ impl World {
         Ok(())
     }
 
-    fn restart(&mut self, pod: &PodRef, mode: RestartMode, fresh: bool) -> Done {
+    pub(crate) fn restart(&mut self, pod: &PodRef, mode: RestartMode, fresh: bool) -> Done {
         self.same_pod(pod)?;
         let ready = self.pods.values().filter(|pod| pod.object.ready).count();
         let is = self.pods.get(&pod.ordinal).ok_or(Refused::Conflict)?;
@@ -295,7 +295,7 @@ impl World {
         }
     }
 
-    fn delete_set(&mut self, set: &ObjectRef) -> Done {
+    pub(crate) fn delete_set(&mut self, set: &ObjectRef) -> Done {
         if self.set.as_ref().is_none_or(|is| is.uid != set.uid) {
             return Err(Refused::Conflict);
         }

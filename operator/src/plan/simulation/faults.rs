@@ -5,12 +5,12 @@ use crate::observed::{ContainerState, Host, HostState};
 
 impl World {
     /// A pod object vanishes with its process, as by `kubectl delete --force`.
-    pub(in crate::plan) fn kill_pod(&mut self, k: u32) {
+    pub(crate) fn kill_pod(&mut self, k: u32) {
         self.pods.remove(&k);
     }
 
     /// The disk of `k` is emptied under its process, which restarts.
-    pub(in crate::plan) fn wipe_disk(&mut self, k: u32) {
+    pub(crate) fn wipe_disk(&mut self, k: u32) {
         if let Some(volume) = self.volumes.get_mut(&k) {
             volume.disk = None;
         }
@@ -18,7 +18,7 @@ impl World {
     }
 
     /// The disk of `k` is damaged; its process finds out and ends.
-    pub(in crate::plan) fn corrupt_disk(&mut self, k: u32) {
+    pub(crate) fn corrupt_disk(&mut self, k: u32) {
         if let Some(volume) = self.volumes.get_mut(&k) {
             volume.corrupt = true;
         }
@@ -33,7 +33,7 @@ impl World {
     }
 
     /// The host of pod `k` dies; `state` is what the API says of it. Its pods are marked for deletion, and stay.
-    pub(in crate::plan) fn break_host(&mut self, k: u32, state: HostState) {
+    pub(crate) fn break_host(&mut self, k: u32, state: HostState) {
         let now = self.now;
         let Some(pod) = self.pods.get_mut(&k) else { return };
         let Some(host) = pod.object.host.clone() else { return };
@@ -43,7 +43,7 @@ impl World {
     }
 
     /// The volume of `k` becomes usable on its pod's present host only.
-    pub(in crate::plan) fn pin_volume(&mut self, k: u32) {
+    pub(crate) fn pin_volume(&mut self, k: u32) {
         let host: Option<Host> = self.pods.get(&k).and_then(|pod| pod.object.host.clone());
         if let Some(volume) = self.volumes.get_mut(&k) {
             volume.object.pinned = host;
@@ -51,14 +51,14 @@ impl World {
     }
 
     /// `kubectl delete pvc`.
-    pub(in crate::plan) fn delete_volume(&mut self, k: u32) {
+    pub(crate) fn delete_volume(&mut self, k: u32) {
         if let Some(volume) = self.volumes.get_mut(&k) {
             volume.object.terminating = true;
         }
     }
 
     /// A human deletes the volumes that no label tells the owner of and that no pod can ever use again.
-    pub(super) fn drop_unlabelled_lost_volumes(&mut self) {
+    pub(crate) fn drop_unlabelled_lost_volumes(&mut self) {
         for volume in self.volumes.values_mut() {
             let pinned = volume.object.pinned.as_ref();
             if volume.object.marker.is_none() && pinned.is_some_and(|host| self.hosts.contains_key(&host.name)) {
@@ -68,7 +68,7 @@ impl World {
     }
 
     /// `kubectl scale statefulset`.
-    pub(in crate::plan) fn set_replicas(&mut self, replicas: u32) {
+    pub(crate) fn set_replicas(&mut self, replicas: u32) {
         let version = self.next_text();
         if let Some(set) = &mut self.set {
             set.replicas = replicas;
@@ -78,7 +78,7 @@ impl World {
     }
 
     /// The `RaftCluster` is deleted and created again, its volumes stay.
-    pub(in crate::plan) fn lose_status(&mut self) {
+    pub(crate) fn lose_status(&mut self) {
         self.resource.cluster_id = None;
         self.resource.bootstrapped = false;
         self.resource.plan = None;
@@ -89,7 +89,7 @@ impl World {
 /// What the judges of a run ask.
 impl World {
     /// The voter's disk is there, is its own, and holds every acknowledged write.
-    pub(super) fn has_whole_disk(&self, id: u64) -> bool {
+    pub(crate) fn has_whole_disk(&self, id: u64) -> bool {
         let volume = self.ordinal(id).and_then(|k| self.volumes.get(&k));
         volume.is_some_and(|volume| {
             volume.disk.is_some_and(|marker| marker.raft_id == id) && volume.behind == 0 && !volume.corrupt
@@ -97,7 +97,7 @@ impl World {
     }
 
     /// Some voter's disk is already bound to be lost.
-    pub(super) fn loses_disk(&self) -> bool {
+    pub(crate) fn loses_disk(&self) -> bool {
         self.voters().into_iter().filter_map(|id| self.ordinal(id)).any(|k| {
             self.volumes.get(&k).is_none_or(|volume| {
                 let pinned = volume.object.pinned.as_ref();
@@ -106,12 +106,12 @@ impl World {
         })
     }
 
-    pub(super) fn is_ready(&self, id: u64) -> bool {
+    pub(crate) fn is_ready(&self, id: u64) -> bool {
         self.ordinal(id).and_then(|k| self.pods.get(&k)).is_some_and(|pod| pod.object.ready)
     }
 
     /// Leadership goes elsewhere by itself.
-    pub(in crate::plan) fn move_lead(&mut self, nth: usize) {
+    pub(crate) fn move_lead(&mut self, nth: usize) {
         let up: Vec<u64> = self.voters().into_iter().filter(|id| self.is_up(*id) && self.behind(*id) == 0).collect();
         if let Some(next) = up.get(nth % up.len().max(1)).filter(|_| self.has_quorum()) {
             self.raft.leader = *next;

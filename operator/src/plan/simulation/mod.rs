@@ -11,7 +11,7 @@ mod reconcile;
 mod runs;
 mod world;
 
-use self::execute::Refused;
+pub(crate) use self::execute::Refused;
 pub(super) use self::reconcile::{Crash, Pass};
-pub(super) use self::runs::Dice;
-pub(super) use self::world::World;
+pub(crate) use self::runs::{Dice, check};
+pub(crate) use self::world::World;

@@ -7,7 +7,7 @@ use crate::step::{Plan, Step};
 
 /// Where a pass ends early.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::plan) enum Crash {
+pub(crate) enum Crash {
     /// Nowhere.
     #[default]
     None,
@@ -19,19 +19,19 @@ pub(in crate::plan) enum Crash {
 
 /// What a pass did.
 #[derive(Clone, Debug)]
-pub(in crate::plan) struct Pass {
-    pub(in crate::plan) plan: Plan,
-    pub(in crate::plan) outcome: Result<(), Refused>,
+pub(crate) struct Pass {
+    pub(crate) plan: Plan,
+    pub(crate) outcome: Result<(), Refused>,
 }
 
 impl World {
     /// A pass on what is true now.
-    pub(in crate::plan) fn pass(&mut self, crash: Crash) -> Pass {
+    pub(crate) fn pass(&mut self, crash: Crash) -> Pass {
         self.pass_on(&self.observe(), crash, true)
     }
 
     /// A pass on an observation that may be old.
-    pub(in crate::plan) fn pass_on(&mut self, observed: &Observed, crash: Crash, fresh: bool) -> Pass {
+    pub(crate) fn pass_on(&mut self, observed: &Observed, crash: Crash, fresh: bool) -> Pass {
         let cluster = self.cluster.clone();
         let mut observed = observed.clone();
         if !cluster.deleting && !cluster.paused {
@@ -109,7 +109,7 @@ impl World {
     }
 
     /// Passes and ticks until the plan is settled, or for `most` passes; the executed steps in order.
-    pub(in crate::plan) fn settle(&mut self, most: usize) -> Result<Vec<Plan>, String> {
+    pub(crate) fn settle(&mut self, most: usize) -> Result<Vec<Plan>, String> {
         let mut done = Vec::new();
         for _ in 0..most {
             let Pass { plan, outcome } = self.pass(Crash::None);

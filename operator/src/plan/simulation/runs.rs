@@ -22,7 +22,7 @@ fn settled(want: u32) -> World {
 }
 
 /// What must hold at every moment.
-fn check(world: &World) -> Result<(), String> {
+pub(crate) fn check(world: &World) -> Result<(), String> {
     if let Some(violation) = world.violations.first() {
         return Err(violation.clone());
     }
@@ -216,10 +216,10 @@ fn check_evictions(mut world: World) -> Result<(), String> {
 }
 
 /// Small, seedable, and the same everywhere.
-pub(in crate::plan) struct Dice(pub(in crate::plan) u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    pub(in crate::plan) fn roll(&mut self, sides: u64) -> u64 {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

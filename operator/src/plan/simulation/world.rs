@@ -11,70 +11,70 @@ use crate::plan::proofs::quorum;
 use crate::valid::ValidCluster;
 
 /// How far one tick moves the clock.
-pub(in crate::plan) const TICK_SECONDS: i64 = 5;
+pub(crate) const TICK_SECONDS: i64 = 5;
 /// Ticks that a joined learner needs to catch up.
 const CATCH_UP_TICKS: u32 = 2;
 /// Grace period of a pod.
 pub(super) const GRACE_SECONDS: i64 = 60;
 
 #[derive(Clone, Debug)]
-pub(in crate::plan) struct World {
-    pub(in crate::plan) cluster: ValidCluster,
-    pub(in crate::plan) now: i64,
-    pub(super) serial: u64,
-    pub(super) resource: ObservedResource,
-    pub(in crate::plan) set: Option<ObservedSet>,
+pub(crate) struct World {
+    pub(crate) cluster: ValidCluster,
+    pub(crate) now: i64,
+    pub(crate) serial: u64,
+    pub(crate) resource: ObservedResource,
+    pub(crate) set: Option<ObservedSet>,
     /// Revision that apply gives to the StatefulSet's template.
-    pub(in crate::plan) template: String,
+    pub(crate) template: String,
     /// Revisions whose container cannot start.
-    pub(in crate::plan) broken: BTreeSet<String>,
-    pub(in crate::plan) pods: BTreeMap<u32, Pod>,
-    pub(in crate::plan) volumes: BTreeMap<u32, Volume>,
-    pub(in crate::plan) budget: Option<ObservedBudget>,
-    pub(in crate::plan) raft: Raft,
+    pub(crate) broken: BTreeSet<String>,
+    pub(crate) pods: BTreeMap<u32, Pod>,
+    pub(crate) volumes: BTreeMap<u32, Volume>,
+    pub(crate) budget: Option<ObservedBudget>,
+    pub(crate) raft: Raft,
     /// State of the hosts that are not in order, by name; their kubelets are dead.
-    pub(in crate::plan) hosts: BTreeMap<String, HostState>,
+    pub(crate) hosts: BTreeMap<String, HostState>,
     /// Every raft id ever given out, to prove that none comes twice.
-    pub(super) ids: BTreeSet<u64>,
+    pub(crate) ids: BTreeSet<u64>,
     /// What must never happen, and did.
-    pub(in crate::plan) violations: Vec<String>,
+    pub(crate) violations: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(in crate::plan) struct Pod {
-    pub(in crate::plan) object: ObservedPod,
+pub(crate) struct Pod {
+    pub(crate) object: ObservedPod,
     /// The volume it has mounted; empty while it has none.
-    pub(in crate::plan) volume_uid: String,
+    pub(crate) volume_uid: String,
     /// Its process was told to prepare its end; a new process knows nothing of it.
-    pub(in crate::plan) prepared: bool,
+    pub(crate) prepared: bool,
 }
 
 #[derive(Clone, Debug, Default)]
-pub(in crate::plan) struct Volume {
-    pub(in crate::plan) object: ObservedVolume,
-    pub(in crate::plan) disk: Option<Marker>,
+pub(crate) struct Volume {
+    pub(crate) object: ObservedVolume,
+    pub(crate) disk: Option<Marker>,
     /// Ticks until the disk's log is within the lag bound.
-    pub(in crate::plan) behind: u32,
-    pub(in crate::plan) corrupt: bool,
+    pub(crate) behind: u32,
+    pub(crate) corrupt: bool,
 }
 
 /// The committed membership; its progress fields are computed when it is listed.
 #[derive(Clone, Debug, Default)]
-pub(in crate::plan) struct Raft {
-    pub(in crate::plan) cluster_id: u64,
-    pub(in crate::plan) index: u64,
-    pub(in crate::plan) next_id: u64,
-    pub(in crate::plan) members: BTreeMap<u64, Member>,
-    pub(in crate::plan) removed: BTreeSet<u64>,
-    pub(in crate::plan) leader: u64,
-    pub(in crate::plan) term: u64,
+pub(crate) struct Raft {
+    pub(crate) cluster_id: u64,
+    pub(crate) index: u64,
+    pub(crate) next_id: u64,
+    pub(crate) members: BTreeMap<u64, Member>,
+    pub(crate) removed: BTreeSet<u64>,
+    pub(crate) leader: u64,
+    pub(crate) term: u64,
     /// The leader does not hand over when asked.
-    pub(in crate::plan) stubborn: bool,
+    pub(crate) stubborn: bool,
 }
 
 impl World {
     /// A `RaftCluster` that was just created.
-    pub(in crate::plan) fn new(want: u32) -> Self {
+    pub(crate) fn new(want: u32) -> Self {
         let cluster = ValidCluster {
             namespace: "ns".into(),
             name: "db".into(),
@@ -102,17 +102,17 @@ impl World {
         }
     }
 
-    pub(super) fn next_serial(&mut self) -> u64 {
+    pub(crate) fn next_serial(&mut self) -> u64 {
         self.serial += 1;
         self.serial
     }
 
-    pub(super) fn next_text(&mut self) -> String {
+    pub(crate) fn next_text(&mut self) -> String {
         self.next_serial().to_string()
     }
 
     /// One step of every controller, kubelet and node.
-    pub(in crate::plan) fn tick(&mut self) {
+    pub(crate) fn tick(&mut self) {
         self.now += TICK_SECONDS;
         self.end_pods();
         self.elect();
@@ -265,41 +265,41 @@ impl World {
     }
 
     /// The member whose peer URL is ordinal `k`'s.
-    pub(in crate::plan) fn listed(&self, k: u32) -> Option<(u64, &Member)> {
+    pub(crate) fn listed(&self, k: u32) -> Option<(u64, &Member)> {
         let url = names::peer_url(&self.cluster, k);
         self.raft.members.iter().find(|(_, member)| member.peer_urls.contains(&url)).map(|(id, m)| (*id, m))
     }
 
-    pub(in crate::plan) fn ordinal(&self, id: u64) -> Option<u32> {
+    pub(crate) fn ordinal(&self, id: u64) -> Option<u32> {
         let url = self.raft.members.get(&id)?.peer_urls.first()?;
         names::peer_url_ordinal(&self.cluster, url)
     }
 
     /// The process of `k` runs and reaches the others.
-    pub(super) fn runs(&self, k: u32) -> bool {
+    pub(crate) fn runs(&self, k: u32) -> bool {
         self.pods
             .get(&k)
             .is_some_and(|pod| pod.object.container == ContainerState::Running && !self.host_is_dead(&pod.object))
     }
 
     /// Member `id` votes and answers.
-    pub(super) fn is_up(&self, id: u64) -> bool {
+    pub(crate) fn is_up(&self, id: u64) -> bool {
         self.ordinal(id).is_some_and(|k| {
             self.runs(k)
                 && self.volumes.get(&k).and_then(|volume| volume.disk).is_some_and(|marker| marker.raft_id == id)
         })
     }
 
-    pub(super) fn voters(&self) -> Vec<u64> {
+    pub(crate) fn voters(&self) -> Vec<u64> {
         self.raft.members.iter().filter(|(_, member)| !member.learner).map(|(id, _)| *id).collect()
     }
 
     /// Voters other than `victim` that are up, out of how many.
-    pub(super) fn up_without(&self, victim: u64) -> usize {
+    pub(crate) fn up_without(&self, victim: u64) -> usize {
         self.voters().into_iter().filter(|id| *id != victim && self.is_up(*id)).count()
     }
 
-    pub(in crate::plan) fn has_quorum(&self) -> bool {
+    pub(crate) fn has_quorum(&self) -> bool {
         let voters = self.voters();
         !voters.is_empty() && self.up_without(0) >= quorum(voters.len()) && self.is_up(self.raft.leader)
     }
@@ -334,7 +334,7 @@ impl World {
         }
     }
 
-    pub(super) fn behind(&self, id: u64) -> u32 {
+    pub(crate) fn behind(&self, id: u64) -> u32 {
         self.ordinal(id).and_then(|k| self.volumes.get(&k)).map_or(u32::MAX, |volume| volume.behind)
     }
 
@@ -356,13 +356,13 @@ impl World {
             && self.pods.get(&k).is_some_and(|pod| pod.object.terminating.is_none() && !pod.prepared)
     }
 
-    pub(super) fn joined(volume: &mut Volume, marker: Marker, behind: bool) {
+    pub(crate) fn joined(volume: &mut Volume, marker: Marker, behind: bool) {
         volume.disk = Some(marker);
         volume.behind = if behind { CATCH_UP_TICKS } else { 0 };
     }
 
     /// Everything that a pass reads.
-    pub(in crate::plan) fn observe(&self) -> Observed {
+    pub(crate) fn observe(&self) -> Observed {
         let pods = self.pods.iter().map(|(k, pod)| (*k, self.pod_as_read(pod))).collect();
         Observed {
             now: self.now,
@@ -397,7 +397,7 @@ impl World {
         object
     }
 
-    fn report(&self, k: u32) -> NodeReport {
+    pub(crate) fn report(&self, k: u32) -> NodeReport {
         if !self.runs(k) {
             return NodeReport::Unreachable;
         }
@@ -415,7 +415,7 @@ impl World {
     }
 
     /// The linearizable list, if there is a quorum for one.
-    fn list(&self) -> Option<MemberList> {
+    pub(crate) fn list(&self) -> Option<MemberList> {
         if !self.has_quorum() {
             return None;
         }

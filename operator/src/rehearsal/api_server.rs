@@ -1,0 +1,298 @@
+//! The API server's face of the model: paths, preconditions, merge patches and server-side apply as far as the operator
+//! uses them. A resourceVersion or UID that does not hold is a conflict, as it is there.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use axum::http::{Method, Request, Response};
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::task::yield_now;
+
+use super::objects::merge;
+use super::stage::{NAME, NAMESPACE, Shared, Stage, lock};
+use crate::names::{self, FINALIZER, LABEL_CLUSTER_ID, LABEL_DETACHED, LABEL_INCARNATION, LABEL_RAFT_ID};
+use crate::observed::{Marker, ObservedBudget, ObservedSet};
+use crate::plan::simulation::Refused;
+use crate::step::{ObjectRef, RestartMode, VolumeLabel};
+
+/// HTTP status and body.
+type Reply = (u16, Value);
+
+/// What a path and a method mean.
+struct Call {
+    method: Method,
+    plural: String,
+    name: String,
+    sub: String,
+    body: Value,
+}
+
+/// A client whose API server is the model. The connection breaks when the operator's process has ended.
+pub(super) fn client(stage: &Shared) -> Client {
+    let stage = Arc::clone(stage);
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let stage = Arc::clone(&stage);
+        let broken = || std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        async move { answer(&stage, request).await.ok_or_else(broken) }
+    });
+    Client::new(service, NAMESPACE)
+}
+
+async fn answer(stage: &Shared, request: Request<Body>) -> Option<Response<String>> {
+    let call = call(request).await;
+    // A call takes time: other passes get on meanwhile, if there are any.
+    yield_now().await;
+    let reply = {
+        let mut stage = lock(stage);
+        if stage.dead {
+            return None;
+        }
+        stage.answer(&call)
+    };
+    yield_now().await;
+    let (code, body) = reply?;
+    Some(Response::builder().status(code).body(body.to_string()).unwrap_or_default())
+}
+
+async fn call(request: Request<Body>) -> Call {
+    let (head, body) = request.into_parts();
+    let bytes = body.collect_bytes().await.unwrap_or_default();
+    let body = serde_json::from_slice(&bytes).unwrap_or_default();
+    let words: Vec<&str> = head.uri.path().split('/').filter(|word| !word.is_empty()).collect();
+    let version = if words.first() == Some(&"apis") { 3 } else { 2 };
+    let scope = if words.get(version) == Some(&"namespaces") { 2 } else { 0 };
+    let word = |n: usize| words.get(version + scope + n).copied().unwrap_or_default().to_owned();
+    Call { method: head.method, plural: word(0), name: word(1), sub: word(2), body }
+}
+
+fn status(code: u16, reason: &str) -> Reply {
+    (code, json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": reason}))
+}
+
+fn found(object: Option<Value>) -> Reply {
+    object.map_or_else(|| status(404, "NotFound"), |object| (200, object))
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+impl Stage {
+    fn answer(&mut self, call: &Call) -> Option<Reply> {
+        let Call { method, plural, name, sub, body } = call;
+        match (method.as_str(), plural.as_str(), name.as_str()) {
+            ("GET", "pods", "") => Some((200, json!({"metadata": {}, "items": self.pods()}))),
+            ("GET", "persistentvolumeclaims", "") => Some((200, json!({"metadata": {}, "items": self.volumes()}))),
+            ("GET", ..) => Some(found(self.read(plural, name))),
+            (_, "events", _) => {
+                let note = ["type", "reason", "action", "note"].map(|key| text(&body[key]));
+                self.events.push(note);
+                Some((201, body.clone()))
+            }
+            _ => self.write(format!("{method} {plural}/{name} {sub}"), |stage| match stage.change(call) {
+                Ok(object) => (200, object),
+                Err(refused) => stage.refusal(refused),
+            }),
+        }
+    }
+
+    fn refusal(&mut self, refused: Refused) -> Reply {
+        match self.refuse(refused) {
+            Refused::Budget => {
+                let (code, mut body) = status(429, "TooManyRequests");
+                body["details"] = json!({"causes": [{"reason": "DisruptionBudget"}]});
+                (code, body)
+            }
+            _ => status(409, "Conflict"),
+        }
+    }
+
+    fn change(&mut self, call: &Call) -> Result<Value, Refused> {
+        let Call { method, plural, name, sub, body } = call;
+        match (method.as_str(), plural.as_str(), sub.as_str()) {
+            ("PATCH", "raftclusters", "status") => self.patch_status(body),
+            ("PATCH", "raftclusters", "") => self.patch_resource(body),
+            ("PATCH", "persistentvolumeclaims", "") => self.label(name, body),
+            ("PATCH", "statefulsets", "") if body["spec"].get("template").is_none() => self.scale(body),
+            ("PATCH", "statefulsets", "") => self.apply_set(body),
+            ("PATCH", "poddisruptionbudgets", "") => self.apply_budget(name, body),
+            ("PATCH", _, "") => self.apply(plural, name, body).map(|(object, _)| object),
+            ("DELETE", "pods", "") => {
+                let grace = body["gracePeriodSeconds"].as_i64();
+                self.restart(name, body, if grace == Some(0) { RestartMode::Force } else { RestartMode::Delete })
+            }
+            ("POST", "pods", "eviction") => self.restart(name, &body["deleteOptions"], RestartMode::Evict),
+            ("DELETE", "persistentvolumeclaims", "") => self.drop_volume(name, body),
+            ("DELETE", "statefulsets", "") => self.world.delete_set(&fence(&body["preconditions"])).map(|()| json!({})),
+            ("DELETE", "poddisruptionbudgets", "") => {
+                self.objects.remove(&(plural.clone(), name.clone()));
+                self.world.budget = None;
+                Ok(json!({}))
+            }
+            _ => panic!("the operator calls what the model does not know: {method} {plural}/{name} {sub}"),
+        }
+    }
+
+    /// Writes of the resource itself: M28 allows the finalizer and nothing else.
+    fn patch_resource(&mut self, body: &Value) -> Result<Value, Refused> {
+        self.unchanged(body)?;
+        let metadata = body["metadata"].as_object().cloned().unwrap_or_default();
+        let foreign = |key: &String| !["uid", "resourceVersion", "finalizers"].contains(&key.as_str());
+        if body.as_object().is_some_and(|body| body.len() != 1) || metadata.keys().any(foreign) {
+            self.world.violations.push(format!("m28: a write of the RaftCluster beyond the finalizer: {body}"));
+        }
+        merge(&mut self.resource, body);
+        self.resource_changed();
+        let finalizers = self.resource["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+        let object = self.resource.clone();
+        if finalizers.is_empty() && !self.resource["metadata"]["deletionTimestamp"].is_null() {
+            self.resource = Value::Null;
+        }
+        Ok(object)
+    }
+
+    fn patch_status(&mut self, body: &Value) -> Result<Value, Refused> {
+        self.unchanged(body)?;
+        if self.resource["status"].is_null() {
+            self.resource["status"] = json!({});
+        }
+        merge(&mut self.resource["status"], &body["status"]);
+        self.resource_changed();
+        Ok(self.resource.clone())
+    }
+
+    /// The resource is the one that the write was decided on.
+    fn unchanged(&self, body: &Value) -> Result<(), Refused> {
+        let fence = fence(&body["metadata"]);
+        let is = &self.resource["metadata"];
+        let same = is["uid"] == fence.uid && is["resourceVersion"] == fence.resource_version;
+        if same && !self.resource.is_null() { Ok(()) } else { Err(Refused::Conflict) }
+    }
+
+    /// The model's own judges look at these.
+    fn resource_changed(&mut self) {
+        self.resource["metadata"]["resourceVersion"] = json!(self.world.next_text());
+        let status = &self.resource["status"];
+        self.world.resource.cluster_id = status["clusterId"].as_str().and_then(names::parse_id);
+        self.world.resource.bootstrapped = status["bootstrapped"] == true;
+        let finalizers = self.resource["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+        self.world.resource.finalizer = finalizers.iter().any(|name| name == FINALIZER);
+    }
+
+    fn label(&mut self, name: &str, body: &Value) -> Result<Value, Refused> {
+        let labels = &body["metadata"]["labels"];
+        let id = |key: &str| labels[key].as_str().and_then(names::parse_id);
+        let marker = || {
+            Some(Marker {
+                cluster_id: id(LABEL_CLUSTER_ID)?,
+                raft_id: id(LABEL_RAFT_ID)?,
+                incarnation: id(LABEL_INCARNATION)?,
+            })
+        };
+        let label = match marker() {
+            Some(marker) => VolumeLabel::Member(marker),
+            None if labels[LABEL_DETACHED] == "true" => VolumeLabel::Detached,
+            None => panic!("neither a marker nor detached: {body}"),
+        };
+        let mut volume = names::volume_ordinal(NAME, name).and_then(|k| self.volume_ref(k)).ok_or(Refused::Conflict)?;
+        let fence = fence(&body["metadata"]);
+        (volume.uid, volume.resource_version) = (fence.uid, fence.resource_version);
+        self.world.label(&volume, label).map(|()| json!({"metadata": {"name": name}}))
+    }
+
+    fn drop_volume(&mut self, name: &str, body: &Value) -> Result<Value, Refused> {
+        let mut volume = names::volume_ordinal(NAME, name).and_then(|k| self.volume_ref(k)).ok_or(Refused::Conflict)?;
+        let fence = fence(&body["preconditions"]);
+        (volume.uid, volume.resource_version) = (fence.uid, fence.resource_version);
+        self.world.drop_volume(&volume).map(|()| json!({"metadata": {"name": name}}))
+    }
+
+    fn restart(&mut self, name: &str, body: &Value, mode: RestartMode) -> Result<Value, Refused> {
+        let mut pod = names::pod_ordinal(NAME, name).and_then(|k| self.pod_ref(k)).ok_or(Refused::Conflict)?;
+        let fence = fence(&body["preconditions"]);
+        (pod.uid, pod.resource_version) = (fence.uid, fence.resource_version);
+        let fresh = !self.busy;
+        self.world.restart(&pod, mode, fresh).map(|()| json!({"metadata": {"name": name}}))
+    }
+
+    fn scale(&mut self, body: &Value) -> Result<Value, Refused> {
+        let replicas = body["spec"]["replicas"].as_u64().and_then(|count| u32::try_from(count).ok());
+        self.world.scale(&fence(&body["metadata"]), replicas.unwrap_or_default())?;
+        self.read("statefulsets", NAME).ok_or(Refused::Conflict)
+    }
+
+    /// Apply creates the set and keeps its template, and never changes the count of one that exists.
+    fn apply_set(&mut self, body: &Value) -> Result<Value, Refused> {
+        let template = body["spec"]["template"].to_string();
+        let mut hash = DefaultHasher::new();
+        template.hash(&mut hash);
+        let revision = format!("{NAME}-{:x}", hash.finish());
+        if template.contains(":broken") {
+            self.world.broken.insert(revision.clone());
+        }
+        let replicas = body["spec"]["replicas"].as_u64().and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
+        if self.world.set.is_none() {
+            self.objects.remove(&("statefulsets".to_owned(), NAME.to_owned()));
+        }
+        let fence = fence(&body["metadata"]);
+        match &self.world.set {
+            None if !fence.uid.is_empty() => return Err(Refused::Conflict),
+            Some(set) if !fence.uid.is_empty() => {
+                let same = set.uid == fence.uid && set.resource_version == fence.resource_version;
+                if !same {
+                    return Err(Refused::Conflict);
+                }
+            }
+            _ => {}
+        }
+        let (uid, resource_version) = (self.world.next_text(), self.world.next_text());
+        let new = ObservedSet { uid, replicas, ..ObservedSet::default() };
+        let set = self.world.set.get_or_insert(new);
+        if set.replicas != replicas {
+            self.world.violations.push(format!("apply changes replicas from {} to {replicas}", set.replicas));
+        }
+        let set = self.world.set.get_or_insert_default();
+        set.resource_version = resource_version;
+        set.generation += 1;
+        set.update_revision = Some(revision);
+        let object = self.objects.entry(("statefulsets".to_owned(), NAME.to_owned())).or_insert_with(|| json!({}));
+        merge(object, body);
+        self.read("statefulsets", NAME).ok_or(Refused::Conflict)
+    }
+
+    fn apply_budget(&mut self, name: &str, body: &Value) -> Result<Value, Refused> {
+        let (object, resource_version) = self.apply("poddisruptionbudgets", name, body)?;
+        let least = object["spec"]["minAvailable"].as_u64().and_then(|least| u32::try_from(least).ok());
+        let uid = text(&object["metadata"]["uid"]);
+        self.world.budget = Some(ObservedBudget { uid, resource_version, min_available: least });
+        Ok(object)
+    }
+
+    /// Server-side apply of an object that has no controller in the model.
+    fn apply(&mut self, plural: &str, name: &str, body: &Value) -> Result<(Value, String), Refused> {
+        let (uid, version) = (self.world.next_text(), self.world.next_text());
+        let key = (plural.to_owned(), name.to_owned());
+        let fence = fence(&body["metadata"]);
+        let is = self.objects.get(&key).map(|object| &object["metadata"]);
+        let same = match is {
+            None => fence.uid.is_empty(),
+            Some(is) => {
+                fence.uid.is_empty() || (is["uid"] == fence.uid && is["resourceVersion"] == fence.resource_version)
+            }
+        };
+        if !same {
+            return Err(Refused::Conflict);
+        }
+        let object = self.objects.entry(key).or_insert_with(|| json!({"metadata": {"uid": uid}}));
+        merge(object, body);
+        object["metadata"]["resourceVersion"] = json!(version);
+        Ok((object.clone(), version))
+    }
+}
+
+/// What a write was decided on.
+fn fence(preconditions: &Value) -> ObjectRef {
+    ObjectRef { uid: text(&preconditions["uid"]), resource_version: text(&preconditions["resourceVersion"]) }
+}

@@ -1,0 +1,421 @@
+//! Whole lives of a cluster under the real passes: cut off at every write, with two operators at once, and the
+//! requirements that only real writes can show.
+//!
+//! `BALSA_SEED=<n>` runs one seed alone, `BALSA_SEEDS=<n>` that many.
+
+use std::sync::{Arc, Mutex};
+
+use balsa_crds::RaftCluster;
+use kube::runtime::controller::Action;
+use kube::runtime::events::{Recorder, Reporter};
+use serde_json::{Value, json};
+use tokio::task::{JoinHandle, yield_now};
+
+use super::api_server::client;
+use super::nodes::Nodes;
+use super::stage::{Cut, NAME, NAMESPACE, Shared, Stage, lock};
+use crate::controller::{Context, ReconcileError, pass};
+use crate::metrics::Metrics;
+use crate::names::{LABEL_CLUSTER_ID, REPLACE_MEMBER};
+use crate::observed::{HostState, Marker};
+use crate::plan::simulation::{Dice, check};
+
+/// Passes within which a cluster without faults settles.
+const PASSES_MAX: usize = 300;
+/// Seeds of one run.
+const SEEDS: u64 = 25;
+/// Events of one seed.
+const EVENTS: usize = 150;
+
+/// An operator at work on the stage. A new one is a new process.
+struct Operator {
+    stage: Shared,
+    context: Arc<Context>,
+    resource: Arc<RaftCluster>,
+}
+
+impl Operator {
+    fn new(stage: &Shared) -> Self {
+        let client = client(stage);
+        let reporter = Reporter { controller: "balsa-operator".into(), instance: None };
+        let clock = Arc::clone(stage);
+        let context = Context {
+            events: Recorder::new(client.clone(), reporter),
+            client,
+            metrics: Arc::new(Metrics::new().expect("registers")),
+            dial: Box::new(Nodes(Arc::clone(stage))),
+            clock: Box::new(move || lock(&clock).world.now),
+        };
+        // As from a cache: only its name is looked at.
+        let spec = json!({"image": "stale", "storage": {"size": "1Gi"}});
+        let named = json!({"metadata": {"name": NAME, "namespace": NAMESPACE}, "spec": spec});
+        let resource = serde_json::from_value(named).expect("a RaftCluster");
+        Self { stage: Arc::clone(stage), context: Arc::new(context), resource: Arc::new(resource) }
+    }
+
+    async fn pass(&self) -> Result<Action, ReconcileError> {
+        pass(&self.resource, &self.context).await
+    }
+
+    /// A pass that goes on while other things happen.
+    fn spawn(&self) -> JoinHandle<()> {
+        let (resource, context) = (Arc::clone(&self.resource), Arc::clone(&self.context));
+        tokio::spawn(async move {
+            // Refusals are what this is about; the state is judged, not the reply.
+            let _ = pass(&resource, &context).await;
+        })
+    }
+
+    /// Passes and ticks until nothing is left to do.
+    async fn settle(&self) -> Result<(), String> {
+        for _ in 0..PASSES_MAX {
+            let result = self.pass().await;
+            let mut stage = lock(&self.stage);
+            if stage.dead {
+                return Ok(());
+            }
+            stage.judge()?;
+            if let Some(refused) = stage.refused.first() {
+                return Err(format!("refused without cause: {refused}"));
+            }
+            result.map_err(|error| error.to_string())?;
+            if stage.is_settled() {
+                return Ok(());
+            }
+            stage.world.tick();
+            stage.judge()?;
+        }
+        Err(format!("not settled: {}", lock(&self.stage).planned()))
+    }
+}
+
+impl Stage {
+    /// Nothing is left to do for what is asked for now.
+    fn is_settled(&self) -> bool {
+        let seen = self.resource["status"]["observedGeneration"] == self.resource["metadata"]["generation"];
+        self.resource.is_null() || (seen && self.resource["status"]["plan"]["step"] == "Settled")
+    }
+
+    /// What must hold at every moment. With the cluster its data may go.
+    fn judge(&self) -> Result<(), String> {
+        match self.world.violations.first() {
+            Some(violation) => Err(violation.clone()),
+            None if self.world.cluster.deleting => Ok(()),
+            None => check(&self.world),
+        }
+    }
+
+    /// M12: members, pods and replicas are as asked, and no labelled volume is left beyond policy.
+    fn check_counts(&self) -> Result<(), String> {
+        if self.resource.is_null() {
+            return Ok(());
+        }
+        let (want, world) = (self.want() as usize, &self.world);
+        let set = world.set.as_ref().map(|set| set.replicas as usize);
+        let counts = (world.raft.members.len(), world.pods.len(), set);
+        if counts != (want, want, Some(want)) {
+            return Err(format!("m12: members, pods, replicas are {counts:?}, wanted {want}"));
+        }
+        let dropped = self.resource["spec"]["storage"]["retention"]["whenScaled"] == "Delete";
+        let mut beyond = world.volumes.range(self.want()..).map(|(k, volume)| (k, &volume.object));
+        match beyond.find(|(_, v)| v.marker.is_some() && !v.terminating && (dropped || !v.detached)) {
+            Some((k, _)) => Err(format!("m12: volume {k} is left beyond policy")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn shared(stage: Stage) -> Shared {
+    Arc::new(Mutex::new(stage))
+}
+
+/// One thread, so that a seed decides everything.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(future)
+}
+
+/// A settled cluster of `want`.
+async fn settled(want: u32, spec: &Value) -> Stage {
+    let stage = shared(Stage::new(want, spec));
+    Operator::new(&stage).settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+    let mut stage = lock(&stage).clone();
+    stage.writes.clear();
+    stage.events.clear();
+    stage
+}
+
+fn changed(mut stage: Stage, change: impl FnOnce(&mut Stage)) -> Stage {
+    change(&mut stage);
+    stage
+}
+
+/// Runs to the end, in a new process after each cut. The writes that took effect, statuses and applied objects apart.
+async fn run(stage: Stage, cut: Option<(usize, Cut)>) -> Result<(Stage, Vec<String>), String> {
+    let stage = shared(stage);
+    lock(&stage).fuse = cut;
+    Operator::new(&stage).settle().await?;
+    if std::mem::take(&mut lock(&stage).dead) {
+        lock(&stage).fuse = None;
+        Operator::new(&stage).settle().await?;
+    }
+    // Settled writes nothing.
+    let before = lock(&stage).writes.len();
+    Operator::new(&stage).pass().await.map_err(|error| error.to_string())?;
+    let stage = lock(&stage).clone();
+    stage.check_counts()?;
+    if stage.writes.len() != before {
+        return Err(format!("a settled cluster was written to: {:?}", &stage.writes[before..]));
+    }
+    let destructive =
+        |write: &&String| write.starts_with("remove") || write.starts_with("DELETE persistentvolumeclaims");
+    let done = stage.writes.iter().filter(destructive).cloned().collect();
+    Ok((stage, done))
+}
+
+/// The ways of a life, each from its own beginning.
+async fn ways() -> Vec<(&'static str, Stage)> {
+    let three = settled(3, &json!({})).await;
+    let dropping = json!({"storage": {"retention": {"whenScaled": "Delete", "whenDeleted": "Delete"}}});
+    let dropped = settled(3, &dropping).await;
+    vec![
+        ("bootstrap to 3", Stage::new(3, &json!({}))),
+        ("scale in, dropping volumes", changed(dropped.clone(), |stage| stage.edit(&json!({"replicas": 1})))),
+        ("replace a lost disk", changed(three.clone(), |stage| stage.world.wipe_disk(1))),
+        ("replace the leader", changed(three.clone(), |stage| stage.annotate(REPLACE_MEMBER, "1"))),
+        ("roll", changed(three, |stage| stage.edit(&json!({"image": "balsa.dev/balsa:b"})))),
+        ("delete", changed(dropped, Stage::delete)),
+    ]
+}
+
+/// A process that ends before a write leaves what one leaves that ends after the write before it; so these are all.
+#[test]
+fn real_passes_cut_off_at_any_write_are_picked_up() {
+    block_on(async {
+        for (name, stage) in ways().await {
+            let (end, plain) = run(stage.clone(), None).await.unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
+            assert!(!end.writes.is_empty(), "{name} writes nothing");
+            for at in 0..end.writes.len() {
+                let told = &end.writes[at];
+                let (_, mut done) = run(stage.clone(), Some((at, Cut::After)))
+                    .await
+                    .unwrap_or_else(|wrong| panic!("{name}, cut off after write {at} ({told}): {wrong}"));
+                done.sort();
+                let mut plain = plain.clone();
+                plain.sort();
+                assert_eq!(done, plain, "{name}, cut off after write {at} ({told})");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_process_that_ends_before_its_first_write_has_done_nothing() {
+    block_on(async {
+        let stage = settled(3, &json!({})).await;
+        let stage = shared(changed(stage, |stage| stage.edit(&json!({"replicas": 5}))));
+        lock(&stage).fuse = Some((0, Cut::Before));
+        let before = format!("{:?}", lock(&stage).world);
+        assert!(Operator::new(&stage).pass().await.is_err(), "the connection broke");
+        assert_eq!(format!("{:?}", lock(&stage).world), before);
+    });
+}
+
+/// M6: pods of two clusters. Nothing is executed, the condition says so, and the foreign node is told whose it should be.
+#[test]
+fn m6_pods_of_two_clusters_stop_everything() {
+    block_on(async {
+        let mut stage = settled(3, &json!({})).await;
+        let ours = stage.world.raft.cluster_id;
+        let foreign = Marker { cluster_id: ours ^ 1, raft_id: 9, incarnation: 1 };
+        stage.world.volumes.get_mut(&2).expect("volume 2").disk = Some(foreign);
+        stage.world.kill_pod(2);
+        // Even though something else is asked for.
+        stage.edit(&json!({"replicas": 5}));
+        let stage = shared(stage);
+        let operator = Operator::new(&stage);
+        let mut written = 0;
+        for _ in 0..10 {
+            lock(&stage).world.tick();
+            let foreign_runs = lock(&stage).world.runs(2);
+            if foreign_runs {
+                written = lock(&stage).writes.len();
+            }
+            operator.pass().await.expect("a pass");
+            let stage = lock(&stage);
+            let steps: Vec<&String> = stage.writes[written..].iter().filter(|w| !w.ends_with(" status")).collect();
+            assert!(!foreign_runs || steps.is_empty(), "{steps:?}");
+        }
+        let stage = lock(&stage);
+        assert_eq!(stage.condition("Consistent"), ("False".to_owned(), "ClusterIdMismatch".to_owned()));
+        assert!(stage.planned().starts_with("Wait") && stage.planned().contains("ClusterIdMismatch"));
+        assert_eq!(stage.told.get(&2), Some(&ours), "what makes the foreign node unready");
+        assert!(!stage.world.pods[&2].object.ready);
+        assert_eq!(stage.world.raft.members.len(), 3);
+    });
+}
+
+/// M12: whatever was lost, members, pods and replicas are one number in the end, and no volume is left beyond policy.
+#[test]
+fn m12_nothing_is_left_over_after_a_loss() {
+    type Loss = fn(&mut Stage);
+    let losses: [(&str, Loss); 5] = [
+        ("a pod", |stage| stage.world.kill_pod(1)),
+        ("a disk", |stage| stage.world.wipe_disk(2)),
+        ("a damaged disk", |stage| stage.world.corrupt_disk(0)),
+        ("a volume", |stage| stage.world.delete_volume(0)),
+        ("a host with its volume", |stage| {
+            stage.world.pin_volume(1);
+            stage.world.break_host(1, HostState::Gone);
+        }),
+    ];
+    block_on(async {
+        for policy in ["Retain", "Delete"] {
+            let three = settled(3, &json!({"storage": {"retention": {"whenScaled": policy}}})).await;
+            for (name, loss) in losses {
+                let lost = changed(three.clone(), loss);
+                let (end, _) = run(lost, None).await.unwrap_or_else(|wrong| panic!("{name}, {policy}: {wrong}"));
+                // And once more after shrinking over the repaired ordinal.
+                let shrunk = changed(end, |stage| stage.edit(&json!({"replicas": 1})));
+                run(shrunk, None).await.unwrap_or_else(|wrong| panic!("{name}, {policy}, shrunk: {wrong}"));
+            }
+        }
+    });
+}
+
+/// M28: the operator writes neither spec nor foreign metadata, and copies no tracking labels.
+#[test]
+fn m28_spec_and_foreign_metadata_are_the_users() {
+    block_on(async {
+        let mut stage = Stage::new(3, &json!({}));
+        let edits = [
+            json!({}),
+            json!({"replicas": 4}),
+            json!({"image": "balsa.dev/balsa:b"}),
+            json!({"paused": true}),
+            json!({"paused": false, "replicas": 2}),
+        ];
+        for edit in edits {
+            stage.edit(&edit);
+            let asked = stage.resource.clone();
+            let paused = asked["spec"]["paused"] == true;
+            let shared = shared(stage);
+            if paused {
+                Operator::new(&shared).pass().await.expect("a pass");
+            } else {
+                Operator::new(&shared).settle().await.unwrap_or_else(|wrong| panic!("{edit}: {wrong}"));
+            }
+            stage = lock(&shared).clone();
+            let is = &stage.resource;
+            assert_eq!(is["spec"], asked["spec"], "{edit}");
+            for key in ["generation", "labels", "annotations", "uid"] {
+                assert_eq!(is["metadata"][key], asked["metadata"][key], "{edit}: {key}");
+            }
+        }
+        assert_eq!(stage.world.violations, Vec::<String>::new());
+        for (key, object) in &stage.objects {
+            let metadata = object["metadata"].to_string();
+            assert!(
+                !metadata.contains("argocd") && !metadata.contains("last-applied-configuration"),
+                "{key:?}: {metadata}"
+            );
+        }
+        for volume in stage.volumes() {
+            let labels = volume["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+            assert!(labels.contains_key(LABEL_CLUSTER_ID), "{volume}");
+            assert!(labels.keys().all(|key| key.starts_with("balsa.dev/")), "{volume}");
+        }
+    });
+}
+
+/// M29 with the events as the API server gets them: one for every call that changes a member, a pod or a volume.
+#[test]
+fn m29_every_step_is_an_event() {
+    block_on(async {
+        let (end, _) = run(Stage::new(3, &json!({})), None).await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        let (end, _) = run(changed(end, |stage| stage.edit(&json!({"replicas": 1}))), None)
+            .await
+            .unwrap_or_else(|wrong| panic!("{wrong}"));
+        let applied = ["status", "finalizers", "configmaps", "services", "serviceaccounts", "poddisruptionbudgets"];
+        let steps = end.writes.iter().filter(|write| !applied.iter().any(|word| write.contains(word)));
+        // The finalizer is put on by apply, and the set is created by it; its status writes of the founding are steps.
+        let steps = steps.filter(|write| !write.starts_with("PATCH raftclusters")).count();
+        let normal = end.events.iter().filter(|event| event[0] == "Normal").count();
+        let founding = end.events.iter().filter(|event| event[1] == "Bootstrap").count();
+        assert_eq!(founding, 3, "{:?}", end.events);
+        // One write of the set creates it; two of the founding's three are writes of the resource.
+        assert_eq!(normal, steps - 1 + 2, "{:#?}\n{:#?}", end.writes, end.events);
+    });
+}
+
+#[test]
+fn two_operators_at_once_keep_every_invariant() {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("BALSA_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("BALSA_SEEDS").map_or(SEEDS, |seeds| seeds.min(SEEDS * 40)),
+    };
+    for seed in seeds {
+        block_on(run_seed(seed)).unwrap_or_else(|wrong| panic!("BALSA_SEED={seed}: {wrong}"));
+    }
+}
+
+async fn run_seed(seed: u64) -> Result<(), String> {
+    let mut dice = Dice(seed);
+    let policy = if dice.roll(2) == 0 { "Delete" } else { "Retain" };
+    let want = u32::try_from(dice.roll(5)).unwrap_or(0) + 1;
+    let stage = shared(Stage::new(want, &json!({"storage": {"retention": {"whenScaled": policy}}})));
+    lock(&stage).busy = true;
+    let operators = [Operator::new(&stage), Operator::new(&stage)];
+    let mut passes: [Option<JoinHandle<()>>; 2] = [None, None];
+    let mut trace = Vec::new();
+    for _ in 0..EVENTS {
+        let which = usize::from(dice.roll(2) == 0);
+        if passes[which].as_ref().is_none_or(JoinHandle::is_finished) {
+            passes[which] = Some(operators[which].spawn());
+        }
+        for _ in 0..dice.roll(60) {
+            yield_now().await;
+        }
+        let mut stage = lock(&stage);
+        trace.push(happen(&mut stage, &mut dice));
+        stage.judge().map_err(|wrong| format!("{wrong}\n{}\n{}", trace.join("\n"), stage.writes.join("\n")))?;
+    }
+    for pass in passes.into_iter().flatten() {
+        pass.await.map_err(|error| error.to_string())?;
+    }
+    {
+        let mut stage = lock(&stage);
+        (stage.busy, stage.refused) = (false, Vec::new());
+        if stage.resource["spec"]["image"].as_str().is_some_and(|image| image.ends_with("broken")) {
+            stage.edit(&json!({"image": "balsa.dev/balsa:good"}));
+        }
+    }
+    operators[0].settle().await.map_err(|wrong| format!("{wrong}\n{}", trace.join("\n")))?;
+    lock(&stage).check_counts()
+}
+
+/// One thing that happens while passes are under way.
+fn happen(stage: &mut Stage, dice: &mut Dice) -> String {
+    let k = u32::try_from(dice.roll(5)).unwrap_or(0);
+    let kind = dice.roll(16);
+    // A disk may be lost only while every voter has one, and another majority remains.
+    let voters = stage.world.voters();
+    let spare =
+        voters.len() >= 3 && voters.iter().all(|id| stage.world.has_whole_disk(*id)) && !stage.world.loses_disk();
+    match kind {
+        0 => stage.edit(&json!({"replicas": k + 1})),
+        1 => stage.world.kill_pod(k),
+        2 if spare => stage.world.wipe_disk(k),
+        3 if spare => stage.world.delete_volume(k),
+        4 => stage.edit(&json!({"image": format!("balsa.dev/balsa:{k}")})),
+        5 => stage.edit(&json!({"image": "balsa.dev/balsa:broken"})),
+        6 => stage.world.move_lead(usize::try_from(k).unwrap_or(0)),
+        7..=10 => return "nothing".into(),
+        _ => {
+            stage.world.tick();
+            return "tick".into();
+        }
+    }
+    format!("{kind} on {k}")
+}
