@@ -26,6 +26,7 @@ impl From<&Config> for NodeConfig {
             bootstrap,
             tick: config.heartbeat_interval,
             election_ticks: config.election_ticks(),
+            pre_vote: config.pre_vote,
             max_request_bytes: config.max_request_bytes,
             quota_bytes: config.quota_bytes,
             watch: WatchOptions::default(),

@@ -173,7 +173,7 @@ fn reasons_keep_the_names_and_numbers_of_the_contract() {
     assert_eq!(
         names.join(" "),
         "Uninitialized WrongDisk ConfigChanged ChangeInFlight MoveLeaderFirst QuorumAtRisk LastVoter NotCaughtUp \
-         MemberNotFound MemberRemoved NoLeader BadTransferee InvalidRequest ClusterIdMismatch TimedOut"
+         MemberNotFound MemberRemoved NoLeader BadTransferee InvalidRequest ClusterIdMismatch TimedOut TooManyRequests"
     );
 }
 

@@ -42,6 +42,7 @@ impl Served {
             bootstrap: Bootstrap::Operator,
             tick: Duration::from_millis(20),
             election_ticks: 10,
+            pre_vote: true,
             max_request_bytes: 1 << 20,
             quota_bytes: 0,
             watch: Default::default(),

@@ -39,6 +39,7 @@ use crate::service::Member;
 use crate::service::metrics::Metrics;
 use crate::service::peer::PeerService;
 use crate::service::watch::WatchSettings;
+use crate::transport::tonic as tonic_peers;
 
 /// What a request may be larger than the limit on the command in it; etcd's own allowance.
 const REQUEST_OVERHEAD: usize = 512 * 1024;
@@ -46,7 +47,7 @@ const REQUEST_OVERHEAD: usize = 512 * 1024;
 /// Streams per connection. hyper's default of 200 stalls a client that runs 1,000 requests over one connection.
 const MAX_STREAMS: u32 = u32::MAX;
 
-/// Flow-control windows: large enough that a list of several MiB is not held up by round trips.
+/// Flow-control windows of clients: large enough that a list of several MiB is not held up by round trips.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// See [`STREAM_WINDOW`].
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -166,7 +167,7 @@ impl Listeners {
             let in_context = |error: io::Error| io::Error::new(error.kind(), format!("listen on {url}: {error}"));
             let incoming = TcpIncoming::bind(address).map_err(in_context)?.with_nodelay(Some(true));
             bound.push(incoming.local_addr()?);
-            let server = server().add_routes(routes.clone());
+            let server = server(closing).add_routes(routes.clone());
             match closing {
                 Closing::AtExit => self.until_exit.spawn(server.serve_with_incoming(incoming)),
                 Closing::Gracefully => {
@@ -209,12 +210,16 @@ async fn not_served(headers: HeaderMap) -> Response {
     if grpc { Status::unimplemented("").into_http() } else { StatusCode::NOT_FOUND.into_response() }
 }
 
-fn server() -> Server {
+fn server(closing: Closing) -> Server {
+    let (stream_window, connection_window) = match closing {
+        Closing::AtExit => (tonic_peers::STREAM_WINDOW, tonic_peers::CONNECTION_WINDOW),
+        Closing::Gracefully => (STREAM_WINDOW, CONNECTION_WINDOW),
+    };
     Server::builder()
         .accept_http1(true)
         .max_concurrent_streams(MAX_STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(connection_window)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
 }

@@ -308,6 +308,7 @@ impl Disk<'_> {
             id: self.marker.member_id,
             election_ticks: self.config.election_ticks as usize,
             heartbeat_ticks: 1,
+            pre_vote: self.config.pre_vote,
             seed,
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());

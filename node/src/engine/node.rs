@@ -65,6 +65,8 @@ pub struct NodeConfig {
     pub tick: Duration,
     /// Ticks of an election time-out.
     pub election_ticks: u32,
+    /// Whether a candidate asks first who would vote for it.
+    pub pre_vote: bool,
     /// Bound on one encoded command.
     pub max_request_bytes: usize,
     /// Bytes that the key space may hold at the start; 0 and below for no limit.

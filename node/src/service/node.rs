@@ -63,9 +63,7 @@ impl NodeService {
             }
             return Err(wrong_disk(&status, &format!("cluster {cluster_id:x}")));
         }
-        if cluster_id == 0 {
-            return Err(Error::InvalidRequest("the cluster id is 0".into()));
-        }
+        check_bootstrap(&request, &self.member.settings().name)?;
         let peer_urls = peer_urls(&request.peer_urls)?;
         self.member.node().bootstrap(cluster_id, peer_urls).await.map_err(|error| self.not_started(&error))?;
         Ok(founded(&self.member.handle()?.status()))
@@ -288,6 +286,17 @@ fn wrong_disk(status: &Status, asked: &str) -> Error {
     ))
 }
 
+/// A call that reached another node than it was meant for must not found a cluster there.
+fn check_bootstrap(request: &wire::BootstrapRequest, own_name: &str) -> Result<(), Error> {
+    if request.cluster_id == 0 {
+        return Err(Error::InvalidRequest("the cluster id is 0".into()));
+    }
+    if request.name.is_empty() || request.name == own_name {
+        return Ok(());
+    }
+    Err(Error::InvalidRequest(format!("the call is for node {:?}, this is {own_name:?}", request.name)))
+}
+
 fn check_join(request: &wire::JoinRequest) -> Result<(), Error> {
     let missing = |what: &str| Err(Error::InvalidRequest(format!("{what} is missing")));
     if request.cluster_id == 0 {
@@ -344,6 +353,16 @@ mod tests {
         assert_eq!(member_of(Change::Remove(log::RemoveMember { id: 3 })), Some(3));
         assert_eq!(member_of(Change::Remove(log::RemoveMember { id: 1 })), None);
         assert_eq!(member_of(Change::Remove(log::RemoveMember { id: 9 })), None, "never known is not removed");
+    }
+
+    #[test]
+    fn a_bootstrap_that_names_another_node_is_refused() {
+        let request = |cluster_id, name: &str| wire::BootstrapRequest { cluster_id, name: name.into(), peer_urls: vec![] };
+        assert_eq!(check_bootstrap(&request(7, "db-0"), "db-0"), Ok(()));
+        assert_eq!(check_bootstrap(&request(7, ""), "db-0"), Ok(()));
+        for bad in [request(7, "db-1"), request(0, "db-0")] {
+            assert!(matches!(check_bootstrap(&bad, "db-0"), Err(Error::InvalidRequest(_))), "{bad:?}");
+        }
     }
 
     #[test]

@@ -17,10 +17,9 @@ use balsa_proto::peer::{Frame, RaftMessage, RaftMessages};
 use parking_lot::RwLock;
 use prost::Message as _;
 use tokio::sync::watch;
-use tonic::transport::{Channel, Error as TransportError};
 
 pub use counters::PeerMetrics;
-pub use dial::{AskError, members};
+pub use dial::{AskError, CONNECTION_WINDOW, STREAM_WINDOW, members};
 pub use snapshot::SnapshotError;
 
 use self::queue::Queue;
@@ -72,7 +71,6 @@ pub struct TonicPeers {
     shared: Arc<Shared>,
     runtime: tokio::runtime::Handle,
     links: RwLock<HashMap<u64, Link>>,
-    channels: RwLock<HashMap<String, Channel>>,
 }
 
 impl TonicPeers {
@@ -82,21 +80,7 @@ impl TonicPeers {
             shared: Arc::new(Shared { config, on_unreachable }),
             runtime,
             links: RwLock::default(),
-            channels: RwLock::default(),
         })
-    }
-
-    /// A connection to a peer's URL for calls of other services: made at the first call, made again when it broke, kept.
-    ///
-    /// # Errors
-    /// The URL is none.
-    pub fn channel(&self, url: &str) -> Result<Channel, TransportError> {
-        if let Some(channel) = self.channels.read().get(url) {
-            return Ok(channel.clone());
-        }
-        let endpoint = dial::endpoint(url)?;
-        let _within = self.runtime.enter();
-        Ok(self.channels.write().entry(url.to_owned()).or_insert_with(|| endpoint.connect_lazy()).clone())
     }
 
     fn frame(&self, to: u64, body: Body) -> Frame {

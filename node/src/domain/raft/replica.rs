@@ -34,6 +34,8 @@ pub struct ReplicaConfig {
     pub election_ticks: usize,
     /// Ticks between heartbeats.
     pub heartbeat_ticks: usize,
+    /// Whether a candidate asks first who would vote for it, so that a member that was away disturbs nobody.
+    pub pre_vote: bool,
     /// Seeds the election timeouts, so that a simulation replays exactly.
     pub seed: u64,
 }
@@ -393,7 +395,7 @@ fn raft_config(config: &ReplicaConfig, applied: u64) -> Config {
         max_size_per_msg: MAX_MESSAGE_BYTES,
         max_inflight_msgs: MAX_INFLIGHT,
         check_quorum: true,
-        pre_vote: true,
+        pre_vote: config.pre_vote,
         read_only_option: ReadOnlyOption::Safe,
         batch_append: true,
         max_uncommitted_size: MAX_UNCOMMITTED_BYTES,

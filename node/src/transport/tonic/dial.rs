@@ -15,10 +15,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(1_000);
 /// See [`KEEPALIVE_INTERVAL`].
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(1_500);
-/// Flow-control windows, far above what a local network holds in flight.
-const STREAM_WINDOW: u32 = 16 << 20;
+/// Flow-control windows between members, of both sides: far above what a local network holds in flight. It is the
+/// receiver's that bounds a snapshot.
+pub const STREAM_WINDOW: u32 = 16 << 20;
 /// See [`STREAM_WINDOW`].
-const CONNECTION_WINDOW: u32 = 32 << 20;
+pub const CONNECTION_WINDOW: u32 = 32 << 20;
 
 /// Why a peer did not answer a question.
 #[derive(Debug, thiserror::Error)]

@@ -168,7 +168,8 @@ impl Process {
         if !fixes.is_empty() {
             disk.log.write(fixes.as_write())?;
         }
-        let config = ReplicaConfig { id, election_ticks: ELECTION_TICKS, heartbeat_ticks: 2, seed: seed ^ incarnation };
+        let (election_ticks, seed) = (ELECTION_TICKS, seed ^ incarnation);
+        let config = ReplicaConfig { id, election_ticks, heartbeat_ticks: 2, pre_vote: true, seed };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let log = disk.log.clone();
         let mut replica =
