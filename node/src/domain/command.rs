@@ -53,3 +53,9 @@ pub enum Outcome {
     /// Of a membership change: the membership after it.
     Membership(log::Membership),
 }
+
+/// Where the sequences of a process begin: far from those of earlier processes of its member, because a refusal that
+/// outlives a restart must not name a proposal of the new one. The highest bit stays free for membership changes.
+pub fn first_sequence(incarnation: u64) -> u64 {
+    incarnation >> 2
+}

@@ -524,13 +524,8 @@ impl Driver {
             Some((index, bytes)) if self.log_bytes - bytes > KEEP_BYTES => *index,
             _ => 0,
         };
-        let by_entries = last.saturating_sub(KEEP_ENTRIES);
-        // Raft reads all entries that it does not know to be applied before it starts an election, and the keeper may be
-        // ahead of the applier's report.
-        let mut index = flushed.min(self.applied).min(by_entries.max(by_bytes));
-        if let Some(running) = self.ports.snapshots.lowest_running() {
-            index = index.min(running);
-        }
+        let dispensable = last.saturating_sub(KEEP_ENTRIES).max(by_bytes);
+        let index = trim_to(flushed, self.applied, dispensable, self.ports.snapshots.lowest_running());
         if index <= self.replica.tail().point().index {
             return;
         }
@@ -585,6 +580,12 @@ impl Driver {
     }
 }
 
+/// The last index that nobody needs. Raft reads all entries that it does not know to be applied before it starts an
+/// election, and the keeper may be ahead of the applier's report.
+fn trim_to(flushed: u64, applied: u64, dispensable: u64, running: Option<u64>) -> u64 {
+    flushed.min(applied).min(dispensable).min(running.unwrap_or(u64::MAX))
+}
+
 /// Many commands in one entry: encoded one-element batches, laid end to end, are one encoded batch.
 fn pack(queued: &[Queued]) -> Vec<Bytes> {
     let mut entries = Vec::new();
@@ -605,6 +606,16 @@ mod tests {
 
     fn queued(data: &[u8]) -> Queued {
         Queued { origin: Origin::Local, term: 0, sequence: 0, data: Bytes::copy_from_slice(data) }
+    }
+
+    /// The second bug that the simulation found: the key space was flushed up to 9, of which Raft knew 7 to be applied; it
+    /// was trimmed up to 9, and Raft panicked in its next election.
+    #[test]
+    fn the_log_is_never_trimmed_above_what_raft_knows_to_be_applied() {
+        assert_eq!(trim_to(9, 7, 100, None), 7);
+        assert_eq!(trim_to(7, 9, 100, None), 7, "what is not durable is still needed after a crash");
+        assert_eq!(trim_to(9, 9, 4, None), 4);
+        assert_eq!(trim_to(9, 9, 100, Some(3)), 3, "a snapshot on its way is followed by the entries after it");
     }
 
     #[test]

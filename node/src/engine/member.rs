@@ -24,6 +24,7 @@ use super::waiters::Waiters;
 use super::watch::{ViewSource, WatchHub};
 use super::{Failure, Store};
 use crate::domain::apply::{AppliedPoint, StateMachine};
+use crate::domain::command::first_sequence;
 use crate::domain::raft::recovery::repair;
 use crate::domain::raft::{Replica, ReplicaConfig};
 use crate::storage::rocks::RocksLog;
@@ -273,9 +274,7 @@ impl Disk<'_> {
             space: parts.space.clone(),
             threads: Mutex::new(Vec::new()),
             last_read_index: Mutex::new(None),
-            // Far from the sequences of earlier processes of this member: a refusal that outlives a restart must not
-            // name a proposal of the new one. The highest bit stays free for membership changes.
-            sequence: AtomicU64::new(parts.incarnation >> 2),
+            sequence: AtomicU64::new(first_sequence(parts.incarnation)),
             pending: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             removed: parts.removed.clone(),

@@ -218,7 +218,9 @@ fn failure_row(failure: &Failure) -> Row {
         Failure::NoLeader => row(Code::Unavailable, "etcdserver: no leader", Refused, Reason::NoLeader),
         Failure::NotLeader { .. } => row(Code::FailedPrecondition, "etcdserver: not leader", Refused, Reason::NoLeader),
         // etcd sends this one as Unknown; its client restores ResourceExhausted from the text.
-        Failure::TooManyRequests => row(Code::Unknown, "etcdserver: too many requests", Refused, Reason::TooManyRequests),
+        Failure::TooManyRequests => {
+            row(Code::Unknown, "etcdserver: too many requests", Refused, Reason::TooManyRequests)
+        }
         Failure::TooLarge => {
             row(Code::InvalidArgument, "etcdserver: request is too large", Refused, Reason::InvalidRequest)
         }

@@ -357,7 +357,8 @@ mod tests {
 
     #[test]
     fn a_bootstrap_that_names_another_node_is_refused() {
-        let request = |cluster_id, name: &str| wire::BootstrapRequest { cluster_id, name: name.into(), peer_urls: vec![] };
+        let request =
+            |cluster_id, name: &str| wire::BootstrapRequest { cluster_id, name: name.into(), peer_urls: vec![] };
         assert_eq!(check_bootstrap(&request(7, "db-0"), "db-0"), Ok(()));
         assert_eq!(check_bootstrap(&request(7, ""), "db-0"), Ok(()));
         for bad in [request(7, "db-1"), request(0, "db-0")] {

@@ -76,11 +76,7 @@ pub struct TonicPeers {
 impl TonicPeers {
     /// No peers yet. Tasks run on `runtime`; `on_unreachable` is called on it and must not block.
     pub fn new(config: TonicPeersConfig, runtime: tokio::runtime::Handle, on_unreachable: OnUnreachable) -> Arc<Self> {
-        Arc::new(Self {
-            shared: Arc::new(Shared { config, on_unreachable }),
-            runtime,
-            links: RwLock::default(),
-        })
+        Arc::new(Self { shared: Arc::new(Shared { config, on_unreachable }), runtime, links: RwLock::default() })
     }
 
     fn frame(&self, to: u64, body: Body) -> Frame {

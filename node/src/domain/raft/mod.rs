@@ -12,6 +12,10 @@ pub mod tail;
 pub mod validate;
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod show;
+#[cfg(test)]
 mod simulation;
 
 pub use replica::{Batch, NotProposed, Persisted, Replica, ReplicaConfig, Role};

@@ -209,9 +209,12 @@ impl<L: LogStore> Replica<L> {
         self.raw.read_index(context);
     }
 
-    /// Begins to hand leadership to `target`, a voter.
+    /// Begins to hand leadership to `target`, a voter. Nothing happens on a replica that does not lead: Raft would ask
+    /// the leader by a message, which none of ours takes.
     pub fn transfer(&mut self, target: u64) {
-        self.raw.transfer_leader(target);
+        if self.role().leads {
+            self.raw.transfer_leader(target);
+        }
     }
 
     /// A peer could not be reached.
@@ -237,6 +240,11 @@ impl<L: LogStore> Replica<L> {
         message.term = term;
         message.set_snapshot(metadata_only(point));
         self.step(message)
+    }
+
+    /// Whether there is something to do.
+    pub fn has_batch(&mut self) -> bool {
+        self.raw.has_ready()
     }
 
     /// What there is to do, if anything.
@@ -366,7 +374,8 @@ impl<L: LogStore> Replica<L> {
     }
 
     fn may_propose(&self) -> Result<(), NotProposed> {
-        if !self.role().leads {
+        // One that was removed leads until the others notice, and takes nothing any more.
+        if !self.role().leads || self.raw.raft.prs().get(self.config.id).is_none() {
             return Err(NotProposed::NotLeader);
         }
         if self.transferring() {

@@ -14,7 +14,7 @@ use super::super::recovery::repair;
 use super::super::{Batch, NotProposed, Replica, ReplicaConfig};
 use super::network::{Body, Mutation, Outgoing, Stop};
 use crate::domain::apply::{ApplyError, StateMachine};
-use crate::domain::command::{Command, Outcome, ProposalId};
+use crate::domain::command::{Command, Outcome, ProposalId, first_sequence};
 use crate::domain::membership;
 use crate::storage::memory::{MemoryKeySpace, MemoryLog};
 use crate::storage::{KeySpace, LogStore, LogWrite, SnapshotPoint};
@@ -193,8 +193,7 @@ impl Process {
             applied_term: 0,
             queue: VecDeque::new(),
             waiters: BTreeMap::new(),
-            // Apart from those of earlier processes: a refusal that outlives a restart names nobody.
-            sequence: incarnation << 32,
+            sequence: first_sequence(incarnation),
             reads: Vec::new(),
             contexts: 0,
             ticks: 0,

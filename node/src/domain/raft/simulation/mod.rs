@@ -8,6 +8,7 @@
 mod checker;
 mod member;
 mod network;
+mod regressions;
 mod schedule;
 mod world;
 

@@ -2,6 +2,7 @@
 
 use raft::eraftpb::Message;
 
+use super::super::show;
 use crate::storage::memory::MemoryKeySpace;
 use crate::storage::{SnapshotPoint, StorageError};
 
@@ -64,25 +65,7 @@ impl std::fmt::Display for Outgoing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}->{} ", self.from, self.to)?;
         match &self.body {
-            Body::Raft(message) => {
-                let kind = format!("{:?}", message.get_msg_type());
-                write!(f, "{} term={}", kind.trim_start_matches("Msg"), message.term)?;
-                if message.index != 0 || message.log_term != 0 {
-                    write!(f, " at={}/{}", message.index, message.log_term)?;
-                }
-                let entries = message.entries.iter().map(|entry| format!("{}/{}", entry.index, entry.term));
-                let entries: Vec<String> = entries.collect();
-                if !entries.is_empty() && !entries[0].starts_with("0/") {
-                    write!(f, " entries={}", entries.join(","))?;
-                }
-                if message.commit != 0 {
-                    write!(f, " commit={}", message.commit)?;
-                }
-                if message.reject {
-                    write!(f, " reject hint={}", message.reject_hint)?;
-                }
-                Ok(())
-            }
+            Body::Raft(message) => f.write_str(&show::message(message)),
             Body::Forward { term, proposals } => write!(f, "Forward term={term} commands={}", proposals.len()),
             Body::Refusal { term, sequences } => write!(f, "Refusal term={term} commands={}", sequences.len()),
             Body::Snapshot { term, point, .. } => write!(f, "Snapshot term={term} at={}/{}", point.index, point.term),

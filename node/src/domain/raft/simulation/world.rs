@@ -13,6 +13,9 @@ use crate::domain::raft::Role;
 /// Events that a failure shows.
 const SHOWN: usize = 40;
 
+/// Incarnations lie as far apart as the drawn ones of real processes, more or less.
+const INCARNATION: u64 = 1 << 34;
+
 /// A member of the world: running, crashed, or gone for good.
 pub(super) enum Machine {
     /// A running process.
@@ -277,7 +280,7 @@ impl World {
     pub(super) fn restart(&mut self, id: u64) -> Checked {
         let Some(Machine::Down(_)) = self.machines.get(&id) else { return Ok(()) };
         let Some(Machine::Down(disk)) = self.machines.remove(&id) else { return Ok(()) };
-        self.incarnations += 1;
+        self.incarnations += INCARNATION;
         let process = Process::open(id, self.incarnations, self.seed, disk, self.mutation).map_err(broken)?;
         self.machines.insert(id, Machine::Up(Box::new(process)));
         self.step(id, None, format!("start {id}"), |_| Ok(()))
