@@ -102,59 +102,59 @@ fn command(cluster: &mut Cluster, verb: &str, words: &[&str]) -> String {
     match verb {
         "help" => HELP.to_owned(),
         "settle" => cluster.settle(),
-        "heal" => quiet(cluster.cut.clear()),
         "drop" => drop_flights(cluster, words[0]),
         "deliver" => deliver(cluster, words[0]),
         "forge" => forge(cluster, words),
-        "found" => {
-            let voters: Vec<u64> = words.iter().filter_map(|word| word.parse().ok()).collect();
-            quiet(cluster.found(&voters, !words.contains(&"no_pre_vote")))
-        }
         "status" => {
             let ids: Vec<u64> = words.iter().map(|word| number(word)).collect();
             status(cluster, &ids)
         }
-        _ => of_member(cluster, verb, number(words[0]), &words[1..]),
+        "take" => cluster.take(number(words[0])),
+        "persist" => cluster.persist(number(words[0])),
+        "batch" => cluster.take(number(words[0])) + &cluster.persist(number(words[0])),
+        "elect" => cluster.elect(number(words[0])),
+        "tick" => tick(cluster, number(words[0]), &words[1..]),
+        "propose" => answer(cluster.member(number(words[0])).replica.propose(data(&words[1..]))),
+        "change" => {
+            let change = change(words[1], number(words[2]));
+            answer(cluster.member(number(words[0])).replica.propose_change(change, Vec::new()))
+        }
+        "log" => log(cluster, number(words[0])),
+        _ => {
+            silent_command(cluster, verb, words);
+            String::new()
+        }
     }
 }
 
-fn of_member(cluster: &mut Cluster, verb: &str, id: u64, words: &[&str]) -> String {
+fn silent_command(cluster: &mut Cluster, verb: &str, words: &[&str]) {
+    let id = words.first().map_or(0, |word| number(word));
     match verb {
-        "join" => quiet(cluster.join(id)),
-        "restart" => quiet(cluster.restart(id)),
-        "cut" => quiet(cluster.cut.extend([id])),
-        "elect" => cluster.elect(id),
-        "take" => cluster.take(id),
-        "persist" => cluster.persist(id),
-        "batch" => cluster.take(id) + &cluster.persist(id),
-        "tick" => tick(cluster, id, words),
-        "campaign" => quiet(cluster.member(id).replica.campaign()),
-        "propose" => answer(cluster.member(id).replica.propose(data(words))),
-        "change" => {
-            let change = change(words[0], number(words[1]));
-            answer(cluster.member(id).replica.propose_change(change, Vec::new()))
+        "found" => {
+            let voters: Vec<u64> = words.iter().filter_map(|word| word.parse().ok()).collect();
+            cluster.found(&voters, !words.contains(&"no_pre_vote"));
         }
-        "read" => quiet(cluster.member(id).replica.read_index(words[0].as_bytes().to_vec())),
-        "transfer" => quiet(cluster.member(id).replica.transfer(number(words[0]))),
-        "slow" => quiet(cluster.member(id).slow = true),
-        "apply" => quiet(cluster.apply(id)),
+        "join" => cluster.join(id),
+        "restart" => cluster.restart(id),
+        "cut" => cluster.cut.extend([id]),
+        "heal" => cluster.cut.clear(),
+        "campaign" => cluster.member(id).replica.campaign(),
+        "read" => cluster.member(id).replica.read_index(words[1].as_bytes().to_vec()),
+        "transfer" => cluster.member(id).replica.transfer(number(words[1])),
+        "slow" => cluster.member(id).slow = true,
+        "apply" => cluster.apply(id),
         "flush" => {
             let member = cluster.member(id);
-            quiet(member.flushed = member.applied.clone())
+            member.flushed = member.applied.clone();
         }
         "offer" => {
             let member = cluster.member(id);
-            let point = words.is_empty().then(|| member.applied.clone());
-            quiet(member.replica.tail().offer(point))
+            let point = (!words.contains(&"none")).then(|| member.applied.clone());
+            member.replica.tail().offer(point);
         }
-        "trim" => trim(cluster, id, number(words[0])),
-        "log" => log(cluster, id),
+        "trim" => trim(cluster, id, number(words[1])),
         other => panic!("no such command: {other}"),
     }
-}
-
-fn quiet((): ()) -> String {
-    String::new()
 }
 
 fn number(word: &str) -> u64 {
@@ -262,13 +262,13 @@ fn forge(cluster: &mut Cluster, words: &[&str]) -> String {
     cluster.deliver(0)
 }
 
-fn trim(cluster: &mut Cluster, id: u64, index: u64) -> String {
+fn trim(cluster: &mut Cluster, id: u64, index: u64) {
     let member = cluster.member(id);
     let term = raft::Storage::term(member.replica.tail(), index).unwrap();
     let conf_state = member.replica.tail().point().conf_state.clone();
     let point = SnapshotPoint { index, term, conf_state };
     member.log.trim(&point).unwrap();
-    quiet(member.replica.tail().trim(point))
+    member.replica.tail().trim(point);
 }
 
 fn status(cluster: &Cluster, ids: &[u64]) -> String {
