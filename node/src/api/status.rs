@@ -91,6 +91,8 @@ mod tests {
     fn etcds_text_is_the_whole_message() {
         let status = etcd(Failure::TooManyRequests.into());
         assert_eq!((status.code(), status.message()), (Code::Unknown, "etcdserver: too many requests"));
+        let status = etcd(Refusal::KeyNotFound.into());
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "etcdserver: key not found"));
         assert!(status.metadata().get(REASON).is_none());
     }
 }
