@@ -198,17 +198,31 @@ impl NodeService {
 /// the membership is looked at before and after.
 async fn change_once(handle: &Handle, change: Change, planned_on: u64) -> Result<wire::ChangeResponse, Error> {
     handle.read_index().await?;
-    if let Some(done) = already_done(&handle.status().membership, &change) {
+    let before = handle.status().membership.clone();
+    if let Some(done) = already_done(&before, &change) {
         return Ok(done);
     }
     match handle.change_membership(change.clone(), planned_on).await {
         Ok(membership) => already_done(&membership, &change)
+            .map(|done| as_it_was(done, &before))
             .ok_or_else(|| Error::Internal("the change was applied and does not show in the membership".into())),
         Err(Failure::Refused(refusal)) => {
             already_done(&handle.status().membership, &change).ok_or_else(|| refusal_of(refusal, &change))
         }
         Err(failure) => Err(failure.into()),
     }
+}
+
+/// A member that was just removed is shown as it was: the membership keeps only its id.
+fn as_it_was(mut done: wire::ChangeResponse, before: &log::Membership) -> wire::ChangeResponse {
+    let listed = |membership: &log::Membership, id| membership.members.iter().find(|member| member.id == id).cloned();
+    if let (Some(member), Some(after)) = (&done.member, &done.membership)
+        && listed(after, member.id).is_none()
+        && let Some(was) = listed(before, member.id)
+    {
+        done.member = Some(was);
+    }
+    done
 }
 
 /// A change of a member that was removed meanwhile is about that member, not about a stale plan.

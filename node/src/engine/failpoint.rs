@@ -1,0 +1,99 @@
+//! Named places where a test may stop, delay or fail a process: between every two steps that a crash can part.
+//!
+//! `BALSA_FAILPOINTS="name=action;name=action"` arms them, with the actions of the `fail` crate: `return` ends the process
+//! at once, as kill -9 would; `return(text)` is a failure of the disk; `sleep(ms)` a slow one; `3*off->return` spares the
+//! first three times. Without the variable each place costs a read of a flag that never changes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::storage::{Result, StorageError};
+
+/// All places. A name that is not here is refused, so that no test waits for what cannot happen.
+pub const NAMES: [&str; 16] = [
+    // The driver's batch: about to write the log; written and synced, nothing sent; everything of it sent.
+    "raft-before-persist",
+    "raft-after-persist",
+    "raft-after-batch",
+    // The applier: about to write a run of entries; written, nobody answered yet.
+    "apply-before-write",
+    "apply-after-write",
+    // A run that changed the membership is written, and Raft not told; Raft was told.
+    "change-before-raft",
+    "change-after-raft",
+    // A received snapshot: complete on the disk; the log about to name it; the log names it; the applier has switched.
+    "snapshot-received",
+    "snapshot-before-switch",
+    "snapshot-after-switch",
+    "snapshot-opened",
+    // A checkpoint for a peer is made.
+    "checkpoint-made",
+    // The keeper: about to flush the key space; flushed, and the log not trimmed.
+    "flush-before",
+    "flush-after",
+    // A disk that becomes a member's: the stores are written, the marker is not; it is.
+    "found-before-marker",
+    "found-after-marker",
+];
+
+static ARMED: AtomicBool = AtomicBool::new(false);
+
+/// Arms what `text` names.
+///
+/// # Errors
+/// An unknown name or action, in words.
+pub fn arm(text: &str) -> std::result::Result<(), String> {
+    for item in text.split(';').map(str::trim).filter(|item| !item.is_empty()) {
+        let (name, action) = item.split_once('=').ok_or_else(|| format!("{item:?} is not name=action"))?;
+        if !NAMES.contains(&name) {
+            return Err(format!("there is no failpoint {name:?}"));
+        }
+        fail::cfg(name, action).map_err(|error| format!("failpoint {name}: {error}"))?;
+    }
+    ARMED.store(true, Ordering::SeqCst);
+    Ok(())
+}
+
+/// One of the places.
+///
+/// # Errors
+/// `Failed`, if a test asked for it.
+#[inline]
+pub(crate) fn hit(name: &'static str) -> Result<()> {
+    if ARMED.load(Ordering::Relaxed) { evaluate(name) } else { Ok(()) }
+}
+
+#[cold]
+fn evaluate(name: &'static str) -> Result<()> {
+    let Some(text) = asked(name) else { return Ok(()) };
+    if text.is_empty() {
+        eprintln!("failpoint {name}: the process ends here");
+        std::process::abort();
+    }
+    Err(StorageError::Failed { what: format!("failpoint {name}"), cause: text })
+}
+
+/// What the action returns, if it returns.
+fn asked(name: &'static str) -> Option<String> {
+    debug_assert!(NAMES.contains(&name));
+    fail::fail_point!(name, |text| Some(text.unwrap_or_default()));
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_names_and_actions_are_refused() {
+        assert_eq!(arm("nowhere=return").unwrap_err(), "there is no failpoint \"nowhere\"");
+        assert!(arm("flush-before").unwrap_err().contains("is not name=action"));
+        assert!(arm("flush-before=explode").unwrap_err().starts_with("failpoint flush-before: "));
+    }
+
+    #[test]
+    fn a_place_that_is_not_armed_does_nothing() {
+        for name in NAMES {
+            assert_eq!(asked(name), None);
+        }
+    }
+}
