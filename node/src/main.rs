@@ -5,6 +5,7 @@ use std::sync::Arc;
 use balsa_node::api::server::{Closing, Listeners, Services};
 use balsa_node::api::snapshot_command;
 use balsa_node::config::{Config, Invocation, logging};
+use balsa_node::engine::failpoint;
 use balsa_node::engine::fatal::Fatal;
 use balsa_node::engine::{Node, NodeConfig};
 use balsa_node::process::{StopSignals, Termination, end_by};
@@ -25,6 +26,12 @@ fn main() {
         Err(error) => Termination::failed(error.exit_code(), error.to_string()).end(),
     };
     logging::start(&config);
+    if let Some(text) = std::env::var("BALSA_FAILPOINTS").ok().filter(|text| !text.is_empty()) {
+        match failpoint::arm(&text) {
+            Ok(()) => tracing::warn!(failpoints = text, "failpoints are armed: this process is meant to fail"),
+            Err(error) => Termination::failed(2, format!("BALSA_FAILPOINTS: {error}")).end(),
+        }
+    }
     let ended = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime.block_on(run(&config)),
         Err(error) => Err(failed(error)),

@@ -13,6 +13,7 @@ use parking_lot::RwLock;
 use raft::eraftpb::{ConfChange, Entry};
 use tracing::info;
 
+use super::failpoint;
 use super::fatal::{ExitCode, Fatal};
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
@@ -114,7 +115,9 @@ impl Applier {
 
     fn apply(&mut self, entries: &[Entry], bytes: usize) -> Result<(), ApplyError> {
         let started = Instant::now();
+        failpoint::hit("apply-before-write")?;
         let effects = self.machine.apply(entries)?;
+        failpoint::hit(if effects.conf_changes.is_empty() { "apply-after-write" } else { "change-before-raft" })?;
         metrics::APPLY_COMMIT.observe(started.elapsed().as_secs_f64());
         self.keeper.applied(bytes);
         if effects.events.iter().flat_map(|revision| &revision.events).any(|event| event.r#type() == EventType::Put) {
@@ -142,6 +145,7 @@ impl Applier {
         let store = Arc::new(Store::open(&self.directory.join(name), &self.options)?);
         self.machine = StateMachine::open(store.clone())?;
         *self.store.write() = store;
+        failpoint::hit("snapshot-opened")?;
         let old = std::mem::replace(&mut self.name, name.to_owned());
         self.keeper.installed();
         if let Err(error) = self.hub.reset() {

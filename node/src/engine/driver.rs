@@ -14,18 +14,21 @@ use tracing::{info, warn};
 
 use super::applier::{Report, Work};
 use super::changes::Changes;
-use super::fatal::Fatal;
+use super::failpoint;
+use super::fatal::{ExitCode, Fatal};
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
 use super::reads::Reads;
 use super::snapshot::Snapshots;
 use super::status::{Progress, Status};
 use super::waiters::Waiters;
+use crate::domain::raft::recovery::LostTail;
 use crate::domain::raft::replica::CAUGHT_UP_ENTRIES;
+use crate::domain::raft::validate::Invalid;
 use crate::domain::raft::{Batch, NotProposed, Replica};
 use crate::metrics;
-use crate::storage::LogStore;
 use crate::storage::rocks::RocksLog;
+use crate::storage::{LogStore, StorageError};
 use crate::transport::{Peers, messages};
 
 /// Bytes of client commands packed into one entry.
@@ -92,6 +95,8 @@ pub(crate) struct Driver {
     install_name: Option<String>,
     leader_changes: u64,
     stopped: Option<tokio::sync::oneshot::Sender<()>>,
+    /// The disk failed, or is not what it was: nothing more is written, sent or voted.
+    broken: bool,
 }
 
 impl Driver {
@@ -112,6 +117,7 @@ impl Driver {
             install_name: None,
             leader_changes: 0,
             stopped: None,
+            broken: false,
             ports,
         }
     }
@@ -131,8 +137,8 @@ impl Driver {
             self.tick_when_due();
             self.propose_queued();
             self.reads.issue(&mut self.replica, Instant::now());
-            if let Err(error) = self.carry_out_batches() {
-                self.ports.fatal.storage(&error);
+            self.carry_out_batches();
+            if self.broken {
                 return;
             }
             self.after_batches();
@@ -343,9 +349,20 @@ impl Driver {
             Ok(message) => return warn!(from, claims = message.from, "a message in a frame of another member"),
             Err(error) => return warn!(from, %error, "a malformed message"),
         };
-        if let Err(error) = self.replica.step(message) {
-            warn!(from, %error, "a message that Raft must not see");
+        match self.replica.step(message) {
+            Ok(()) => {}
+            Err(Invalid::CommitBeyondLog { commit, last_index }) => self.lost_tail(from, commit, last_index),
+            Err(error) => warn!(from, %error, "a message that Raft must not see"),
         }
+    }
+
+    /// A leader names no commit index that this member did not acknowledge in its term. A log that ends before it lost
+    /// what was on the disk; with it the member could vote for a leader that lacks what others count as committed.
+    fn lost_tail(&mut self, leader: u64, acknowledged: u64, last_index: u64) {
+        let lost = LostTail { last: last_index, needed: acknowledged, how: "acknowledged to the leader" };
+        let message = format!("the log of member {:x}: {lost}; leader {leader:x} says so", self.ports.member_id);
+        self.broken = true;
+        self.ports.fatal.end(ExitCode::ExitCorrupt, message);
     }
 
     fn forwarded(&mut self, from: u64, forward: peer::Forward) {
@@ -384,11 +401,19 @@ impl Driver {
 
     // ---- batches
 
-    fn carry_out_batches(&mut self) -> crate::storage::Result<()> {
-        while let Some(batch) = self.replica.batch() {
-            self.carry_out(batch)?;
+    fn carry_out_batches(&mut self) {
+        while !self.broken
+            && let Some(batch) = self.replica.batch()
+        {
+            if let Err(error) = self.carry_out(batch) {
+                self.fail(&error);
+            }
         }
-        Ok(())
+    }
+
+    fn fail(&mut self, error: &StorageError) {
+        self.broken = true;
+        self.ports.fatal.storage(error);
     }
 
     fn carry_out(&mut self, mut batch: Batch) -> crate::storage::Result<()> {
@@ -398,7 +423,9 @@ impl Driver {
         if batch.writes() {
             let name = install.as_ref().map(|(name, _)| name.as_str());
             let started = Instant::now();
+            failpoint::hit(if name.is_some() { "snapshot-before-switch" } else { "raft-before-persist" })?;
             self.ports.log.write(batch.as_write(name))?;
+            failpoint::hit(if name.is_some() { "snapshot-after-switch" } else { "raft-after-persist" })?;
             if batch.sync {
                 metrics::LOG_SYNC.observe(started.elapsed().as_secs_f64());
             }
@@ -414,7 +441,7 @@ impl Driver {
         let persisted = self.replica.persisted(batch);
         self.send(persisted.send);
         self.apply(persisted.committed);
-        Ok(())
+        failpoint::hit("raft-after-batch")
     }
 
     fn apply(&mut self, committed: Vec<raft::eraftpb::Entry>) {
@@ -459,6 +486,11 @@ impl Driver {
         self.unapplied_bytes = self.unapplied_bytes.saturating_sub(report.bytes);
         self.applied = report.index;
         self.replica.applied(report.index, &report.conf_changes);
+        if !report.conf_changes.is_empty()
+            && let Err(error) = failpoint::hit("change-after-raft")
+        {
+            self.fail(&error);
+        }
         if let Some(membership) = &report.membership {
             let peers: Vec<(u64, Vec<String>)> =
                 membership.members.iter().map(|member| (member.id, member.peer_urls.clone())).collect();
@@ -496,9 +528,7 @@ impl Driver {
             warn!(from, %error, "a snapshot that Raft must not see");
         }
         // The next batch takes it or it was refused; nothing may come between.
-        if let Err(error) = self.carry_out_batches() {
-            self.ports.fatal.storage(&error);
-        }
+        self.carry_out_batches();
         self.install_name = None;
         self.changes.installed(false);
     }
@@ -534,7 +564,7 @@ impl Driver {
         let point = crate::storage::SnapshotPoint { index, term, conf_state };
         match self.ports.log.trim(&point) {
             Ok(()) => self.replica.tail().trim(point),
-            Err(error) => self.ports.fatal.storage(&error),
+            Err(error) => self.fail(&error),
         }
     }
 
@@ -543,7 +573,6 @@ impl Driver {
             self.ports.snapshots.want(&self.ports.keeper);
         }
         let role = self.replica.role();
-        self.changes.settle(role, Instant::now());
         let before = *self.ports.leader.borrow();
         if before != (role.leader, role.term) {
             if before.0 != role.leader && role.leader != 0 {
@@ -554,6 +583,8 @@ impl Driver {
             self.reads.again();
         }
         self.publish_status();
+        // Whoever waited for a transfer looks at the status next.
+        self.changes.settle(role, Instant::now());
     }
 
     fn publish_status(&self) {

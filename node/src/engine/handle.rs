@@ -9,6 +9,8 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
+use super::failpoint;
+use super::fatal::Fatal;
 use super::inbox::{Inbox, Input, Reply};
 use super::keeper::Keeper;
 use super::space::Space;
@@ -16,7 +18,7 @@ use super::waiters::Waiters;
 use super::watch::WatchHub;
 use super::{Failure, Status, Store};
 use crate::domain::command::{Command, Outcome};
-use crate::storage::{KeySpace, SnapshotPoint};
+use crate::storage::{KeySpace, SnapshotPoint, StorageError};
 
 pub use log::membership_change::Change;
 
@@ -40,6 +42,7 @@ pub(crate) struct Shared {
     pub(crate) failed: AtomicU64,
     /// The cluster has removed this member: nothing that it is asked will ever be in the log.
     pub(crate) removed: Arc<AtomicBool>,
+    pub(crate) fatal: Fatal,
     pub(crate) member_id: u64,
     pub(crate) cluster_id: u64,
     pub(crate) incarnation: u64,
@@ -123,6 +126,12 @@ impl Handle {
         Ok(self.store().view()?)
     }
 
+    /// A read of the store failed. A member whose disk fails or holds other bytes than were written must not go on
+    /// answering: the process ends.
+    pub fn storage_failed(&self, error: &StorageError) {
+        self.0.fatal.storage(error);
+    }
+
     /// Changes the membership, on the leader. `planned_on` 0 means unfenced. For `Add` the id is ignored and taken from
     /// the replicated counter. Resolves when this member has applied the change. Changes that are already done
     /// (promote of a voter, remove of a removed id, add of a listed URL) are refused by the model with a typed
@@ -201,6 +210,7 @@ impl Handle {
         from: u64,
         term: u64,
     ) -> Result<bool, Failure> {
+        failpoint::hit("snapshot-received")?;
         self.request(|reply| Input::Install { name, point, from, term, reply }).await
     }
 

@@ -10,12 +10,13 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::Store;
+use super::failpoint;
 use super::fatal::Fatal;
 use super::inbox::{Inbox, Input};
 use super::snapshot;
 use crate::domain::apply::{ApplyError, StateMachine};
 use crate::domain::mvcc::compaction;
-use crate::storage::KeySpace;
+use crate::storage::{KeySpace, StorageError};
 
 /// Applied bytes after which the key space is flushed: what a restart must replay at most.
 const FLUSH_BYTES: usize = 64 << 20;
@@ -148,7 +149,9 @@ impl Keeper {
 
     fn flush(&self) -> Result<(), ApplyError> {
         let store = self.store.read().clone();
+        failpoint::hit("flush-before")?;
         store.flush()?;
+        failpoint::hit("flush-after")?;
         let flushed = StateMachine::open(store)?.flushed_index()?;
         self.inbox.report(Input::Flushed(flushed));
         Ok(())
@@ -176,7 +179,12 @@ impl Keeper {
         let made = snapshot::make(&store, &self.snapshots, self.cluster_id);
         match &made {
             Ok(made) => debug!(index = made.point.index, "checkpoint made"),
-            Err(error) => warn!(%error, "no checkpoint could be made"),
+            // A full disk may have room again; a corrupt one is not served from, nor handed on.
+            Err(ApplyError::Storage(StorageError::Failed { .. })) => {}
+            Err(error) => return self.fatal.apply(error),
+        }
+        if let Err(error) = made.as_ref().map(drop).map_err(ToString::to_string) {
+            warn!(error, "no checkpoint could be made");
         }
         self.inbox.report(Input::SnapshotMade(made.ok()));
     }

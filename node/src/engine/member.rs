@@ -28,7 +28,7 @@ use crate::domain::command::first_sequence;
 use crate::domain::raft::recovery::repair;
 use crate::domain::raft::{Replica, ReplicaConfig};
 use crate::storage::rocks::RocksLog;
-use crate::storage::{self, KeySpace, LogStore, LogWrite, SnapshotPoint};
+use crate::storage::{self, KeySpace, LogStore, LogWrite, SnapshotPoint, StorageError};
 use crate::transport::Peers;
 use crate::transport::tonic::{TonicPeers, TonicPeersConfig};
 
@@ -109,7 +109,8 @@ pub(crate) fn open<'a>(config: &'a NodeConfig, marker: &'a Marker) -> Result<Dis
     let store = Arc::new(Store::open(&layout.key_spaces().join(&name), &config.key_space)?);
     let machine = StateMachine::open(store.clone())?;
     let applied = point_of(machine.applied());
-    let fixes = repair(&initial, &applied);
+    let fixes = repair(&initial, &applied)
+        .map_err(|lost| StartError::Corrupt(format!("log {}: {lost}", layout.log().display())))?;
     if !fixes.is_empty() {
         info!(index = applied.index, "repairing the log from the key space");
         log.write(fixes.as_write())?;
@@ -168,7 +169,7 @@ impl Disk<'_> {
         let (leader, leader_seen) = watch::channel((0, 0));
         let ports = self.ports(&parts, fatal, &runtime, to_applier, leader);
         let driver = Driver::new(replica, ports, self.machine.applied().index);
-        let shared = self.shared(&parts, leader_seen);
+        let shared = self.shared(&parts, fatal, leader_seen);
         let applier = self.applier(&parts, fatal, work);
         let keeping = parts.keeper.clone();
         *shared.threads.lock() = vec![
@@ -189,8 +190,10 @@ impl Disk<'_> {
         let store = Arc::new(RwLock::new(self.store.clone()));
         let viewed = store.clone();
         let view = move || viewed.read().view().map_err(Failure::from);
-        let hub = WatchHub::new(Arc::new(ViewSource(view)), self.config.watch)
-            .map_err(|error| StartError::Disk(error.to_string()))?;
+        let ending = fatal.clone();
+        let source = ViewSource(view, move |error: &StorageError| ending.storage(error));
+        let hub =
+            WatchHub::new(Arc::new(source), self.config.watch).map_err(|error| StartError::Disk(error.to_string()))?;
         let status = Status {
             cluster_id: self.marker.cluster_id,
             raft_id: self.marker.member_id,
@@ -261,7 +264,7 @@ impl Disk<'_> {
         }
     }
 
-    fn shared(&self, parts: &Parts, leader: watch::Receiver<(u64, u64)>) -> Shared {
+    fn shared(&self, parts: &Parts, fatal: &Fatal, leader: watch::Receiver<(u64, u64)>) -> Shared {
         let election_timeout = self.config.tick * self.config.election_ticks;
         Shared {
             inbox: parts.inbox.clone(),
@@ -278,6 +281,7 @@ impl Disk<'_> {
             pending: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             removed: parts.removed.clone(),
+            fatal: fatal.clone(),
             member_id: self.marker.member_id,
             cluster_id: self.marker.cluster_id,
             incarnation: parts.incarnation,

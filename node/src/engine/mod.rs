@@ -7,6 +7,7 @@
 mod applier;
 mod changes;
 mod driver;
+pub mod failpoint;
 pub mod failure;
 pub mod fatal;
 pub mod handle;

@@ -253,6 +253,7 @@ impl Node {
     /// The founding data come first and the marker last: a disk without a marker was never a member.
     async fn found(&self, membership: &Membership, member_id: u64) -> Result<Marker, StartError> {
         member::found(&self.config, membership)?;
+        super::failpoint::hit("found-before-marker")?;
         let marker = Marker {
             format_version: FORMAT_VERSION,
             cluster_id: membership.cluster_id,
@@ -261,6 +262,7 @@ impl Node {
             seeds: Vec::new(),
         };
         marker::write(&self.config.data_dir, &marker)?;
+        super::failpoint::hit("found-after-marker")?;
         self.start(marker.clone()).await?;
         Ok(marker)
     }

@@ -50,6 +50,7 @@ pub(crate) fn make(store: &Store, parent: &Path, cluster_id: u64) -> Result<Chec
         unix_seconds: since_epoch.as_secs() as i64,
     };
     let manifest = storage::snapshot::manifest(&directory, &facts)?;
+    super::failpoint::hit("checkpoint-made")?;
     Ok(Checkpoint { point, manifest, directory })
 }
 

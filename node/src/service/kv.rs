@@ -133,7 +133,7 @@ impl Kv {
 }
 
 /// Answers a read from the present view: at once when it touches single keys, else on a thread where it may block.
-async fn read<T, F>(handle: &Handle, inline: bool, answer: F) -> Result<T, Error>
+pub(super) async fn read<T, F>(handle: &Handle, inline: bool, answer: F) -> Result<T, Error>
 where
     T: Send + 'static,
     F: FnOnce(&View) -> Result<T, ReadError> + Send + 'static,
@@ -144,15 +144,13 @@ where
     } else {
         tokio::task::spawn_blocking(move || answer(&view)).await.map_err(|error| Error::Internal(error.to_string()))?
     };
-    result.map_err(read_error)
-}
-
-/// A read's failure in the words of the table.
-pub fn read_error(error: ReadError) -> Error {
-    match error {
+    result.map_err(|error| match error {
         ReadError::Refused(refusal) => refusal.into(),
-        ReadError::Storage(error) => Error::Failed(Failure::from(error)),
-    }
+        ReadError::Storage(error) => {
+            handle.storage_failed(&error);
+            Error::Failed(Failure::from(error))
+        }
+    })
 }
 
 /// The engine answered a command with the outcome of another kind: a fault of ours, never of the client's.

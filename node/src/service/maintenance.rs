@@ -9,7 +9,7 @@ use pb::alarm_request::AlarmAction;
 use pb::downgrade_request::DowngradeAction;
 
 use super::failure::Error;
-use super::kv::{read_error, wrong_outcome};
+use super::kv::{read, wrong_outcome};
 use super::member::{Member, header};
 use crate::config::version::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use crate::domain::command::{Command, Outcome};
@@ -86,8 +86,7 @@ impl Maintenance {
     }
 
     async fn hash_at(&self, handle: &Handle, revision: i64) -> Result<HashKv, Error> {
-        let view = handle.view()?;
-        blocking(move || mvcc::hash_kv(&view, revision).map_err(read_error)).await
+        read(handle, false, move |view| mvcc::hash_kv(view, revision)).await
     }
 
     /// Hands leadership to a voter; on the leader only. The answer has no header, as etcd's.

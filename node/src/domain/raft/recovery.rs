@@ -1,15 +1,28 @@
 //! What a restart makes of two stores that crashed at different points. The key space is the truth for the applied
-//! index; the log must reach at least that far.
+//! index; the log must reach at least that far, because only what it has synced is ever applied.
 
 use raft::eraftpb::HardState;
 
 use crate::storage::{InitialState, LogWrite, SnapshotPoint};
 
+/// A log that ends before what is known to have been in it. It held entries, and maybe a vote, that others count on: the
+/// member must not take part again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the log ends at {last}, but {needed} was {how} here: what this member acknowledged is lost, and it must not vote again"
+)]
+pub struct LostTail {
+    /// Where the log ends.
+    pub last: u64,
+    /// Where it ended at least.
+    pub needed: u64,
+    /// How that is known.
+    pub how: &'static str,
+}
+
 /// What must be written to the log before Raft may start on it.
 #[derive(Debug, Default, PartialEq)]
 pub struct Repair {
-    /// Replaces a log that ends before the applied index.
-    pub reset_to: Option<SnapshotPoint>,
     /// The hard state with a commit that covers what is applied.
     pub hard_state: Option<HardState>,
 }
@@ -17,12 +30,7 @@ pub struct Repair {
 impl Repair {
     /// As one synced write.
     pub fn as_write(&self) -> LogWrite<'_> {
-        LogWrite {
-            reset_to: self.reset_to.as_ref(),
-            hard_state: self.hard_state.as_ref(),
-            sync: true,
-            ..LogWrite::default()
-        }
+        LogWrite { hard_state: self.hard_state.as_ref(), sync: true, ..LogWrite::default() }
     }
 
     /// Whether there is nothing to write.
@@ -32,12 +40,17 @@ impl Repair {
 }
 
 /// Compares the log with the applied point. A hard state with nothing but a new commit is not synced, so the durable
-/// commit may lag behind what was applied and flushed; and a log that lost its tail restarts at the applied point.
-pub fn repair(log: &InitialState, applied: &SnapshotPoint) -> Repair {
+/// commit may lag behind what was applied and flushed.
+///
+/// # Errors
+/// The log lost its tail.
+pub fn repair(log: &InitialState, applied: &SnapshotPoint) -> Result<Repair, LostTail> {
     let mut repair = Repair::default();
     let last = log.last_index.max(log.snapshot.index);
-    if applied.index > last {
-        repair.reset_to = Some(applied.clone());
+    for (needed, how) in [(applied.index, "applied"), (log.hard_state.commit, "committed")] {
+        if needed > last {
+            return Err(LostTail { last, needed, how });
+        }
     }
     let floor = applied.index.max(log.snapshot.index);
     if log.hard_state.commit < floor || log.hard_state.term < applied.term {
@@ -49,7 +62,7 @@ pub fn repair(log: &InitialState, applied: &SnapshotPoint) -> Repair {
         }
         repair.hard_state = Some(hard_state);
     }
-    repair
+    Ok(repair)
 }
 
 #[cfg(test)]
@@ -68,22 +81,26 @@ mod tests {
 
     #[test]
     fn a_log_that_reaches_the_applied_index_is_left_alone() {
-        assert!(repair(&log(2, 10, 4, 9), &point(9, 4)).is_empty());
+        assert!(repair(&log(2, 10, 4, 9), &point(9, 4)).unwrap().is_empty());
     }
 
     #[test]
     fn a_commit_behind_the_applied_index_is_raised_and_the_vote_kept() {
-        let repaired = repair(&log(2, 10, 4, 5), &point(9, 4));
-        let hard_state = repaired.hard_state.expect("a new hard state");
+        let hard_state = repair(&log(2, 10, 4, 5), &point(9, 4)).unwrap().hard_state.expect("a new hard state");
         assert_eq!((hard_state.commit, hard_state.term, hard_state.vote), (9, 4, 3));
-        assert_eq!(repaired.reset_to, None);
     }
 
     #[test]
-    fn a_log_that_ends_before_the_applied_index_restarts_there() {
-        let repaired = repair(&log(2, 10, 4, 10), &point(12, 5));
-        assert_eq!(repaired.reset_to, Some(point(12, 5)));
-        let hard_state = repaired.hard_state.expect("a new hard state");
-        assert_eq!((hard_state.commit, hard_state.term, hard_state.vote), (12, 5, 0));
+    fn a_term_behind_that_of_an_applied_entry_is_raised_and_has_no_vote() {
+        let hard_state = repair(&log(2, 10, 4, 9), &point(9, 5)).unwrap().hard_state.expect("a new hard state");
+        assert_eq!((hard_state.commit, hard_state.term, hard_state.vote), (9, 5, 0));
+    }
+
+    #[test]
+    fn a_log_that_ends_before_what_was_applied_or_committed_lost_its_tail() {
+        let lost = repair(&log(2, 10, 4, 10), &point(12, 5));
+        assert_eq!(lost, Err(LostTail { last: 10, needed: 12, how: "applied" }));
+        let lost = repair(&log(2, 10, 4, 11), &point(9, 4));
+        assert_eq!(lost, Err(LostTail { last: 10, needed: 11, how: "committed" }));
     }
 }

@@ -4,7 +4,7 @@ use crate::domain::mvcc::watch::MAX_REVISIONS_PER_RESPONSE;
 use crate::domain::mvcc::{self, Changes, KeyRange, ReadError, RevisionEvents, Revisions};
 use crate::domain::refusal::Refusal;
 use crate::engine::Failure;
-use crate::storage::View;
+use crate::storage::{StorageError, View};
 
 /// What changed in a range from some revision on.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,10 +40,15 @@ pub trait ChangeSource: Send + Sync + 'static {
 }
 
 /// The source that a member uses: a view of its store, taken anew for each read because an installed snapshot replaces
-/// the store.
-pub struct ViewSource<F>(pub F);
+/// the store. A failure of the store is announced to the second, because the member must not go on after it.
+pub struct ViewSource<F, G>(pub F, pub G);
 
-impl<V: View, F: Fn() -> Result<V, Failure> + Send + Sync + 'static> ChangeSource for ViewSource<F> {
+impl<V, F, G> ChangeSource for ViewSource<F, G>
+where
+    V: View,
+    F: Fn() -> Result<V, Failure> + Send + Sync + 'static,
+    G: Fn(&StorageError) + Send + Sync + 'static,
+{
     fn revisions(&self) -> Result<Revisions, Failure> {
         Ok(mvcc::current(&(self.0)()?)?)
     }
@@ -57,7 +62,10 @@ impl<V: View, F: Fn() -> Result<V, Failure> + Send + Sync + 'static> ChangeSourc
             }
             Err(ReadError::Refused(Refusal::Compacted)) => Ok(Missed::Compacted { revision: now.compacted }),
             Err(ReadError::Refused(other)) => Err(other.into()),
-            Err(ReadError::Storage(error)) => Err(error.into()),
+            Err(ReadError::Storage(error)) => {
+                (self.1)(&error);
+                Err(error.into())
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ use rocksdb::{
     Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
+use super::synced::Synced;
 use super::{WAL_RECOVERY, bounded_options, may_create, storage_error};
 use crate::storage::log::check_append;
 use crate::storage::{InitialState, LogStore, LogWrite, Result, SnapshotPoint, StorageError};
@@ -45,6 +46,7 @@ const KEY_SPACE: &[u8] = b"key_space";
 pub struct RocksLog {
     database: DB,
     directory: PathBuf,
+    synced: Synced,
     held: RwLock<Held>,
 }
 
@@ -64,8 +66,9 @@ impl RocksLog {
     /// Opens the log in `directory`, creating it when the directory is absent or empty, and reads every entry once.
     ///
     /// # Errors
-    /// `Failed` when the disk refuses or another process has it open; `Corrupt` when bytes are damaged or an entry
-    /// between the snapshot point and the last one is missing. An unfinished write at the very end is cut off.
+    /// `Failed` when the disk refuses or another process has it open; `Corrupt` when bytes are damaged, an entry between
+    /// the snapshot point and the last one is missing, or a synced write is. An unfinished write at the very end is cut
+    /// off.
     pub fn open(directory: &Path) -> Result<Self> {
         let mut options = bounded_options();
         options.create_if_missing(may_create(directory)?);
@@ -75,7 +78,8 @@ impl RocksLog {
         let database = DB::open_cf_descriptors(&options, directory, families())
             .map_err(|error| storage_error("open of log", directory, &error))?;
         let nothing = Held { first: 1, last: 0, synced_first: 1 };
-        let log = Self { database, directory: directory.to_owned(), held: RwLock::new(nothing) };
+        let synced = Synced::open(directory, database.latest_sequence_number())?;
+        let log = Self { database, directory: directory.to_owned(), synced, held: RwLock::new(nothing) };
         let first = log.snapshot_point()?.index + 1;
         let last = log.last_index(first)?;
         *log.held.write() = Held { first, last, synced_first: first };
@@ -154,6 +158,9 @@ impl RocksLog {
         self.database
             .write_opt(batch, &options)
             .map_err(|error| storage_error("write to log", &self.directory, &error))?;
+        if sync {
+            self.synced.note(self.database.latest_sequence_number())?;
+        }
         afterwards.synced_first = if sync { afterwards.first } else { afterwards.synced_first.min(afterwards.first) };
         *self.held.write() = afterwards;
         Ok(())

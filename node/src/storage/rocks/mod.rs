@@ -6,6 +6,7 @@
 
 mod key_space;
 mod log;
+mod synced;
 mod view;
 
 use std::fs;

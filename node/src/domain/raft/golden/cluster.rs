@@ -33,7 +33,7 @@ pub(super) struct Member {
 impl Member {
     /// Opens a log as the engine does: repaired from the key space, which is at `applied`.
     fn open(id: u64, pre_vote: bool, log: MemoryLog, applied: SnapshotPoint) -> Self {
-        let fixes = repair(&log.initial().unwrap(), &applied);
+        let fixes = repair(&log.initial().unwrap(), &applied).unwrap();
         if !fixes.is_empty() {
             log.write(fixes.as_write()).unwrap();
         }

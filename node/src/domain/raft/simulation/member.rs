@@ -164,7 +164,7 @@ impl Process {
         let store = disk.key_spaces.entry(name).or_default().clone();
         let machine = StateMachine::open(Arc::new(store.clone()))?;
         let applied = point_of(&machine);
-        let fixes = repair(&initial, &applied);
+        let fixes = repair(&initial, &applied).map_err(|lost| Stop::Broken(lost.to_string()))?;
         if !fixes.is_empty() {
             disk.log.write(fixes.as_write())?;
         }

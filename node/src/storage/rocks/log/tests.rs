@@ -44,13 +44,30 @@ fn a_torn_tail_costs_the_torn_write_only() {
     let log = RocksLog::open(&place.path().join("log")).unwrap();
     append(&log, 1..=3, 100, true);
     append(&log, 4..=5, 100, false);
-    // The last write takes some 240 bytes; every cut within it loses it as a whole.
+    // The last write was not synced, and takes some 240 bytes; every cut within it loses it as a whole.
     for bytes in [0, 1, 120, 230] {
         let crashed = place.path().join(format!("cut by {bytes}"));
         cut(&crash(&log, &crashed), bytes);
         assert_eq!(last_index(&crashed).unwrap(), if bytes == 0 { 5 } else { 3 }, "cut by {bytes} bytes");
         append(&RocksLog::open(&crashed).unwrap(), 4..=4, 1, true);
         assert_eq!(last_index(&crashed).unwrap(), 4);
+    }
+}
+
+/// A WAL that ends before what was synced, at the boundary of a write or within one: RocksDB takes both for a crash.
+#[test]
+fn a_lost_synced_tail_is_an_error_and_never_a_shorter_log() {
+    let place = tempfile::tempdir().unwrap();
+    let log = RocksLog::open(&place.path().join("log")).unwrap();
+    append(&log, 1..=3, 100, true);
+    append(&log, 4..=5, 100, true);
+    for bytes in [1, 120, 230, 600, 1_000] {
+        let crashed = place.path().join(format!("cut by {bytes}"));
+        let wal = crash(&log, &crashed);
+        let cut_by = bytes.min(fs::metadata(&wal).unwrap().len());
+        cut(&wal, cut_by);
+        let Err(StorageError::Corrupt { what }) = RocksLog::open(&crashed) else { panic!("cut by {bytes}: opened") };
+        assert!(what.contains("must not vote again"), "cut by {bytes}: {what}");
     }
 }
 
