@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use balsa_proto::etcdserverpb as pb;
@@ -20,6 +21,8 @@ pub(crate) struct Member {
     pub(crate) name: String,
     pub(crate) client_port: u16,
     pub(crate) peer_port: u16,
+    /// Where others reach the peer port, when that is somewhere else.
+    pub(crate) advertised_port: Option<u16>,
     pub(crate) data: PathBuf,
     pub(crate) log: PathBuf,
     process: Option<Child>,
@@ -27,7 +30,7 @@ pub(crate) struct Member {
 
 impl Member {
     pub(crate) fn peer_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.peer_port)
+        format!("http://127.0.0.1:{}", self.advertised_port.unwrap_or(self.peer_port))
     }
 
     pub(crate) fn client_url(&self) -> String {
@@ -128,23 +131,28 @@ impl Cluster {
     pub(crate) async fn start_with(size: usize, flags: &'static [&'static str]) -> Self {
         let mut cluster = Self::unstarted(size);
         cluster.flags = flags;
-        let all = cluster.initial_cluster();
-        for index in 0..size {
-            cluster.run(index, &all, "new");
-        }
-        cluster.leader().await;
-        let ready = |member: &Member| member.log_text().contains("ready to serve client requests");
-        cluster.eventually("every member has joined", || async { cluster.members.iter().all(ready) }).await;
+        cluster.found().await;
         cluster
     }
 
-    /// Members that are not started yet.
+    /// Members that were never started.
     pub(crate) fn unstarted(size: usize) -> Self {
         let mut cluster = Self { members: Vec::new(), flags: &[], directory: TempDir::new().expect("a directory") };
         for index in 0..size {
             cluster.add_unstarted(&format!("m{index}"));
         }
         cluster
+    }
+
+    /// Starts all members, which found a cluster together, and waits until each has joined it.
+    pub(crate) async fn found(&mut self) {
+        let all = self.initial_cluster();
+        for index in 0..self.members.len() {
+            self.run(index, &all, "new");
+        }
+        self.leader().await;
+        let ready = |member: &Member| member.log_text().contains("ready to serve client requests");
+        self.eventually("every member has joined", || async { self.members.iter().all(ready) }).await;
     }
 
     /// A further member that is not started yet; its index.
@@ -154,6 +162,7 @@ impl Cluster {
             name: name.to_owned(),
             client_port: free_port(),
             peer_port: free_port(),
+            advertised_port: None,
             log: data.with_extension("log"),
             data,
             process: None,
@@ -171,24 +180,36 @@ impl Cluster {
     }
 
     pub(crate) fn run_with(&mut self, index: usize, initial_cluster: &str, state: &str, more: &[(&str, &str)]) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_balsa"));
+        command.envs(more.iter().copied());
+        self.spawn(index, command, initial_cluster, state);
+    }
+
+    /// Starts a member whose files cannot grow over `bytes`, as on a full disk.
+    pub(crate) fn restart_limited(&mut self, index: usize, bytes: usize) {
+        let all = self.initial_cluster();
+        // Without the trap the kernel would end the process instead of failing its write.
+        let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", bytes / 512);
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_balsa"));
+        self.spawn(index, command, &all, "new");
+    }
+
+    fn spawn(&mut self, index: usize, mut command: Command, initial_cluster: &str, state: &str) {
         let member = &mut self.members[index];
         let log = std::fs::File::options().create(true).append(true).open(&member.log).expect("a log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_balsa"));
         command
             .arg(format!("--name={}", member.name))
             .arg(format!("--data-dir={}", member.data.display()))
             .arg(format!("--listen-client-urls={}", member.client_url()))
             .arg(format!("--advertise-client-urls={}", member.client_url()))
-            .arg(format!("--listen-peer-urls={}", member.peer_url()))
+            .arg(format!("--listen-peer-urls=http://127.0.0.1:{}", member.peer_port))
             .arg(format!("--initial-advertise-peer-urls={}", member.peer_url()))
             .arg(format!("--initial-cluster={initial_cluster}"))
             .arg(format!("--initial-cluster-state={state}"))
             .arg("--initial-cluster-token=processes")
             .arg("--drain-delay=0s")
             .args(self.flags);
-        for (name, value) in more {
-            command.env(name, value);
-        }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
         member.process = Some(command.spawn().expect("the node's binary runs"));
     }
@@ -197,6 +218,12 @@ impl Cluster {
     pub(crate) fn restart(&mut self, index: usize) {
         let all = self.initial_cluster();
         self.run(index, &all, "new");
+    }
+
+    /// Starts a member again on its disk, with failpoints armed.
+    pub(crate) fn restart_to_fail(&mut self, index: usize, failpoints: &str) {
+        let all = self.initial_cluster();
+        self.run_with(index, &all, "new", &[("BALSA_FAILPOINTS", failpoints)]);
     }
 
     /// The index of the leader that a majority of the running members names.
@@ -234,6 +261,12 @@ impl Cluster {
         }
     }
 
+    /// Waits until a member answers linearizable reads.
+    pub(crate) async fn serves(&self, index: usize) {
+        let member = &self.members[index];
+        self.eventually("the member serves", || async { member.get("absent").await.is_ok() }).await;
+    }
+
     /// The hash of every running member at one revision must be the same.
     pub(crate) async fn assert_hashes_agree(&self) {
         let leader = &self.members[self.leader().await];
@@ -269,7 +302,15 @@ fn tail(log: &Path) -> String {
     lines[lines.len().saturating_sub(25)..].join("\n")
 }
 
+/// A port below those that the system gives to outgoing connections: one of these could take it before the member listens.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(7_919);
+    loop {
+        let number = begin.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        let port = 12_000 + u16::try_from(number).expect("below 20,000");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }

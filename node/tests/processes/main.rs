@@ -2,11 +2,17 @@
 //! Nothing here knows the inside of a node; it speaks etcd's API and looks at exit codes.
 
 mod cluster;
+mod linearizable;
+mod proxy;
 mod writer;
 
+mod damage;
+mod failpoints;
 mod faults;
 mod kv;
 mod maintenance;
 mod membership;
+mod nemesis;
 mod restart;
 mod snapshot;
+mod trace;

@@ -29,6 +29,7 @@ async fn a_learner_catches_up_by_snapshot_is_promoted_and_removed() {
             leader.cluster().member_promote(promote).await.is_ok()
         })
         .await;
+    cluster.serves(index).await;
     assert_eq!(cluster.members[index].get("k/7").await.expect("a read").as_deref(), Some("v"));
     cluster.assert_hashes_agree().await;
 

@@ -109,7 +109,7 @@ async fn write(writer: usize, urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<(
 }
 
 /// A connection that was never made carried no write; everything else that etcd's clients must not retry is unknown.
-fn fate_of(status: &tonic::Status) -> Fate {
+pub(crate) fn fate_of(status: &tonic::Status) -> Fate {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         if error.to_string().contains("Connection refused") {

@@ -1,0 +1,193 @@
+//! A process that dies between any two steps of its work, and comes back.
+
+use std::os::unix::process::ExitStatusExt;
+
+use balsa_proto::etcdserverpb as pb;
+
+use crate::cluster::Cluster;
+use crate::writer::Writers;
+
+const SIGABRT: Option<i32> = Some(6);
+const DISK_FAILED: Option<i32> = Some(74);
+
+/// Waits for a member to die at a failpoint.
+fn dies_at(cluster: &mut Cluster, index: usize, point: &str) {
+    let status = cluster.members[index].wait_for_exit();
+    assert_eq!(status.signal(), SIGABRT, "{point}: {status}\n{}", cluster.logs());
+    assert!(cluster.members[index].log_text().contains(&format!("failpoint {point}")), "{}", cluster.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_dies_around_a_write_or_an_apply_comes_back_with_everything() {
+    let mut cluster = Cluster::start(3).await;
+    let writers = Writers::start(&cluster, 4);
+    let points =
+        ["raft-before-persist", "raft-after-persist", "raft-after-batch", "apply-before-write", "apply-after-write"];
+    for (turn, point) in points.into_iter().enumerate() {
+        // The leader and a follower by turns.
+        let index = (cluster.leader().await + turn % 2) % 3;
+        cluster.members[index].kill();
+        cluster.restart_to_fail(index, &format!("{point}=25*off->return"));
+        dies_at(&mut cluster, index, point);
+        cluster.restart(index);
+        cluster.serves(index).await;
+    }
+    let history = writers.finish().await;
+    history.check(&cluster).await;
+    cluster.assert_hashes_agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_dies_around_a_flush_comes_back_with_everything() {
+    let mut cluster = Cluster::start(3).await;
+    for point in ["flush-before", "flush-after"] {
+        let index = (cluster.leader().await + 1) % 3;
+        cluster.members[index].kill();
+        cluster.restart_to_fail(index, &format!("{point}=return"));
+        cluster.serves(index).await;
+        cluster.members[index].put(point, "v").await.expect("a write");
+        // A clean stop ends with a flush.
+        cluster.members[index].signal("TERM");
+        dies_at(&mut cluster, index, point);
+        cluster.restart(index);
+        let (all, member) = (&cluster, &cluster.members[index]);
+        all.eventually("it is back", || async { member.get(point).await.is_ok_and(|value| value.is_some()) }).await;
+    }
+    cluster.assert_hashes_agree().await;
+}
+
+async fn add_learner(cluster: &Cluster, url: String) -> u64 {
+    let leader = &cluster.members[cluster.leader().await];
+    let request = pb::MemberAddRequest { peer_ur_ls: vec![url], is_learner: true };
+    leader.cluster().member_add(request).await.expect("added").into_inner().member.expect("a member").id
+}
+
+async fn remove(cluster: &Cluster, id: u64) {
+    let leader = &cluster.members[cluster.leader().await];
+    leader.cluster().member_remove(pb::MemberRemoveRequest { id }).await.expect("removed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_dies_around_a_membership_change_has_it_afterwards() {
+    for point in ["change-before-raft", "change-after-raft"] {
+        let mut cluster = Cluster::start(3).await;
+        let index = (cluster.leader().await + 1) % 3;
+        cluster.members[index].kill();
+        cluster.restart_to_fail(index, &format!("{point}=return"));
+        cluster.serves(index).await;
+        let id = add_learner(&cluster, "http://127.0.0.1:1".to_owned()).await;
+        dies_at(&mut cluster, index, point);
+        cluster.restart(index);
+        cluster.serves(index).await;
+        let request = pb::MemberListRequest { linearizable: true };
+        let listed = cluster.members[index].cluster().member_list(request).await.expect("a list").into_inner();
+        assert!(listed.members.iter().any(|member| member.id == id), "{point}: {listed:?}");
+        remove(&cluster, id).await;
+        // Raft runs with the right configuration: a voter can be lost.
+        let lost = (index + 1) % 3;
+        cluster.members[lost].kill();
+        cluster.members[cluster.leader().await].put("a", "1").await.expect("two of three");
+        cluster.assert_hashes_agree().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_joiner_that_dies_at_any_stage_of_its_snapshot_catches_up_in_the_end() {
+    let mut cluster = Cluster::start(1).await;
+    for number in 0..50 {
+        cluster.members[0].put(&format!("k/{number}"), "v").await.expect("a write");
+    }
+    let index = cluster.add_unstarted("joiner");
+    let id = add_learner(&cluster, cluster.members[index].peer_url()).await;
+    let all = cluster.initial_cluster();
+    for point in ["snapshot-received", "snapshot-before-switch", "snapshot-after-switch"] {
+        cluster.run_with(index, &all, "existing", &[("BALSA_FAILPOINTS", &format!("{point}=return"))]);
+        dies_at(&mut cluster, index, point);
+    }
+    // The log names the snapshot: it is the member's from here on, and the last stage needs another member.
+    cluster.run(index, &all, "existing");
+    promoted(&cluster, id).await;
+    let index = cluster.add_unstarted("second");
+    let id = add_learner(&cluster, cluster.members[index].peer_url()).await;
+    let all = cluster.initial_cluster();
+    cluster.run_with(index, &all, "existing", &[("BALSA_FAILPOINTS", "snapshot-opened=return")]);
+    dies_at(&mut cluster, index, "snapshot-opened");
+    cluster.run(index, &all, "existing");
+    promoted(&cluster, id).await;
+    cluster.serves(index).await;
+    assert_eq!(cluster.members[index].get("k/7").await.expect("a read").as_deref(), Some("v"));
+    cluster.assert_hashes_agree().await;
+}
+
+async fn promoted(cluster: &Cluster, id: u64) {
+    let promotes = || async {
+        let leader = &cluster.members[cluster.leader().await];
+        leader.cluster().member_promote(pb::MemberPromoteRequest { id }).await.is_ok()
+    };
+    cluster.eventually("the learner is caught up and promoted", promotes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_dies_with_a_checkpoint_made_leaves_a_joiner_to_the_next() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.members[0].put("a", "1").await.expect("a write");
+    let leader = cluster.leader().await;
+    cluster.members[leader].kill();
+    cluster.restart_to_fail(leader, "checkpoint-made=return");
+    let next = cluster.leader().await;
+    let member = &cluster.members[leader];
+    cluster.eventually("it is back", || async { member.get("a").await.is_ok() }).await;
+    let id = member.status().await.and_then(|status| status.header).expect("a header").member_id;
+    if next != leader {
+        let moved = pb::MoveLeaderRequest { target_id: id };
+        cluster.members[next].maintenance().move_leader(moved).await.expect("moved");
+    }
+    let index = cluster.add_unstarted("joiner");
+    let joiner = add_learner(&cluster, cluster.members[index].peer_url()).await;
+    let all = cluster.initial_cluster();
+    cluster.run(index, &all, "existing");
+    dies_at(&mut cluster, leader, "checkpoint-made");
+    promoted(&cluster, joiner).await;
+    cluster.restart(leader);
+    cluster.serves(leader).await;
+    cluster.serves(index).await;
+    cluster.assert_hashes_agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_founder_that_dies_around_its_marker_founds_once() {
+    for point in ["found-before-marker", "found-after-marker"] {
+        let mut cluster = Cluster::unstarted(1);
+        cluster.restart_to_fail(0, &format!("{point}=return"));
+        dies_at(&mut cluster, 0, point);
+        cluster.found().await;
+        cluster.members[0].put("a", "1").await.expect("a write");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_the_disk_refuses_ends_the_member() {
+    let mut cluster = Cluster::start(3).await;
+    let writers = Writers::start(&cluster, 3);
+    for point in ["raft-before-persist", "apply-before-write"] {
+        let index = cluster.leader().await;
+        cluster.members[index].kill();
+        cluster.restart_to_fail(index, &format!("{point}=15*off->return(No space left on device)"));
+        let status = cluster.members[index].wait_for_exit();
+        assert_eq!(status.code(), DISK_FAILED, "{}", cluster.logs());
+        assert!(cluster.members[index].log_text().contains("No space left on device"), "{}", cluster.logs());
+        cluster.restart(index);
+        cluster.serves(index).await;
+    }
+    let history = writers.finish().await;
+    history.check(&cluster).await;
+    cluster.assert_hashes_agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failpoint_that_does_not_exist_is_refused() {
+    let mut cluster = Cluster::unstarted(1);
+    cluster.restart_to_fail(0, "nowhere=return");
+    assert_eq!(cluster.members[0].wait_for_exit().code(), Some(2), "{}", cluster.logs());
+    assert!(cluster.members[0].log_text().contains("there is no failpoint"), "{}", cluster.logs());
+}
