@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use balsa_node::api::server::{Closing, Listeners, Services};
 use balsa_node::api::snapshot_command;
+use balsa_node::config::hot::HotConfig;
 use balsa_node::config::{Config, Invocation, logging};
+use balsa_node::engine::Node;
 use balsa_node::engine::failpoint;
 use balsa_node::engine::fatal::Fatal;
-use balsa_node::engine::{Node, NodeConfig};
 use balsa_node::process::{StopSignals, Termination, end_by};
 use balsa_node::service::metrics::Metrics;
-use balsa_node::service::{Member, Settings, stop};
+use balsa_node::service::settings::SettingsFile;
+use balsa_node::service::{Member, settings, stop};
 use balsa_node::storage::marker;
+use balsa_node::wiring;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -25,7 +28,14 @@ fn main() {
         Ok(Invocation::Print(text)) => return print!("{text}"),
         Err(error) => Termination::failed(error.exit_code(), error.to_string()).end(),
     };
-    logging::start(&config);
+    let (hot, left_out) = match settings::at_start(&config) {
+        Ok(started) => started,
+        Err(error) => Termination::failed(error.exit_code(), error.to_string()).end(),
+    };
+    let level = logging::start(&config, &hot.load().values.log_level);
+    if let Some(what) = left_out {
+        tracing::warn!("{what}");
+    }
     if let Some(text) = std::env::var("BALSA_FAILPOINTS").ok().filter(|text| !text.is_empty()) {
         match failpoint::arm(&text) {
             Ok(()) => tracing::warn!(failpoints = text, "failpoints are armed: this process is meant to fail"),
@@ -33,7 +43,13 @@ fn main() {
         }
     }
     let ended = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime.block_on(run(&config)),
+        Ok(runtime) => runtime.block_on(async {
+            tokio::spawn(level.follow(hot.clone()));
+            if let Some(file) = config.file.clone() {
+                tokio::spawn(SettingsFile::new(file, hot.clone(), config.data_dir.clone()).follow());
+            }
+            run(&config, &hot).await
+        }),
         Err(error) => Err(failed(error)),
     };
     match ended {
@@ -54,16 +70,16 @@ fn work_on_snapshot() {
 }
 
 /// Runs until a signal, which is the answer, or until the node cannot go on.
-async fn run(config: &Config) -> Result<i32, Termination> {
+async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> {
     let mut signals = StopSignals::listen().map_err(failed)?;
     let (fatal, metrics) = (Fatal::default(), Arc::new(Metrics::new().map_err(failed)?));
     let node = tokio::select! {
-        node = Node::open(NodeConfig::from(config), fatal.clone()) => node.map_err(|error| {
+        node = Node::open(wiring::engine(config, hot), fatal.clone()) => node.map_err(|error| {
             Termination::typed(error.exit_code(), error.reason(), error.to_string())
         })?,
         signal = signals.next() => return Ok(signal),
     };
-    let member = Arc::new(Member::new(node.clone(), Settings::from(config)));
+    let member = Arc::new(Member::new(node.clone(), wiring::service(config, hot)));
     let services = Services::new(member.clone(), metrics, config);
 
     let mut listeners = Listeners::default();

@@ -1,14 +1,18 @@
 //! What `main` hands to the layers, out of the configuration. Stands above all of them, so that none knows another's
 //! settings.
 
+use std::sync::Arc;
+
+use crate::config::hot::HotConfig;
 use crate::config::{self, Config};
 use crate::engine::watch::WatchOptions;
-use crate::engine::{self, NodeConfig};
+use crate::engine::{self, Limit, NodeConfig};
 use crate::service::Settings;
 use crate::storage::rocks::KeySpaceOptions;
 use crate::transport::tonic::PeerMetrics;
 
 impl From<&Config> for NodeConfig {
+    /// With the limits as they are at the start.
     fn from(config: &Config) -> Self {
         let bootstrap = match &config.bootstrap {
             config::Bootstrap::Operator => engine::Bootstrap::Operator,
@@ -18,6 +22,7 @@ impl From<&Config> for NodeConfig {
                 existing: *existing,
             },
         };
+        let (bytes, quota) = (config.hot.max_request_bytes, config.hot.quota_bytes);
         Self {
             data_dir: config.data_dir.clone(),
             name: config.name.clone(),
@@ -27,8 +32,8 @@ impl From<&Config> for NodeConfig {
             tick: config.heartbeat_interval,
             election_ticks: config.election_ticks(),
             pre_vote: config.pre_vote,
-            max_request_bytes: config.max_request_bytes,
-            quota_bytes: config.quota_bytes,
+            max_request_bytes: Limit::new(move || bytes),
+            quota_bytes: Limit::new(move || quota),
             watch: WatchOptions::default(),
             key_space: KeySpaceOptions::default(),
             peer_metrics: PeerMetrics::default(),
@@ -36,15 +41,23 @@ impl From<&Config> for NodeConfig {
     }
 }
 
-impl From<&Config> for Settings {
-    fn from(config: &Config) -> Self {
-        Self {
-            name: config.name.clone(),
-            max_txn_ops: config.max_txn_ops,
-            max_learners: config.max_learners,
-            strict_reconfig_check: config.strict_reconfig_check,
-            config_hash: config.hash.clone(),
-            scratch_dir: config.data_dir.join("snapshot"),
-        }
+/// What the engine needs to know. Limits that can change are read from `hot` at each use.
+pub fn engine(config: &Config, hot: &Arc<HotConfig>) -> NodeConfig {
+    let (bytes, quota) = (hot.clone(), hot.clone());
+    NodeConfig {
+        max_request_bytes: Limit::new(move || bytes.load().values.max_request_bytes),
+        quota_bytes: Limit::new(move || quota.load().values.quota_bytes),
+        ..NodeConfig::from(config)
+    }
+}
+
+/// What the use cases need to know.
+pub fn service(config: &Config, hot: &Arc<HotConfig>) -> Settings {
+    Settings {
+        name: config.name.clone(),
+        hot: hot.clone(),
+        strict_reconfig_check: config.strict_reconfig_check,
+        data_dir: config.data_dir.clone(),
+        scratch_dir: config.data_dir.join("snapshot"),
     }
 }

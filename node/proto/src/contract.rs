@@ -9,7 +9,7 @@ use crate::{FILE_DESCRIPTOR_SET, etcdserverpb as pb, mvccpb, node};
 
 /// One line per service: its methods in alphabetical order; `>` marks a client stream, `<` a server stream.
 const SERVICES: &[&str] = &[
-    "balsa.node.v1.Node: Add Bootstrap Join List MoveLeader PrepareStop Promote Remove State",
+    "balsa.node.v1.Node: Add Bootstrap GetConfig Join List MoveLeader PrepareStop Promote Remove SetConfig State",
     "balsa.peer.v1.Leases: Renew TimeToLive",
     "balsa.peer.v1.Peer: Frames> Members Snapshot>",
     "etcdserverpb.Auth: AuthDisable AuthEnable AuthStatus Authenticate RoleAdd RoleDelete RoleGet RoleGrantPermission \
@@ -173,7 +173,8 @@ fn reasons_keep_the_names_and_numbers_of_the_contract() {
     assert_eq!(
         names.join(" "),
         "Uninitialized WrongDisk ConfigChanged ChangeInFlight MoveLeaderFirst QuorumAtRisk LastVoter NotCaughtUp \
-         MemberNotFound MemberRemoved NoLeader BadTransferee InvalidRequest ClusterIdMismatch TimedOut TooManyRequests"
+         MemberNotFound MemberRemoved NoLeader BadTransferee InvalidRequest ClusterIdMismatch TimedOut TooManyRequests \
+         StaleConfig"
     );
 }
 

@@ -2,6 +2,7 @@
 //! decides anything.
 
 pub mod cluster;
+pub mod decode_limit;
 pub mod forward;
 pub mod grpc_metrics;
 pub mod http;

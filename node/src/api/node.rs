@@ -73,4 +73,18 @@ impl wire::node_server::Node for NodeApi {
     ) -> Result<Response<wire::PrepareStopResponse>, Status> {
         self.node.prepare_stop().await.map(Response::new).map_err(status)
     }
+
+    async fn set_config(
+        &self,
+        request: Request<wire::SetConfigRequest>,
+    ) -> Result<Response<wire::SetConfigResponse>, Status> {
+        self.node.set_config(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn get_config(
+        &self,
+        _request: Request<wire::GetConfigRequest>,
+    ) -> Result<Response<wire::GetConfigResponse>, Status> {
+        Ok(Response::new(self.node.get_config()))
+    }
 }

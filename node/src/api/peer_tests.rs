@@ -14,7 +14,7 @@ use super::*;
 use crate::domain::command::Command;
 use crate::engine::fatal::Fatal;
 use crate::engine::handle::Change;
-use crate::engine::{Bootstrap, Handle, Node, NodeConfig};
+use crate::engine::{Bootstrap, Handle, Limit, Node, NodeConfig};
 use crate::storage::snapshot::{self, Facts};
 use crate::storage::{KeySpace, SnapshotPoint};
 use crate::transport::Peers as _;
@@ -43,8 +43,8 @@ impl Served {
             tick: Duration::from_millis(20),
             election_ticks: 10,
             pre_vote: true,
-            max_request_bytes: 1 << 20,
-            quota_bytes: 0,
+            max_request_bytes: Limit::new(|| 1 << 20),
+            quota_bytes: Limit::new(|| 0),
             watch: Default::default(),
             key_space: Default::default(),
             peer_metrics: PeerMetrics::default(),

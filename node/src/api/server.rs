@@ -25,6 +25,7 @@ use tonic::transport::server::TcpIncoming;
 use wire::node_server::NodeServer;
 
 use super::cluster::ClusterApi;
+use super::decode_limit::DecodeLimit;
 use super::forward::GrpcLeader;
 use super::grpc_metrics::GrpcMetricsLayer;
 use super::http;
@@ -35,14 +36,12 @@ use super::peer::PeerApi;
 use super::watch::WatchApi;
 use crate::config::Config;
 use crate::config::url::Url;
+use crate::engine::Limit;
 use crate::service::Member;
 use crate::service::metrics::Metrics;
 use crate::service::peer::PeerService;
 use crate::service::watch::WatchSettings;
 use crate::transport::tonic as tonic_peers;
-
-/// What a request may be larger than the limit on the command in it; etcd's own allowance.
-const REQUEST_OVERHEAD: usize = 512 * 1024;
 
 /// Streams per connection. hyper's default of 200 stalls a client that runs 1,000 requests over one connection.
 const MAX_STREAMS: u32 = u32::MAX;
@@ -65,7 +64,7 @@ const CLOSE_BOUND: Duration = Duration::from_secs(5);
 pub struct Services {
     member: Arc<Member>,
     metrics: Arc<Metrics>,
-    max_request_bytes: usize,
+    max_request_bytes: Limit<usize>,
     watch: WatchSettings,
     data_dir: PathBuf,
 }
@@ -78,11 +77,9 @@ impl Services {
             election_timeout: config.election_timeout,
         };
         let data_dir = config.data_dir.clone();
-        Self { member, metrics, max_request_bytes: config.max_request_bytes, watch, data_dir }
-    }
-
-    fn decode_limit(&self) -> usize {
-        self.max_request_bytes.saturating_add(REQUEST_OVERHEAD)
+        let hot = member.settings().hot.clone();
+        let max_request_bytes = Limit::new(move || hot.load().values.max_request_bytes);
+        Self { member, metrics, max_request_bytes, watch, data_dir }
     }
 
     /// gRPC and HTTP of the client port.
@@ -90,13 +87,13 @@ impl Services {
     /// # Errors
     /// The reflection service cannot be built from the contract's descriptors.
     pub fn client_routes(&self) -> Result<Routes, tonic_reflection::server::Error> {
-        let limit = self.decode_limit();
+        let limit = || self.max_request_bytes.clone();
         let leader = Arc::new(GrpcLeader);
         let kv = KvServer::new(KvApi::new(self.member.clone()));
         let cluster = ClusterServer::new(ClusterApi::new(self.member.clone(), leader));
         let maintenance = MaintenanceServer::new(MaintenanceApi::new(self.member.clone()));
         let (member, stopping) = (self.member.clone(), self.member.stopping().clone());
-        let watch = WatchApi::new(move || member.handle(), stopping, self.watch, self.max_request_bytes);
+        let watch = WatchApi::new(move || member.handle(), stopping, self.watch, limit());
         let watch = WatchServer::new(watch);
         let (_, health) = tonic_health::server::health_reporter();
         let reflection = || {
@@ -105,10 +102,14 @@ impl Services {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let routes = Routes::default()
-            .add_service(kv.max_decoding_message_size(limit).max_encoding_message_size(usize::MAX))
-            .add_service(watch.max_decoding_message_size(limit).max_encoding_message_size(usize::MAX))
-            .add_service(cluster.max_decoding_message_size(limit))
-            .add_service(maintenance.max_decoding_message_size(limit))
+            .add_service(DecodeLimit::new(kv.max_encoding_message_size(usize::MAX), limit(), |service, bound| {
+                service.max_decoding_message_size(bound)
+            }))
+            .add_service(DecodeLimit::new(watch.max_encoding_message_size(usize::MAX), limit(), |service, bound| {
+                service.max_decoding_message_size(bound)
+            }))
+            .add_service(DecodeLimit::new(cluster, limit(), ClusterServer::max_decoding_message_size))
+            .add_service(DecodeLimit::new(maintenance, limit(), MaintenanceServer::max_decoding_message_size))
             .add_service(health)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);

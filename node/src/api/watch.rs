@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::status::{etcd, wants_leader};
-use crate::engine::Failure;
+use crate::engine::{Failure, Limit};
 use crate::service::watch::{Answer, End, Session, WatchSettings, Watched};
 
 /// What etcd adds to `max-request-bytes` for messages around a request.
@@ -21,15 +21,19 @@ pub struct WatchApi<F> {
     member: F,
     stopping: CancellationToken,
     settings: WatchSettings,
-    max_response_bytes: usize,
+    max_request_bytes: Limit<usize>,
 }
 
 impl<F> WatchApi<F> {
     /// `stopping` is cancelled when streams must end. `max_request_bytes` is the flag of that name: answers of that and
     /// 512 KiB are sent in parts to clients that take them so.
-    pub fn new(member: F, stopping: CancellationToken, settings: WatchSettings, max_request_bytes: usize) -> Self {
-        let max_response_bytes = max_request_bytes.saturating_add(REQUEST_OVERHEAD_BYTES);
-        Self { member, stopping, settings, max_response_bytes }
+    pub fn new(
+        member: F,
+        stopping: CancellationToken,
+        settings: WatchSettings,
+        max_request_bytes: Limit<usize>,
+    ) -> Self {
+        Self { member, stopping, settings, max_request_bytes }
     }
 }
 
@@ -49,7 +53,8 @@ where
         let require_leader = wants_leader(request.metadata());
         let (requests, stopping) = (request.into_inner(), self.stopping.clone());
         let session = Session::open(&member, requests, self.settings, require_leader, stopping).map_err(etcd)?;
-        let state = Presented { member, session, parts: VecDeque::new(), max_bytes: self.max_response_bytes };
+        let max_bytes = self.max_request_bytes.get().saturating_add(REQUEST_OVERHEAD_BYTES);
+        let state = Presented { member, session, parts: VecDeque::new(), max_bytes };
         let responses = stream::unfold(state, |mut state| async move {
             let next = state.next().await?;
             Some((next, state))

@@ -36,7 +36,7 @@ const fn flag(name: &'static str, kind: Kind, help: &'static str) -> Flag {
 use Kind::{Bool, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 30] = [
+const SERVED: [Flag; 31] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -61,6 +61,11 @@ const SERVED: [Flag; 30] = [
     flag("drain-delay", Duration("10s"), "How long to go on serving after SIGTERM"),
     flag("log-level", Text("info"), "debug, info, warn, error"),
     flag("log-format", Text("json"), "json or console"),
+    flag(
+        "config-version",
+        Number("0"),
+        "Version of what can change at run time; higher than the active one to take effect",
+    ),
     flag("config-file", Text(""), "Read everything from this YAML file instead"),
     flag("quota-backend-bytes", Number("0"), "Bytes of the key space above which puts are refused; 0 is off"),
     flag("snapshot-count", Number("10000"), "Accepted; the log is trimmed by size and time"),
@@ -188,9 +193,21 @@ pub fn find(name: &str) -> Option<Flag> {
     all().find(|flag| flag.name == name)
 }
 
+/// Flags that can change while the process runs, by the file or by a push through the node service. All are read at each
+/// use. Times of Raft are not among them: members with different ones would depose each other's leader meanwhile.
+pub const HOT: [&str; 7] = [
+    "auto-compaction-mode",
+    "auto-compaction-retention",
+    "log-level",
+    "max-learners",
+    "max-request-bytes",
+    "max-txn-ops",
+    "quota-backend-bytes",
+];
+
 /// Flags that say who and where a member is, and so differ between members that are configured alike.
 pub fn is_identity(name: &str) -> bool {
-    const IDENTITY: [&str; 8] = [
+    const IDENTITY: [&str; 9] = [
         "name",
         "data-dir",
         "listen-client-urls",
@@ -199,6 +216,8 @@ pub fn is_identity(name: &str) -> bool {
         "initial-advertise-peer-urls",
         "listen-metrics-urls",
         "config-file",
+        // A number for the same content.
+        "config-version",
     ];
     IDENTITY.contains(&name) || name.starts_with("initial-cluster")
 }
@@ -214,6 +233,14 @@ mod tests {
         let count = names.len();
         names.dedup();
         assert_eq!(names.len(), count);
+    }
+
+    #[test]
+    fn what_can_change_at_run_time_has_an_effect_at_all() {
+        for name in HOT {
+            assert!(SERVED.iter().any(|flag| flag.name == name), "{name}");
+            assert!(!is_identity(name), "{name}");
+        }
     }
 
     #[test]

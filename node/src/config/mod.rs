@@ -2,21 +2,23 @@
 //! below `main` reads a flag or a variable.
 //!
 //! `flags.rs` lists the flags (etcd's names), `sources.rs` merges where they can come from with etcd's precedence, this
-//! file gives the merged text types and checks it as a whole.
+//! file gives the merged text types and checks it as a whole. `hot.rs` is the part of it that can change later.
 
 pub mod duration;
 pub mod flags;
+pub mod hot;
 pub mod logging;
 pub mod sources;
 pub mod url;
 pub mod version;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use self::hot::Hot;
 use self::sources::Raw;
 use self::url::Url;
 
@@ -57,17 +59,6 @@ pub enum Bootstrap {
     },
 }
 
-/// When history is compacted without being asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AutoCompaction {
-    /// Never.
-    Off,
-    /// What is older than this.
-    Periodic(Duration),
-    /// All but this many revisions.
-    Revision(i64),
-}
-
 /// The text form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -102,30 +93,24 @@ pub struct Config {
     pub election_timeout: Duration,
     /// Whether candidates ask before they disturb.
     pub pre_vote: bool,
-    /// Largest command in bytes.
-    pub max_request_bytes: usize,
-    /// Most operations of a transaction.
-    pub max_txn_ops: usize,
-    /// Most learners that etcd's API may add.
-    pub max_learners: usize,
+    /// What can change at run time, as the process starts with it.
+    pub hot: Hot,
     /// Whether etcd's API refuses changes that endanger the quorum.
     pub strict_reconfig_check: bool,
     /// How often an idle watch is told the current revision.
     pub watch_progress_notify_interval: Duration,
-    /// Automatic compaction.
-    pub auto_compaction: AutoCompaction,
-    /// Bytes that the key space may hold; 0 and below for no limit.
-    pub quota_bytes: i64,
     /// How long the node goes on serving after SIGTERM.
     pub drain_delay: Duration,
-    /// A `tracing` level name.
-    pub log_level: String,
     /// Form of log lines.
     pub log_format: LogFormat,
     /// Fingerprint of all that should be equal on every member of a cluster.
     pub hash: String,
     /// What was accepted and has no effect, for a warning each.
     pub warnings: Vec<String>,
+    /// The file that all this came from, if it did.
+    pub file: Option<PathBuf>,
+    /// The values that all this was made of.
+    pub source: Raw,
 }
 
 /// What the command line asks for.
@@ -150,6 +135,14 @@ impl Config {
             sources::Merged::Print(text) => Ok(Invocation::Print(text)),
             sources::Merged::Values(raw) => Ok(Invocation::Run(Box::new(Self::check(&raw)?))),
         }
+    }
+
+    /// Reads the file alone, as a process that was started with it would.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        Self::check(&sources::file(&path.to_string_lossy())?)
     }
 
     /// The election timeout in heartbeats, rounded up: it is never shorter than configured.
@@ -182,18 +175,15 @@ impl Config {
             heartbeat_interval,
             election_timeout,
             pre_vote: raw.boolean("pre-vote")?,
-            max_request_bytes: positive(raw, "max-request-bytes")?,
-            max_txn_ops: positive(raw, "max-txn-ops")?,
-            max_learners: positive(raw, "max-learners")?,
+            hot: Hot::check(raw)?,
             strict_reconfig_check: raw.boolean("strict-reconfig-check")?,
             watch_progress_notify_interval: raw.duration("watch-progress-notify-interval")?,
-            auto_compaction: auto_compaction(raw)?,
-            quota_bytes: raw.number("quota-backend-bytes")?,
             drain_delay: raw.duration("drain-delay")?,
-            log_level: log_level(raw.text("log-level"))?,
             log_format: log_format(raw.text("log-format"))?,
             hash: fingerprint(raw),
             warnings: raw.warnings.clone(),
+            file: raw.file.clone(),
+            source: raw.clone(),
             name,
         })
     }
@@ -215,13 +205,6 @@ fn timing(raw: &Raw) -> Result<(Duration, Duration), ConfigError> {
         return Err(invalid(format!("--election-timeout={election} must not exceed 50000 ms")));
     }
     Ok((Duration::from_millis(heartbeat), Duration::from_millis(election)))
-}
-
-fn positive(raw: &Raw, flag: &'static str) -> Result<usize, ConfigError> {
-    match raw.number(flag)? {
-        0 => Err(invalid(format!("--{flag} must not be 0"))),
-        number => Ok(number),
-    }
 }
 
 fn listened(raw: &Raw, flag: &'static str) -> Result<Vec<Url>, ConfigError> {
@@ -291,30 +274,6 @@ fn initial_cluster(list: &str) -> Result<BTreeMap<String, Vec<String>>, ConfigEr
     Ok(members)
 }
 
-/// A bare number means hours in periodic mode, as in etcd.
-fn auto_compaction(raw: &Raw) -> Result<AutoCompaction, ConfigError> {
-    let retention = raw.text("auto-compaction-retention");
-    let wrong = || ConfigError::Usage(format!("--auto-compaction-retention={retention} cannot be parsed"));
-    match (raw.text("auto-compaction-mode"), retention) {
-        (_, "0" | "") => Ok(AutoCompaction::Off),
-        ("periodic", text) => match text.parse::<u32>() {
-            Ok(hours) => Ok(AutoCompaction::Periodic(Duration::from_secs(u64::from(hours) * 3600))),
-            Err(_) => duration::parse(text).map(AutoCompaction::Periodic).ok_or_else(wrong),
-        },
-        ("revision", text) => text.parse().ok().filter(|n| *n > 0).map(AutoCompaction::Revision).ok_or_else(wrong),
-        (mode, _) => Err(invalid(format!("--auto-compaction-mode={mode} must be periodic or revision"))),
-    }
-}
-
-fn log_level(level: &str) -> Result<String, ConfigError> {
-    match level {
-        "trace" | "debug" | "info" | "warn" | "error" => Ok(level.to_owned()),
-        // zap's further levels are all errors here.
-        "dpanic" | "panic" | "fatal" => Ok("error".to_owned()),
-        other => Err(invalid(format!("--log-level={other} must be debug, info, warn, error, panic or fatal"))),
-    }
-}
-
 fn log_format(format: &str) -> Result<LogFormat, ConfigError> {
     match format {
         "json" => Ok(LogFormat::Json),
@@ -324,7 +283,7 @@ fn log_format(format: &str) -> Result<LogFormat, ConfigError> {
 }
 
 /// Equal on members that differ only in who and where they are.
-fn fingerprint(raw: &Raw) -> String {
+pub(crate) fn fingerprint(raw: &Raw) -> String {
     let mut hasher = Sha256::new();
     for (name, value) in raw.iter().filter(|(name, _)| !flags::is_identity(name)) {
         hasher.update(name);
@@ -388,17 +347,6 @@ mod tests {
         assert_eq!(load(&args).unwrap().advertise_client_urls, ["http://a:2379"]);
         let error = load(&["--listen-peer-urls=http://host:2380"]).unwrap_err();
         assert!(error.to_string().contains("--listen-peer-urls"), "{error}");
-    }
-
-    #[test]
-    fn retention_of_a_bare_number_is_hours() {
-        let retention = |args: &[&str]| load(args).map(|config| config.auto_compaction);
-        assert_eq!(retention(&[]), Ok(AutoCompaction::Off));
-        let hours = Duration::from_secs(7200);
-        assert_eq!(retention(&["--auto-compaction-retention=2"]), Ok(AutoCompaction::Periodic(hours)));
-        assert_eq!(retention(&["--auto-compaction-retention=2h"]), Ok(AutoCompaction::Periodic(hours)));
-        let args = ["--auto-compaction-mode=revision", "--auto-compaction-retention=1000"];
-        assert_eq!(retention(&args), Ok(AutoCompaction::Revision(1000)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! and a variable of the same name, or two variables, are fatal; an empty variable is unset; an unknown one is a warning.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub struct Raw {
     defaults: BTreeMap<&'static str, &'static str>,
     /// What was accepted without effect.
     pub warnings: Vec<String>,
+    /// The file that the values came from, if they did.
+    pub file: Option<PathBuf>,
 }
 
 impl Raw {
@@ -82,6 +85,13 @@ impl Raw {
     fn parsed<T>(&self, name: &str, what: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, ConfigError> {
         let text = self.text(name);
         parse(text).ok_or_else(|| ConfigError::Usage(format!("--{name}={text} is not {what}")))
+    }
+
+    /// The same with one value replaced, whatever the sources said.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.set.insert(name, value.to_owned());
+        self
     }
 
     /// All values, defaults included, by name.
@@ -256,14 +266,18 @@ fn variables(raw: &mut Raw, environment: impl IntoIterator<Item = (String, Strin
     Ok(())
 }
 
-fn file(path: &str) -> Result<Raw, ConfigError> {
+/// Reads a file.
+///
+/// # Errors
+/// [`ConfigError::Invalid`], with the file's name.
+pub fn file(path: &str) -> Result<Raw, ConfigError> {
     let invalid = |what: String| ConfigError::Invalid(format!("--config-file={path}: {what}"));
     let text = std::fs::read_to_string(path).map_err(|error| invalid(error.to_string()))?;
     let values: BTreeMap<String, Value> = match text.trim() {
         "" => BTreeMap::new(),
         _ => serde_yaml::from_str(&text).map_err(|error| invalid(error.to_string()))?,
     };
-    let mut raw = Raw::new();
+    let mut raw = Raw { file: Some(PathBuf::from(path)), ..Raw::new() };
     for (name, value) in values {
         let Some(value) = scalar(&value) else {
             if is_empty(&value) {

@@ -16,7 +16,7 @@ use super::keeper::Keeper;
 use super::space::Space;
 use super::waiters::Waiters;
 use super::watch::WatchHub;
-use super::{Failure, Status, Store};
+use super::{Failure, Limit, Status, Store};
 use crate::domain::command::{Command, Outcome};
 use crate::storage::{KeySpace, SnapshotPoint, StorageError};
 
@@ -49,7 +49,7 @@ pub(crate) struct Shared {
     /// etcd's bound on a request inside the server: 5 s and two election time-outs.
     pub(crate) request_timeout: Duration,
     pub(crate) election_timeout: Duration,
-    pub(crate) max_request_bytes: usize,
+    pub(crate) max_request_bytes: Limit<usize>,
 }
 
 /// A handle to one running member of one group.
@@ -88,7 +88,7 @@ impl Handle {
             command: Some(command),
         };
         let data = log::Batch { proposals: vec![proposal] }.encode_to_vec();
-        if data.len() > shared.max_request_bytes {
+        if data.len() > shared.max_request_bytes.get() {
             return Err(Failure::TooLarge);
         }
         let _counted = Counted::new(&shared.pending)?;

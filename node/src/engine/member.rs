@@ -211,7 +211,7 @@ impl Disk<'_> {
             status: Arc::new(RwLock::new(Arc::new(status))),
             hub,
             keeper: Arc::new(keeper),
-            space: Arc::new(Space::new(self.config.quota_bytes)),
+            space: Arc::new(Space::new(self.config.quota_bytes.clone())),
             removed: Arc::new(AtomicBool::new(false)),
             incarnation,
         })
@@ -287,7 +287,7 @@ impl Disk<'_> {
             incarnation: parts.incarnation,
             request_timeout: Duration::from_secs(5) + 2 * election_timeout,
             election_timeout,
-            max_request_bytes: self.config.max_request_bytes,
+            max_request_bytes: self.config.max_request_bytes.clone(),
         }
     }
 

@@ -13,6 +13,7 @@ pub mod fatal;
 pub mod handle;
 mod inbox;
 mod keeper;
+mod limit;
 mod member;
 pub mod node;
 mod reads;
@@ -25,6 +26,7 @@ pub mod watch;
 
 pub use failure::Failure;
 pub use handle::Handle;
+pub use limit::Limit;
 pub use node::{Bootstrap, Node, NodeConfig, StartError};
 pub(crate) use snapshot::make as make_checkpoint;
 pub use status::Status;

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::fatal::Fatal;
 use super::member;
 use super::watch::WatchOptions;
-use super::{Failure, Handle};
+use super::{Failure, Handle, Limit};
 use crate::domain::apply::ApplyError;
 use crate::domain::command::{Command, Outcome};
 use crate::storage::rocks::KeySpaceOptions;
@@ -68,9 +68,9 @@ pub struct NodeConfig {
     /// Whether a candidate asks first who would vote for it.
     pub pre_vote: bool,
     /// Bound on one encoded command.
-    pub max_request_bytes: usize,
-    /// Bytes that the key space may hold at the start; 0 and below for no limit.
-    pub quota_bytes: i64,
+    pub max_request_bytes: Limit<usize>,
+    /// Bytes that the key space may hold; 0 and below for no limit.
+    pub quota_bytes: Limit<i64>,
     /// Bounds and intervals of watching.
     pub watch: WatchOptions,
     /// Memory of the key space.

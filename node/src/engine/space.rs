@@ -1,12 +1,12 @@
 //! The quota: how much the key space holds against how much it may, measured again and again, and the alarm NOSPACE
 //! when it is too much. Each member looks at its own disk; the alarm goes through the log, so all of them refuse alike.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use balsa_proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, alarm_request::AlarmAction};
 
-use super::{Failure, Handle};
+use super::{Failure, Handle, Limit};
 use crate::domain::command::Command;
 use crate::domain::maintenance;
 use crate::domain::refusal::Refusal;
@@ -16,10 +16,10 @@ use crate::storage::KeySpace;
 const MEASURE_EVERY: Duration = Duration::from_millis(100);
 
 /// What is known of the space of one member.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Space {
     /// Bytes that the key space may hold; 0 and below for no limit.
-    quota: AtomicI64,
+    quota: Limit<i64>,
     /// Bytes that it held when it was last measured.
     held: AtomicU64,
     /// Something that takes space was applied since the alarm was last thought of.
@@ -28,8 +28,8 @@ pub(crate) struct Space {
 
 impl Space {
     /// Nothing measured yet.
-    pub(crate) fn new(quota: i64) -> Self {
-        Self { quota: quota.into(), ..Self::default() }
+    pub(crate) fn new(quota: Limit<i64>) -> Self {
+        Self { quota, held: AtomicU64::new(0), grown: AtomicBool::new(false) }
     }
 
     /// A put was applied.
@@ -38,7 +38,7 @@ impl Space {
     }
 
     fn quota(&self) -> Option<u64> {
-        u64::try_from(self.quota.load(Ordering::Relaxed)).ok().filter(|quota| *quota > 0)
+        u64::try_from(self.quota.get()).ok().filter(|quota| *quota > 0)
     }
 
     fn fits(&self, cost: u64) -> bool {
@@ -49,12 +49,7 @@ impl Space {
 impl Handle {
     /// The quota in bytes; 0 and below for none.
     pub fn quota(&self) -> i64 {
-        self.0.space.quota.load(Ordering::Relaxed)
-    }
-
-    /// Sets another quota.
-    pub fn set_quota(&self, bytes: i64) {
-        self.0.space.quota.store(bytes, Ordering::Relaxed);
+        self.0.space.quota.get()
     }
 
     /// Whether there is space for a command on this member. If not, the alarm is raised before the answer.
@@ -111,7 +106,7 @@ mod tests {
     #[test]
     fn without_a_quota_everything_fits() {
         for none in [0, -1] {
-            let space = Space::new(none);
+            let space = Space::new(Limit::new(move || none));
             space.held.store(u64::MAX - 1, Ordering::Relaxed);
             assert!(space.fits(u64::MAX));
         }
@@ -119,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_quota_is_used_up_when_it_is_reached() {
-        let space = Space::new(1_000);
+        let space = Space::new(Limit::new(|| 1_000));
         space.held.store(700, Ordering::Relaxed);
         assert!(space.fits(299) && !space.fits(300));
     }

@@ -109,6 +109,16 @@ pub static DEFRAGMENTING: LazyLock<IntGauge> = LazyLock::new(|| {
     registered(IntGauge::new("etcd_disk_defrag_inflight", help))
 });
 
+/// Version of the active settings of those that can change at run time.
+pub static CONFIG_VERSION: LazyLock<IntGauge> = LazyLock::new(|| {
+    registered(IntGauge::new("balsa_config_version", "Version of the active settings that can change at run time."))
+});
+
+/// Changes of settings that were refused.
+pub static CONFIG_REFUSED: LazyLock<IntCounter> = LazyLock::new(|| {
+    registered(IntCounter::new("balsa_config_refused_total", "Changes of settings that were refused."))
+});
+
 /// Makes every metric exist from the start, with 0, so that a rate over it is right from the first event on.
 pub fn register_all() {
     LazyLock::force(&LOG_SYNC);
@@ -126,4 +136,6 @@ pub fn register_all() {
     LazyLock::force(&COMMANDS_PER_ENTRY);
     LazyLock::force(&DEFRAGMENTED);
     LazyLock::force(&DEFRAGMENTING);
+    LazyLock::force(&CONFIG_VERSION);
+    LazyLock::force(&CONFIG_REFUSED);
 }

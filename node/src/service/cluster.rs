@@ -51,7 +51,7 @@ impl Cluster {
         }
         let status = handle.status();
         if request.is_learner {
-            reconfigure::may_add_learner(&status.membership, self.member.settings().max_learners)?;
+            reconfigure::may_add_learner(&status.membership, self.member.hot().values.max_learners)?;
         } else if self.strict() {
             reconfigure::may_add_voter(&status.membership, &status.progress)?;
         }

@@ -115,6 +115,9 @@ pub enum Error {
     /// Marker and request disagree.
     #[error("{0}")]
     WrongDisk(String),
+    /// A push of settings whose version is not above the active one.
+    #[error("{0}")]
+    StaleConfig(String),
     /// A field of a node service call is missing or malformed.
     #[error("{0}")]
     InvalidRequest(String),
@@ -180,6 +183,12 @@ impl Error {
             Error::WrongDisk(_) => {
                 row(Code::FailedPrecondition, "etcdserver: cluster ID mismatch", Refused, Reason::WrongDisk)
             }
+            Error::StaleConfig(what) => Row {
+                code: Code::FailedPrecondition,
+                text: what.clone().into(),
+                class: Refused,
+                reason: Reason::StaleConfig,
+            },
             Error::InvalidRequest(what) => Row {
                 code: Code::InvalidArgument,
                 text: what.clone().into(),
@@ -312,6 +321,7 @@ fn check_row(error: &Error) -> (Code, &'static str) {
         Error::Failed(_)
         | Error::Remote { .. }
         | Error::WrongDisk(_)
+        | Error::StaleConfig(_)
         | Error::InvalidRequest(_)
         | Error::Internal(_) => (Code::Internal, "etcdserver: internal error"),
     }

@@ -77,7 +77,7 @@ impl Kv {
     /// # Errors
     /// Of the checks; those of a write or of a read.
     pub async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
-        checks::txn(&request, self.member.settings().max_txn_ops)?;
+        checks::txn(&request, self.member.hot().values.max_txn_ops)?;
         if !mvcc::is_write(&request) {
             return self.read_txn(request).await;
         }

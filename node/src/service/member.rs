@@ -4,10 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use arc_swap::Guard;
 use balsa_proto::etcdserverpb as pb;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::Error;
+use crate::config::hot::{Active, HotConfig};
 use crate::engine::{Failure, Handle, Node, Status};
 
 /// Limits and facts of the configuration that use cases need.
@@ -15,14 +17,12 @@ use crate::engine::{Failure, Handle, Node, Status};
 pub struct Settings {
     /// This member's name.
     pub name: String,
-    /// Most operations of one transaction, nested ones included.
-    pub max_txn_ops: usize,
-    /// Most learners that etcd's own API may add. The operator's node service is not bound by it.
-    pub max_learners: usize,
+    /// What can change while the process runs.
+    pub hot: Arc<HotConfig>,
     /// Whether etcd's membership calls are refused when they would endanger the quorum.
     pub strict_reconfig_check: bool,
-    /// Fingerprint of the active configuration.
-    pub config_hash: String,
+    /// Where the node keeps everything.
+    pub data_dir: PathBuf,
     /// Where checkpoints for snapshot streams are made; on the file system of the store, emptied at start.
     pub scratch_dir: PathBuf,
 }
@@ -52,6 +52,11 @@ impl Member {
     /// The configured limits and facts.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// The active settings of those that can change: one guard, one version.
+    pub fn hot(&self) -> Guard<Arc<Active>> {
+        self.settings.hot.load()
     }
 
     /// The node below, for its lifecycle.

@@ -15,6 +15,7 @@ pub mod node;
 pub mod peer;
 pub mod reconfigure;
 pub mod restore;
+pub mod settings;
 pub mod stop;
 pub mod watch;
 

@@ -10,8 +10,8 @@ use balsa_proto::{log, node as wire};
 
 use super::failure::Error;
 use super::forward::{Leader, Place, place};
-use super::member::Member;
-use super::{health, stop};
+use super::member::{Member, Settings};
+use super::{health, settings, stop};
 use crate::config::url;
 use crate::config::version::BALSA_VERSION;
 use crate::domain::refusal::Refusal;
@@ -39,7 +39,8 @@ impl NodeService {
         let mut response = wire::StateResponse {
             name: settings.name.clone(),
             version: BALSA_VERSION.to_owned(),
-            config_hash: settings.config_hash.clone(),
+            config_hash: self.member.hot().hash.clone(),
+            config_version: self.member.hot().version,
             stopping: self.member.is_draining(),
             ..wire::StateResponse::default()
         };
@@ -182,6 +183,21 @@ impl NodeService {
         handle.move_leader(request.target).await?;
         let status = handle.status();
         Ok(wire::MoveLeaderResponse { leader: status.leader, term: status.term })
+    }
+
+    /// Changes the settings that can change at run time, in any state.
+    ///
+    /// # Errors
+    /// `StaleConfig`, `InvalidRequest`, `Internal` when the change cannot be kept.
+    pub async fn set_config(&self, request: wire::SetConfigRequest) -> Result<wire::SetConfigResponse, Error> {
+        let Settings { hot, data_dir, .. } = self.member.settings().clone();
+        let pushed = tokio::task::spawn_blocking(move || settings::push(&hot, &data_dir, request));
+        pushed.await.map_err(|error| Error::Internal(error.to_string()))?
+    }
+
+    /// The active settings of those that can change at run time.
+    pub fn get_config(&self) -> wire::GetConfigResponse {
+        settings::describe(&self.member.settings().hot)
     }
 
     /// Makes the node fit to be stopped: unready, no leader, nothing in flight, flushed. It goes on serving.

@@ -137,7 +137,7 @@ impl Cluster {
 
     /// Members that were never started.
     pub(crate) fn unstarted(size: usize) -> Self {
-        let mut cluster = Self { members: Vec::new(), flags: &[], directory: TempDir::new().expect("a directory") };
+        let mut cluster = Self::empty();
         for index in 0..size {
             cluster.add_unstarted(&format!("m{index}"));
         }
@@ -153,6 +153,11 @@ impl Cluster {
         self.leader().await;
         let ready = |member: &Member| member.log_text().contains("ready to serve client requests");
         self.eventually("every member has joined", || async { self.members.iter().all(ready) }).await;
+    }
+
+    /// No members yet.
+    pub(crate) fn empty() -> Self {
+        Self { members: Vec::new(), flags: &[], directory: TempDir::new().expect("a directory") }
     }
 
     /// A further member that is not started yet; its index.
@@ -196,8 +201,7 @@ impl Cluster {
     }
 
     fn spawn(&mut self, index: usize, mut command: Command, initial_cluster: &str, state: &str) {
-        let member = &mut self.members[index];
-        let log = std::fs::File::options().create(true).append(true).open(&member.log).expect("a log file");
+        let member = &self.members[index];
         command
             .arg(format!("--name={}", member.name))
             .arg(format!("--data-dir={}", member.data.display()))
@@ -210,6 +214,19 @@ impl Cluster {
             .arg("--initial-cluster-token=processes")
             .arg("--drain-delay=0s")
             .args(self.flags);
+        self.launch(index, command);
+    }
+
+    /// Starts a member by a configuration file alone.
+    pub(crate) fn run_by_file(&mut self, index: usize, file: &Path) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_balsa"));
+        command.arg(format!("--config-file={}", file.display()));
+        self.launch(index, command);
+    }
+
+    fn launch(&mut self, index: usize, mut command: Command) {
+        let member = &mut self.members[index];
+        let log = std::fs::File::options().create(true).append(true).open(&member.log).expect("a log file");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
         member.process = Some(command.spawn().expect("the node's binary runs"));
     }

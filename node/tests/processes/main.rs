@@ -14,5 +14,6 @@ mod maintenance;
 mod membership;
 mod nemesis;
 mod restart;
+mod settings;
 mod snapshot;
 mod trace;

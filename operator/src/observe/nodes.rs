@@ -77,6 +77,7 @@ fn node_state(state: StateResponse) -> NodeState {
         ready,
         stopping,
         config_hash,
+        config_version: _,
     } = state;
     NodeState {
         marker: (kind == State::Member).then_some(Marker { cluster_id, raft_id, incarnation }),

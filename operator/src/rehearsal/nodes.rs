@@ -8,9 +8,10 @@ use std::time::Duration;
 use balsa_proto::log::{Member as ListedMember, Membership};
 use balsa_proto::node::node_server::{Node, NodeServer};
 use balsa_proto::node::{
-    AddRequest, BootstrapRequest, BootstrapResponse, ChangeResponse, JoinRequest, JoinResponse, ListRequest,
-    ListResponse, MoveLeaderRequest, MoveLeaderResponse, PrepareStopRequest, PrepareStopResponse, Progress,
-    PromoteRequest, RemoveRequest, Role, State, StateRequest, StateResponse,
+    AddRequest, BootstrapRequest, BootstrapResponse, ChangeResponse, GetConfigRequest, GetConfigResponse, JoinRequest,
+    JoinResponse, ListRequest, ListResponse, MoveLeaderRequest, MoveLeaderResponse, PrepareStopRequest,
+    PrepareStopResponse, Progress, PromoteRequest, RemoveRequest, Role, SetConfigRequest, SetConfigResponse, State,
+    StateRequest, StateResponse,
 };
 use tokio::task::yield_now;
 use tonic::{Request, Response, Status, async_trait};
@@ -217,5 +218,13 @@ impl Node for Face {
 
     async fn prepare_stop(&self, _: Request<PrepareStopRequest>) -> Result<Response<PrepareStopResponse>, Status> {
         self.order("prepare stop".into(), |stage, pod| stage.world.prepare_stop(pod)).await
+    }
+
+    async fn set_config(&self, _: Request<SetConfigRequest>) -> Result<Response<SetConfigResponse>, Status> {
+        Err(Status::unimplemented("the operator does not push settings"))
+    }
+
+    async fn get_config(&self, _: Request<GetConfigRequest>) -> Result<Response<GetConfigResponse>, Status> {
+        Err(Status::unimplemented("the operator does not read settings"))
     }
 }

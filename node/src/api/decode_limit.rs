@@ -1,0 +1,51 @@
+//! The bound on a request's bytes, as it is when the request comes: tonic fixes a service's bound when it is built.
+
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+
+use axum::http::Request;
+use tonic::server::NamedService;
+use tower::Service;
+
+use crate::engine::Limit;
+
+/// What a request may be larger than the limit on the command in it; etcd's own allowance.
+const REQUEST_OVERHEAD: usize = 512 * 1024;
+
+/// A gRPC service whose bound on messages follows `max_request_bytes`.
+#[derive(Clone)]
+pub struct DecodeLimit<S> {
+    service: S,
+    max_request_bytes: Limit<usize>,
+    bounded: fn(S, usize) -> S,
+}
+
+impl<S> DecodeLimit<S> {
+    /// `bounded` is the service's own way to set its bound.
+    pub fn new(service: S, max_request_bytes: Limit<usize>, bounded: fn(S, usize) -> S) -> Self {
+        Self { service, max_request_bytes, bounded }
+    }
+}
+
+impl<S: NamedService> NamedService for DecodeLimit<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S, B> Service<Request<B>> for DecodeLimit<S>
+where
+    S: Service<Request<B>, Error = Infallible> + Clone,
+{
+    type Response = S::Response;
+    type Error = Infallible;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(context)
+    }
+
+    /// The clone is of a few pointers, and ready because the services that tonic generates always are.
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let bound = self.max_request_bytes.get().saturating_add(REQUEST_OVERHEAD);
+        (self.bounded)(self.service.clone(), bound).call(request)
+    }
+}
