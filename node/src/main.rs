@@ -32,7 +32,10 @@ fn main() {
         Ok(started) => started,
         Err(error) => Termination::failed(error.exit_code(), error.to_string()).end(),
     };
-    let level = logging::start(&config, &hot.load().values.log_level);
+    let level = match logging::start(&config, &hot.load().values.log_level) {
+        Ok(level) => level,
+        Err(error) => failed(error).end(),
+    };
     if let Some(what) = left_out {
         tracing::warn!("{what}");
     }
@@ -72,7 +75,7 @@ fn work_on_snapshot() {
 /// Runs until a signal, which is the answer, or until the node cannot go on.
 async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> {
     let mut signals = StopSignals::listen().map_err(failed)?;
-    let (fatal, metrics) = (Fatal::default(), Arc::new(Metrics::new().map_err(failed)?));
+    let (fatal, metrics) = (Fatal::default(), Arc::new(Metrics::of(config).map_err(failed)?));
     let node = tokio::select! {
         node = Node::open(wiring::engine(config, hot), fatal.clone()) => node.map_err(|error| {
             Termination::typed(error.exit_code(), error.reason(), error.to_string())
@@ -82,10 +85,12 @@ async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> 
     let member = Arc::new(Member::new(node.clone(), wiring::service(config, hot)));
     let services = Services::new(member.clone(), metrics, config);
 
-    let mut listeners = Listeners::default();
+    let mut listeners = Listeners::new(config.http2);
     let client = services.client_routes().map_err(failed)?;
+    let client_http = services.client_http_routes().map_err(failed)?;
     listeners.serve(&config.listen_metrics_urls, &services.metrics_routes(), Closing::AtExit).map_err(failed)?;
     listeners.serve(&config.listen_peer_urls, &services.peer_routes(), Closing::AtExit).map_err(failed)?;
+    listeners.serve(&config.listen_client_http_urls, &client_http, Closing::Gracefully).map_err(failed)?;
     listeners.serve(&config.listen_client_urls, &client, Closing::Gracefully).map_err(failed)?;
 
     let signal = tokio::select! {

@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
+use crate::config::gates::GATES;
 use crate::config::hot::HotConfig;
 use crate::config::{self, Config};
 use crate::engine::watch::WatchOptions;
 use crate::engine::{self, Limit, NodeConfig};
 use crate::service::Settings;
+use crate::service::metrics::Metrics;
 use crate::storage::rocks::KeySpaceOptions;
 use crate::transport::tonic::PeerMetrics;
 
@@ -38,6 +40,21 @@ impl From<&Config> for NodeConfig {
             key_space: KeySpaceOptions::default(),
             peer_metrics: PeerMetrics::default(),
         }
+    }
+}
+
+impl Metrics {
+    /// The metrics of a node that is configured so.
+    ///
+    /// # Errors
+    /// See [`Metrics::new`].
+    pub fn of(config: &Config) -> prometheus::Result<Self> {
+        let metrics = Self::new()?;
+        if config.extensive_metrics {
+            metrics.time_calls()?;
+        }
+        metrics.show_gates(GATES.iter().map(|gate| (gate.name, gate.stage, config.gates[gate.name])))?;
+        Ok(metrics)
     }
 }
 

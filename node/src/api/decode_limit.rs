@@ -12,6 +12,11 @@ use crate::engine::Limit;
 /// What a request may be larger than the limit on the command in it; etcd's own allowance.
 const REQUEST_OVERHEAD: usize = 512 * 1024;
 
+/// What a message may have on the wire now.
+pub fn decode_limit(max_request_bytes: &Limit<usize>) -> usize {
+    max_request_bytes.get().saturating_add(REQUEST_OVERHEAD)
+}
+
 /// A gRPC service whose bound on messages follows `max_request_bytes`.
 #[derive(Clone)]
 pub struct DecodeLimit<S> {
@@ -45,7 +50,7 @@ where
 
     /// The clone is of a few pointers, and ready because the services that tonic generates always are.
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let bound = self.max_request_bytes.get().saturating_add(REQUEST_OVERHEAD);
+        let bound = decode_limit(&self.max_request_bytes);
         (self.bounded)(self.service.clone(), bound).call(request)
     }
 }

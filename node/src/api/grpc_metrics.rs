@@ -4,6 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Request, Response};
@@ -12,18 +13,20 @@ use futures::future::BoxFuture;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tower::{Layer, Service};
 
+use crate::metrics;
 use crate::service::metrics::{Grpc, Method};
 
 /// Wraps services in [`GrpcMetricsService`].
 #[derive(Clone)]
 pub struct GrpcMetricsLayer {
     metrics: Arc<Grpc>,
+    slow: Duration,
 }
 
 impl GrpcMetricsLayer {
-    /// Counts into `metrics`.
-    pub fn new(metrics: Arc<Grpc>) -> Self {
-        Self { metrics }
+    /// Counts into `metrics`, and logs a unary call that takes longer than `slow`.
+    pub fn new(metrics: Arc<Grpc>, slow: Duration) -> Self {
+        Self { metrics, slow }
     }
 }
 
@@ -31,7 +34,7 @@ impl<S> Layer<S> for GrpcMetricsLayer {
     type Service = GrpcMetricsService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        GrpcMetricsService { inner, metrics: self.metrics.clone() }
+        GrpcMetricsService { inner, metrics: self.metrics.clone(), slow: self.slow }
     }
 }
 
@@ -40,6 +43,7 @@ impl<S> Layer<S> for GrpcMetricsLayer {
 pub struct GrpcMetricsService<S> {
     inner: S,
     metrics: Arc<Grpc>,
+    slow: Duration,
 }
 
 impl<S> Service<Request<Body>> for GrpcMetricsService<S>
@@ -63,7 +67,8 @@ where
             let future = self.inner.call(request);
             return Box::pin(async move { future.await.map(IntoResponse::into_response) });
         };
-        let mut call = Call::start(method);
+        count_client(&method, request.headers());
+        let mut call = Call::start(method, self.slow);
         let received = Observed::new(call.receiver());
         let future = self.inner.call(request.map(|body| Body::new(received.over(body))));
         Box::pin(async move {
@@ -75,20 +80,44 @@ where
     }
 }
 
+/// The metadata in which clients say which version of the API they use.
+const CLIENT_VERSION: &str = "client-api-version";
+
+/// Counts a call under what its client says of itself. Only `3.` and a minor version becomes a label, so that no client
+/// makes many.
+fn count_client(method: &Method, headers: &HeaderMap) {
+    let named = headers.get(CLIENT_VERSION).and_then(|version| version.to_str().ok());
+    let minor = |version: &str| version.strip_prefix("3.").is_some_and(|minor| minor.parse::<u8>().is_ok());
+    let version = named.filter(|version| version.len() <= 4 && minor(version)).unwrap_or("unknown");
+    let kind = if method.is_unary { "unary" } else { "stream" };
+    metrics::CLIENT_REQUESTS.with_label_values(&[kind, version]).inc();
+}
+
 /// One call on its way. Whatever becomes of it, it is handled once: with its status, or cancelled when it is dropped.
 struct Call {
     method: Arc<Method>,
+    started: Instant,
+    slow: Duration,
     done: bool,
 }
 
 impl Call {
-    fn start(method: Arc<Method>) -> Self {
+    fn start(method: Arc<Method>, slow: Duration) -> Self {
         method.started.inc();
-        Self { method, done: false }
+        Self { method, started: Instant::now(), slow, done: false }
     }
 
     fn receiver(&self) -> Direction {
         Direction::Received(self.method.clone())
+    }
+
+    fn end(&self, code: usize) {
+        let time = self.started.elapsed();
+        self.method.handled(code);
+        self.method.took(time);
+        if self.method.is_unary && time > self.slow {
+            tracing::warn!(call = self.method.path, code, "time spent" = ?time, "request stats");
+        }
     }
 
     /// The status is in the headers when there is no message, else in the trailers.
@@ -98,7 +127,7 @@ impl Call {
             && !self.done
         {
             self.done = true;
-            self.method.handled(code);
+            self.end(code);
         }
     }
 }
@@ -106,7 +135,7 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.done {
-            self.method.handled(tonic::Code::Cancelled as usize);
+            self.end(tonic::Code::Cancelled as usize);
         }
     }
 }

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, RawQuery, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{FromRequestParts, Path, RawQuery, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::any;
 
 use crate::config::version::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use crate::service::Member;
@@ -24,48 +25,106 @@ struct Context {
 /// The routes of plain HTTP.
 pub fn routes(member: Arc<Member>, metrics: Arc<Metrics>) -> Router {
     Router::new()
-        .route("/health", get(get_health))
-        .route("/livez", get(get_live))
-        .route("/livez/{check}", get(get_live_check))
-        .route("/readyz", get(get_ready))
-        .route("/readyz/{check}", get(get_ready_check))
-        .route("/version", get(get_version))
-        .route("/metrics", get(get_metrics))
+        .route("/health", any(get_health))
+        .route("/livez", any(get_live))
+        .route("/livez/{check}", any(get_live_check))
+        .route("/readyz", any(get_ready))
+        .route("/readyz/{check}", any(get_ready_check))
+        .route("/version", any(get_version))
+        .route("/debug/vars", any(get_variables))
+        .route("/metrics", any(get_metrics))
+        .fallback(not_found)
         .with_state(Context { member, metrics })
 }
 
-async fn get_health(State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
-    let serializable = parameters(query.as_deref()).any(|parameter| parameter == ("serializable", "true"));
-    let result = health::health(&context.member, serializable).await;
-    let code = if result.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = serde_json::json!({
-        "health": if result.is_ok() { "true" } else { "false" },
-        "reason": result.err().unwrap_or_default(),
-    });
-    (code, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+/// A request whose method is GET; any other is refused as etcd refuses it, HEAD too.
+struct Get;
+
+impl<S: Send + Sync> FromRequestParts<S> for Get {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Response> {
+        if parts.method == Method::GET {
+            return Ok(Get);
+        }
+        let mut response = plain_error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+        Err(response)
+    }
 }
 
-async fn get_live(State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
-    render(&health::live(&context.member), query.as_deref())
+/// An error as Go's HTTP library writes it.
+pub(super) fn plain_error(status: StatusCode, text: &str) -> Response {
+    (status, TEXT, format!("{text}\n")).into_response()
 }
 
-async fn get_live_check(State(context): State<Context>, Path(name): Path<String>) -> Response {
-    render_one(&health::live(&context.member), &name)
+/// Headers of plain text that is not to be taken for anything else.
+const TEXT: [(header::HeaderName, &str); 2] =
+    [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+
+/// The answer to a path that is not served.
+pub(super) async fn not_found() -> Response {
+    plain_error(StatusCode::NOT_FOUND, "404 page not found")
 }
 
-async fn get_ready(State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
-    render(&health::ready(&context.member), query.as_deref())
+async fn get_health(_: Get, State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
+    let query = query.as_deref();
+    let serializable = parameters(query).find(|(name, _)| *name == "serializable") == Some(("serializable", "true"));
+    let excluded: Vec<_> = parameters(query).filter(|(name, _)| *name == "exclude").map(|(_, name)| name).collect();
+    let result = health::health(&context.member, serializable, &excluded).await;
+    let body = |health: &str, reason: &str| {
+        let reason = serde_json::Value::from(reason);
+        format!(r#"{{"health":"{health}","reason":{reason}}}"#)
+    };
+    match result {
+        Ok(()) => ([TEXT[0].clone()], body("true", "")).into_response(),
+        Err(reason) => {
+            let body = body("false", &reason);
+            tracing::warn!(output = body, "/health error");
+            plain_error(StatusCode::SERVICE_UNAVAILABLE, &body)
+        }
+    }
 }
 
-async fn get_ready_check(State(context): State<Context>, Path(name): Path<String>) -> Response {
-    render_one(&health::ready(&context.member), &name)
+async fn get_live(_: Get, State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
+    render("livez", &health::live(&context.member), query.as_deref())
 }
 
-async fn get_version() -> Response {
+async fn get_live_check(
+    _: Get,
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    render_one("livez", &health::live(&context.member), &name, query.as_deref())
+}
+
+async fn get_ready(_: Get, State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
+    render("readyz", &health::ready(&context.member), query.as_deref())
+}
+
+async fn get_ready_check(
+    _: Get,
+    State(context): State<Context>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    render_one("readyz", &health::ready(&context.member), &name, query.as_deref())
+}
+
+async fn get_version(_: Get) -> Response {
     let body = format!(
         r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{ETCD_CLUSTER_VERSION}","storage":"{ETCD_CLUSTER_VERSION}"}}"#
     );
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// What etcd publishes as variables, but for those of Go's memory.
+async fn get_variables(_: Get, State(context): State<Context>) -> Response {
+    let command_line = serde_json::Value::from(std::env::args().collect::<Vec<_>>());
+    let status = health::raft_status(&context.member);
+    let body = format!("{{\n\"cmdline\": {command_line},\n\"raft.status\": {status}\n}}\n");
+    ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
 }
 
 async fn get_metrics(State(context): State<Context>) -> Response {
@@ -82,21 +141,24 @@ fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// `ok` when all checks pass; with `verbose`, or when one fails, a line per check. `exclude=name` skips one.
-fn render(checks: &[Check], query: Option<&str>) -> Response {
+fn render(kind: &str, checks: &[Check], query: Option<&str>) -> Response {
     let excluded = |name: &str| parameters(query).any(|parameter| parameter == ("exclude", name));
     let checks: Vec<_> = checks.iter().filter(|check| !excluded(check.name)).collect();
+    health::publish(kind, &checks);
     let lines: String = checks.iter().map(|check| line(check)).collect();
     if checks.iter().any(|check| check.result.is_err()) {
-        return (StatusCode::SERVICE_UNAVAILABLE, lines).into_response();
+        return plain_error(StatusCode::SERVICE_UNAVAILABLE, &lines);
     }
     let verbose = parameters(query).any(|(name, _)| name == "verbose");
-    if verbose { format!("{lines}ok\n").into_response() } else { "ok\n".into_response() }
+    (TEXT, if verbose { format!("{lines}ok\n") } else { "ok\n".to_owned() }).into_response()
 }
 
-fn render_one(checks: &[Check], name: &str) -> Response {
+fn render_one(kind: &str, checks: &[Check], name: &str, query: Option<&str>) -> Response {
+    // Only a list of checks can leave one out.
+    let query = query.filter(|query| parameters(Some(query)).any(|(name, _)| name == "verbose")).map(|_| "verbose");
     match checks.iter().find(|check| check.name == name) {
-        None => StatusCode::NOT_FOUND.into_response(),
-        Some(check) => render(std::slice::from_ref(check), None),
+        None => plain_error(StatusCode::NOT_FOUND, "404 page not found"),
+        Some(check) => render(kind, std::slice::from_ref(check), query),
     }
 }
 
@@ -124,26 +186,27 @@ mod tests {
     #[tokio::test]
     async fn a_failed_check_is_named() {
         let good = checks(Ok(()));
-        assert_eq!(text(render(&good, None)).await, (StatusCode::OK, "ok\n".into()));
-        let verbose = text(render(&good, Some("verbose"))).await;
+        assert_eq!(text(render("test", &good, None)).await, (StatusCode::OK, "ok\n".into()));
+        let verbose = text(render("test", &good, Some("verbose"))).await;
         assert_eq!(verbose.1, "[+]first ok\n[+]second ok\nok\n");
         let bad = checks(Err("no leader".into()));
-        let failed = text(render(&bad, None)).await;
-        assert_eq!(failed, (StatusCode::SERVICE_UNAVAILABLE, "[+]first ok\n[-]second failed: no leader\n".into()));
-        assert_eq!(text(render(&bad, Some("a=b&exclude=second"))).await.0, StatusCode::OK);
+        let failed = text(render("test", &bad, None)).await;
+        assert_eq!(failed, (StatusCode::SERVICE_UNAVAILABLE, "[+]first ok\n[-]second failed: no leader\n\n".into()));
+        assert_eq!(text(render("test", &bad, Some("a=b&exclude=second"))).await.0, StatusCode::OK);
     }
 
     #[tokio::test]
     async fn a_check_has_a_path_of_its_own() {
         let bad = checks(Err("no leader".into()));
-        assert_eq!(text(render_one(&bad, "first")).await.0, StatusCode::OK);
-        assert_eq!(text(render_one(&bad, "second")).await.0, StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(text(render_one(&bad, "third")).await.0, StatusCode::NOT_FOUND);
+        let verbose = text(render_one("test", &bad, "first", Some("verbose&exclude=first"))).await;
+        assert_eq!(verbose, (StatusCode::OK, "[+]first ok\nok\n".into()));
+        assert_eq!(text(render_one("test", &bad, "second", None)).await.0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(text(render_one("test", &bad, "third", None)).await.0, StatusCode::NOT_FOUND);
     }
 
     #[tokio::test]
     async fn every_part_of_the_version_is_a_number() {
-        let (_, body) = text(get_version().await).await;
+        let (_, body) = text(get_version(Get).await).await;
         let json: serde_json::Value = serde_json::from_str(&body).unwrap();
         for name in ["etcdserver", "etcdcluster", "storage"] {
             let version = json[name].as_str().unwrap();

@@ -1,9 +1,11 @@
 //! Presenters: decode, call one use case, encode. gRPC and HTTP live here and nowhere above or below; nothing here
 //! decides anything.
 
+pub mod access;
 pub mod cluster;
 pub mod decode_limit;
 pub mod forward;
+pub mod gateway;
 pub mod grpc_metrics;
 pub mod http;
 pub mod kv;

@@ -6,8 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, StatusCode};
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, LOCATION};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::{FILE_DESCRIPTOR_SET, node as wire};
@@ -15,6 +18,7 @@ use pb::cluster_server::ClusterServer;
 use pb::kv_server::KvServer;
 use pb::maintenance_server::MaintenanceServer;
 use pb::watch_server::WatchServer;
+use prost_reflect::DescriptorError;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -24,9 +28,11 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use wire::node_server::NodeServer;
 
+use super::access::{self, Access};
 use super::cluster::ClusterApi;
 use super::decode_limit::DecodeLimit;
 use super::forward::GrpcLeader;
+use super::gateway::{self, Gateway};
 use super::grpc_metrics::GrpcMetricsLayer;
 use super::http;
 use super::kv::KvApi;
@@ -34,8 +40,8 @@ use super::maintenance::MaintenanceApi;
 use super::node::NodeApi;
 use super::peer::PeerApi;
 use super::watch::WatchApi;
-use crate::config::Config;
 use crate::config::url::Url;
+use crate::config::{Config, Http2};
 use crate::engine::Limit;
 use crate::service::Member;
 use crate::service::metrics::Metrics;
@@ -43,21 +49,32 @@ use crate::service::peer::PeerService;
 use crate::service::watch::WatchSettings;
 use crate::transport::tonic as tonic_peers;
 
-/// Streams per connection. hyper's default of 200 stalls a client that runs 1,000 requests over one connection.
-const MAX_STREAMS: u32 = u32::MAX;
-
 /// Flow-control windows of clients: large enough that a list of several MiB is not held up by round trips.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// See [`STREAM_WINDOW`].
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
-/// etcd pings an idle client after 2 h and gives it 20 s. A client that dies silently under load is found by TCP.
-const KEEPALIVE: Duration = Duration::from_secs(2 * 3600);
-/// See [`KEEPALIVE`].
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Connections of members and probes. Streams are not bounded: hyper's default of 200 stalls a client that runs 1,000
+/// requests over one connection. An idle one is pinged after 2 h; one that dies silently under load is found by TCP.
+const PEERS: Http2 = Http2 {
+    max_concurrent_streams: u32::MAX,
+    keepalive_interval: Some(Duration::from_secs(2 * 3600)),
+    keepalive_timeout: Duration::from_secs(20),
+};
 
 /// Longest wait for open connections once the listeners are told to close.
 const CLOSE_BOUND: Duration = Duration::from_secs(5);
+
+/// The contract's descriptors cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// By the reflection service.
+    #[error(transparent)]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// By the gateway.
+    #[error(transparent)]
+    Gateway(#[from] DescriptorError),
+}
 
 /// What the routes are made of.
 #[derive(Clone)]
@@ -67,6 +84,10 @@ pub struct Services {
     max_request_bytes: Limit<usize>,
     watch: WatchSettings,
     data_dir: PathBuf,
+    access: Arc<Access>,
+    gateway: bool,
+    split_http: bool,
+    slow_call: Duration,
 }
 
 impl Services {
@@ -79,14 +100,36 @@ impl Services {
         let data_dir = config.data_dir.clone();
         let hot = member.settings().hot.clone();
         let max_request_bytes = Limit::new(move || hot.load().values.max_request_bytes);
-        Self { member, metrics, max_request_bytes, watch, data_dir }
+        let (origins, hosts) = (config.cors.clone(), config.host_whitelist.clone());
+        let (gateway, split_http) = (config.enable_grpc_gateway, !config.listen_client_http_urls.is_empty());
+        let slow_call = config.warning_unary_request_duration;
+        let access = Arc::new(Access { origins, hosts, secure: false });
+        Self { member, metrics, max_request_bytes, watch, data_dir, access, gateway, split_http, slow_call }
     }
 
-    /// gRPC and HTTP of the client port.
+    /// gRPC and HTTP of the client port; gRPC alone when HTTP has a port of its own.
     ///
     /// # Errors
-    /// The reflection service cannot be built from the contract's descriptors.
-    pub fn client_routes(&self) -> Result<Routes, tonic_reflection::server::Error> {
+    /// Reflection or the gateway cannot be built from the contract's descriptors.
+    pub fn client_routes(&self) -> Result<Routes, BuildError> {
+        let grpc = self.grpc()?;
+        if self.split_http {
+            return Ok(grpc.fallback(|request| not_grpc(None, request)).into());
+        }
+        let http = self.plain_http(grpc.clone())?;
+        Ok(grpc.fallback_service(http).into())
+    }
+
+    /// HTTP of the client port, for a port of its own.
+    ///
+    /// # Errors
+    /// See [`Services::client_routes`].
+    pub fn client_http_routes(&self) -> Result<Routes, BuildError> {
+        Ok(self.plain_http(self.grpc()?)?.into())
+    }
+
+    /// The services of the client port.
+    fn grpc(&self) -> Result<Router, BuildError> {
         let limit = || self.max_request_bytes.clone();
         let leader = Arc::new(GrpcLeader);
         let kv = KvServer::new(KvApi::new(self.member.clone()));
@@ -113,9 +156,15 @@ impl Services {
             .add_service(health)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
-        let http = http::routes(self.member.clone(), self.metrics.clone());
-        let router = routes.into_axum_router().merge(http).layer(GrpcMetricsLayer::new(self.metrics.grpc()));
-        Ok(router.fallback(not_served).into())
+        Ok(routes.into_axum_router().layer(GrpcMetricsLayer::new(self.metrics.grpc(), self.slow_call)))
+    }
+
+    /// What is no gRPC on the client port: the gateway and the paths of `http.rs`, behind the access checks.
+    fn plain_http(&self, grpc: Router) -> Result<Router, BuildError> {
+        let gateway = if self.gateway { Some(Gateway::new(grpc, self.max_request_bytes.clone())?) } else { None };
+        let fallback = move |request: Request| not_grpc(gateway.clone(), request);
+        let routes = http::routes(self.member.clone(), self.metrics.clone());
+        Ok(routes.fallback(fallback).layer(from_fn_with_state(self.access.clone(), access::check)))
     }
 
     /// gRPC of the peer port: the peer and node services, and etcd's membership calls for members that pass them on.
@@ -148,15 +197,15 @@ pub struct Listeners {
     servers: JoinSet<Result<(), tonic::transport::Error>>,
     until_exit: JoinSet<Result<(), tonic::transport::Error>>,
     closing: CancellationToken,
-}
-
-impl Default for Listeners {
-    fn default() -> Self {
-        Self { servers: JoinSet::new(), until_exit: JoinSet::new(), closing: CancellationToken::new() }
-    }
+    clients: Http2,
 }
 
 impl Listeners {
+    /// None yet. Those that close gracefully are for clients, whose connections obey `clients`.
+    pub fn new(clients: Http2) -> Self {
+        Self { servers: JoinSet::new(), until_exit: JoinSet::new(), closing: CancellationToken::new(), clients }
+    }
+
     /// Binds each address and serves `routes` there. Bound when it returns.
     ///
     /// # Errors
@@ -168,7 +217,8 @@ impl Listeners {
             let in_context = |error: io::Error| io::Error::new(error.kind(), format!("listen on {url}: {error}"));
             let incoming = TcpIncoming::bind(address).map_err(in_context)?.with_nodelay(Some(true));
             bound.push(incoming.local_addr()?);
-            let server = server(closing).add_routes(routes.clone());
+            let limits = if closing == Closing::Gracefully { self.clients } else { PEERS };
+            let server = server(closing, limits).add_routes(routes.clone());
             match closing {
                 Closing::AtExit => self.until_exit.spawn(server.serve_with_incoming(incoming)),
                 Closing::Gracefully => {
@@ -205,24 +255,32 @@ impl Listeners {
     }
 }
 
-/// What is not served: `Unimplemented` for gRPC, 404 for anything else.
-async fn not_served(headers: HeaderMap) -> Response {
-    let grpc = headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    if grpc { Status::unimplemented("").into_http() } else { StatusCode::NOT_FOUND.into_response() }
+/// What no path of `http.rs` serves: the gateway's paths, `Unimplemented` for gRPC, 404 for anything else.
+async fn not_grpc(gateway: Option<Gateway>, request: Request) -> Response {
+    let kind = request.headers().get(CONTENT_TYPE);
+    if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+        return Status::unimplemented("").into_http();
+    }
+    match (gateway, request.uri().path()) {
+        (Some(_), "/v3") => (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, "/v3/")]).into_response(),
+        (Some(gateway), gateway::OPENAPI_PATH) => gateway.openapi(),
+        (Some(gateway), path) if path.starts_with("/v3/") => gateway.answer(request).await,
+        _ => http::not_found().await,
+    }
 }
 
-fn server(closing: Closing) -> Server {
+fn server(closing: Closing, limits: Http2) -> Server {
     let (stream_window, connection_window) = match closing {
         Closing::AtExit => (tonic_peers::STREAM_WINDOW, tonic_peers::CONNECTION_WINDOW),
         Closing::Gracefully => (STREAM_WINDOW, CONNECTION_WINDOW),
     };
     Server::builder()
         .accept_http1(true)
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(limits.max_concurrent_streams)
         .initial_stream_window_size(stream_window)
         .initial_connection_window_size(connection_window)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_keepalive_interval(limits.keepalive_interval)
+        .http2_keepalive_timeout(Some(limits.keepalive_timeout))
 }
 
 #[cfg(test)]
@@ -231,9 +289,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_served_is_said_in_the_callers_protocol() {
-        assert_eq!(not_served(HeaderMap::new()).await.status(), StatusCode::NOT_FOUND);
-        let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/grpc+proto".parse().unwrap())]);
-        let response = not_served(headers).await;
-        assert_eq!((response.status(), &response.headers()["grpc-status"]), (StatusCode::OK, &"12".parse().unwrap()));
+        let gateway = Some(Gateway::new(Router::new(), Limit::new(|| 1)).unwrap());
+        let request = |path: &str, kind: &str| {
+            Request::post(path).header(CONTENT_TYPE, kind).body(axum::body::Body::empty()).unwrap()
+        };
+        let answer = not_grpc(gateway.clone(), request("/nope", "text/plain")).await;
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+        let answer = not_grpc(gateway.clone(), request("/v3/nope", "application/json")).await;
+        assert_eq!(
+            (answer.status(), &answer.headers()[CONTENT_TYPE]),
+            (StatusCode::NOT_FOUND, &"application/json".parse().unwrap())
+        );
+        let answer = not_grpc(gateway, request("/a.B/C", "application/grpc+proto")).await;
+        assert_eq!((answer.status(), &answer.headers()["grpc-status"]), (StatusCode::OK, &"12".parse().unwrap()));
     }
 }

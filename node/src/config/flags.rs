@@ -1,21 +1,37 @@
 //! The flags: etcd's names and defaults, and the few of our own. One table makes the command line, the environment
 //! variables (`ETCD_` or `BALSA_` and the name in capitals), the file's keys and the help.
 
-/// What a flag takes.
+/// What a flag takes, and its default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Any text; the default.
+    /// Any text.
     Text(&'static str),
-    /// A whole number; the default.
+    /// A whole number.
     Number(&'static str),
-    /// `5s`, `10m`; in a file also nanoseconds. The default.
+    /// `5s`, `10m`; in a file also nanoseconds.
     Duration(&'static str),
-    /// `--flag` or `--flag=false`; the default.
+    /// `--flag` or `--flag=false`.
     Bool(&'static str),
-    /// etcd has it, it means nothing here: accepted with a warning.
-    Ignored,
-    /// etcd has it, and to leave it out would weaken what the caller relies on: refused.
-    Refused,
+}
+
+impl Kind {
+    /// The value when none is given.
+    pub const fn default(self) -> &'static str {
+        match self {
+            Kind::Text(default) | Kind::Number(default) | Kind::Duration(default) | Kind::Bool(default) => default,
+        }
+    }
+}
+
+/// What a flag does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// What its help says.
+    Served,
+    /// Nothing, for this reason: accepted with a warning when it asks for another value than the default.
+    None(&'static str),
+    /// To take it and do nothing would weaken what the caller relies on: refused, with this advice.
+    Refused(&'static str),
 }
 
 /// One flag.
@@ -25,18 +41,28 @@ pub struct Flag {
     pub name: &'static str,
     /// What it takes.
     pub kind: Kind,
+    /// What it does.
+    pub effect: Effect,
     /// What it is for.
     pub help: &'static str,
 }
 
 const fn flag(name: &'static str, kind: Kind, help: &'static str) -> Flag {
-    Flag { name, kind, help }
+    Flag { name, kind, effect: Effect::Served, help }
+}
+
+const fn inert(name: &'static str, kind: Kind, reason: &'static str) -> Flag {
+    Flag { name, kind, effect: Effect::None(reason), help: "No effect" }
+}
+
+const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
+    Flag { name, kind, effect: Effect::Refused(advice), help: "Not supported" }
 }
 
 use Kind::{Bool, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 31] = [
+const SERVED: [Flag; 45] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -44,6 +70,8 @@ const SERVED: [Flag; 31] = [
     flag("listen-peer-urls", Text("http://localhost:2380"), "Peer port: members and operator"),
     flag("initial-advertise-peer-urls", Text("http://localhost:2380"), "Where members reach this member"),
     flag("listen-metrics-urls", Text(""), "Further ports for probes and metrics only"),
+    flag("cors", Text("*"), "Origins whose pages may read answers of plain HTTP"),
+    flag("host-whitelist", Text("*"), "Hosts under which plain HTTP is served without TLS"),
     flag("bootstrap", Text("static"), "How an empty disk becomes a member's: operator (wait to be told) or static"),
     flag("initial-cluster", Text(""), "Static start: name=peer-url,… [default: this member alone]"),
     flag("initial-cluster-state", Text("new"), "Static start: new or existing"),
@@ -68,128 +96,175 @@ const SERVED: [Flag; 31] = [
     ),
     flag("config-file", Text(""), "Read everything from this YAML file instead"),
     flag("quota-backend-bytes", Number("0"), "Bytes of the key space above which puts are refused; 0 is off"),
-    flag("snapshot-count", Number("10000"), "Accepted; the log is trimmed by size and time"),
-    flag("snapshot-catchup-entries", Number("5000"), "Accepted; see snapshot-count"),
-    flag("log-outputs", Text("default"), "Accepted; lines go to stderr"),
-    flag("logger", Text("zap"), "Accepted"),
+    flag("listen-client-http-urls", Text(""), "Port of its own for plain HTTP, which the client port then has not"),
+    flag("enable-grpc-gateway", Bool("true"), "Serve the JSON gateway"),
+    flag("max-concurrent-streams", Number("4294967295"), "Streams that a client may have open on one connection"),
+    flag("grpc-keepalive-interval", Duration("2h"), "How often an idle client is pinged; 0 is never"),
+    flag("grpc-keepalive-timeout", Duration("20s"), "How long it may take to answer"),
+    flag("metrics", Text("basic"), "basic, or extensive with histograms of gRPC calls"),
+    flag("warning-unary-request-duration", Duration("300ms"), "Log a call that takes longer"),
+    flag("feature-gates", Text(""), "Gate=true,…; see docs/flags.md"),
+    flag("experimental-compact-hash-check-enabled", Bool("false"), "Gate CompactHashCheck"),
+    flag("experimental-enable-lease-checkpoint", Bool("false"), "Gate LeaseCheckpoint"),
+    flag("experimental-enable-lease-checkpoint-persist", Bool("false"), "Gate LeaseCheckpointPersist"),
+    flag("experimental-initial-corrupt-check", Bool("false"), "Gate InitialCorruptCheck"),
+    flag("experimental-stop-grpc-service-on-defrag", Bool("false"), "Gate StopGRPCServiceOnDefrag"),
+    flag("experimental-txn-mode-write-with-shared-buffer", Bool("true"), "Gate TxnModeWriteWithSharedBuffer"),
+    flag("logger", Text("zap"), "Only zap, which names the fields of lines"),
+    flag("log-outputs", Text("default"), "stderr, stdout, default (stderr) or paths of files, with commas"),
 ];
 
-/// Accepted, because manifests pass them, and without meaning here.
-const IGNORED: [&str; 61] = [
-    "wal-dir",
-    "max-wals",
-    "max-snapshots",
-    "initial-election-tick-advance",
-    "raft-read-timeout",
-    "raft-write-timeout",
-    "max-concurrent-streams",
-    "grpc-keepalive-min-time",
-    "grpc-keepalive-interval",
-    "grpc-keepalive-timeout",
-    "socket-reuse-port",
-    "socket-reuse-address",
-    "backend-bbolt-freelist-type",
-    "backend-batch-interval",
-    "backend-batch-limit",
-    "memory-mlock",
-    "bootstrap-defrag-threshold-megabytes",
-    "downgrade-check-time",
-    "self-signed-cert-validity",
-    "cors",
-    "host-whitelist",
-    "enable-grpc-gateway",
-    "enable-pprof",
-    "metrics",
-    "enable-log-rotation",
-    "log-rotation-config-json",
-    "enable-distributed-tracing",
-    "distributed-tracing-address",
-    "distributed-tracing-service-name",
-    "distributed-tracing-instance-id",
-    "distributed-tracing-sampling-rate",
-    "auth-token",
-    "auth-token-ttl",
-    "bcrypt-cost",
-    "compaction-batch-limit",
-    "compaction-sleep-interval",
-    "corrupt-check-time",
-    "compact-hash-check-time",
-    "compact-hash-check-enabled",
-    "warning-apply-duration",
-    "warning-unary-request-duration",
-    "feature-gates",
-    "peer-skip-client-san-verification",
-    "enable-v2",
-    "v2-deprecation",
-    "proxy",
-    "enable-lease-checkpoint",
-    "enable-lease-checkpoint-persist",
-    "initial-corrupt-check",
-    "stop-grpc-service-on-defrag",
-    "txn-mode-write-with-shared-buffer",
+/// Accepted, because manifests pass them, and without meaning here: the reason of each.
+const INERT: [Flag; 52] = [
+    inert("wal-dir", Text(""), "the Raft log lies in the data directory"),
+    inert("max-wals", Number("5"), "the Raft log is trimmed as a whole, not in files"),
+    inert("max-snapshots", Number("5"), "a snapshot lives only while it is being sent"),
+    inert("snapshot-count", Number("10000"), "the Raft log is trimmed by size and time"),
+    inert("snapshot-catchup-entries", Number("5000"), "the Raft log keeps 10,000 entries for members that are behind"),
+    inert("initial-election-tick-advance", Bool("true"), "a starting member waits a whole election timeout"),
+    inert("raft-read-timeout", Duration("5s"), "members ping each other over gRPC"),
+    inert("raft-write-timeout", Duration("5s"), "members ping each other over gRPC"),
+    inert("grpc-keepalive-min-time", Duration("5s"), "clients may ping as often as they like"),
+    inert("socket-reuse-port", Bool("false"), "ports are taken by one process"),
+    inert("socket-reuse-address", Bool("false"), "it is always on"),
+    inert("backend-bbolt-freelist-type", Text("map"), "there is no bbolt"),
+    inert("backend-batch-interval", Duration("0s"), "every run of log entries is one batch"),
+    inert("backend-batch-limit", Number("0"), "every run of log entries is one batch"),
+    inert("memory-mlock", Bool("false"), "no file is mapped into memory"),
+    inert("bootstrap-defrag-threshold-megabytes", Number("0"), "RocksDB gives space back by itself"),
+    inert("unsafe-no-fsync", Bool("false"), "every write is synced"),
+    inert("downgrade-check-time", Duration("5s"), "there is nothing to check: the storage has one version"),
+    inert("enable-pprof", Bool("false"), "the profiles are Go's"),
+    inert("enable-log-rotation", Bool("false"), "rotate files from outside, by copying and truncating"),
+    inert("log-rotation-config-json", Text(""), "rotate files from outside, by copying and truncating"),
+    inert("enable-distributed-tracing", Bool("false"), "no traces are exported"),
+    inert("distributed-tracing-address", Text("localhost:4317"), "no traces are exported"),
+    inert("distributed-tracing-service-name", Text("etcd"), "no traces are exported"),
+    inert("distributed-tracing-instance-id", Text(""), "no traces are exported"),
+    inert("distributed-tracing-sampling-rate", Number("0"), "no traces are exported"),
+    inert("auth-token", Text("simple"), "users and roles are not served"),
+    inert("auth-token-ttl", Number("300"), "users and roles are not served"),
+    inert("bcrypt-cost", Number("10"), "users and roles are not served"),
+    inert("compaction-batch-limit", Number("1000"), "compaction is paced by what it finds"),
+    inert("compaction-sleep-interval", Duration("10ms"), "compaction is paced by what it finds"),
+    inert("corrupt-check-time", Duration("0s"), "members do not compare their data by themselves"),
+    inert("compact-hash-check-time", Duration("1m"), "members do not compare their data by themselves"),
+    inert("warning-apply-duration", Duration("100ms"), "the time of applying is in metrics"),
+    inert("self-signed-cert-validity", Number("1"), "there is no TLS"),
+    inert("peer-skip-client-san-verification", Bool("false"), "there is no TLS"),
+    inert("v2-deprecation", Text("write-only"), "there is no v2 store"),
+    inert("enable-v2", Bool("false"), "there is no v2 store"),
+    inert("proxy", Text("off"), "there is no v2 proxy"),
+    inert("proxy-failure-wait", Number("5000"), "there is no v2 proxy"),
+    inert("proxy-refresh-interval", Number("30000"), "there is no v2 proxy"),
+    inert("proxy-dial-timeout", Number("1000"), "there is no v2 proxy"),
+    inert("proxy-write-timeout", Number("5000"), "there is no v2 proxy"),
+    inert("proxy-read-timeout", Number("0"), "there is no v2 proxy"),
+    inert("experimental-enable-v2v3", Text(""), "there is no v2 store"),
+    inert("discovery-fallback", Text("exit"), "there is no discovery"),
+    inert("discovery-dial-timeout", Duration("2s"), "there is no discovery"),
+    inert("discovery-request-timeout", Duration("5s"), "there is no discovery"),
+    inert("discovery-keepalive-time", Duration("2s"), "there is no discovery"),
+    inert("discovery-keepalive-timeout", Duration("6s"), "there is no discovery"),
+    inert("discovery-insecure-transport", Bool("true"), "there is no discovery"),
+    inert("discovery-insecure-skip-tls-verify", Bool("false"), "there is no discovery"),
+];
+
+/// Refused: a node that took them and did nothing would be open, or alone, or less durable than its owner believes.
+const REFUSED: [Flag; 34] = [
+    refused("cert-file", Text(""), "there is no TLS"),
+    refused("key-file", Text(""), "there is no TLS"),
+    refused("client-cert-file", Text(""), "there is no TLS"),
+    refused("client-key-file", Text(""), "there is no TLS"),
+    refused("client-cert-auth", Bool("false"), "there is no TLS"),
+    refused("client-crl-file", Text(""), "there is no TLS"),
+    refused("client-cert-allowed-hostname", Text(""), "there is no TLS"),
+    refused("trusted-ca-file", Text(""), "there is no TLS"),
+    refused("auto-tls", Bool("false"), "there is no TLS"),
+    refused("peer-cert-file", Text(""), "there is no TLS"),
+    refused("peer-key-file", Text(""), "there is no TLS"),
+    refused("peer-client-cert-file", Text(""), "there is no TLS"),
+    refused("peer-client-key-file", Text(""), "there is no TLS"),
+    refused("peer-client-cert-auth", Bool("false"), "there is no TLS"),
+    refused("peer-trusted-ca-file", Text(""), "there is no TLS"),
+    refused("peer-auto-tls", Bool("false"), "there is no TLS"),
+    refused("peer-crl-file", Text(""), "there is no TLS"),
+    refused("peer-cert-allowed-cn", Text(""), "there is no TLS"),
+    refused("peer-cert-allowed-hostname", Text(""), "there is no TLS"),
+    refused("cipher-suites", Text(""), "there is no TLS"),
+    refused("tls-min-version", Text("TLS1.2"), "there is no TLS"),
+    refused("tls-max-version", Text(""), "there is no TLS"),
+    refused("force-new-cluster", Bool("false"), "restore a snapshot into a new cluster instead"),
+    refused("discovery", Text(""), "there is no discovery: list the members in --initial-cluster"),
+    refused("discovery-proxy", Text(""), "there is no discovery: list the members in --initial-cluster"),
+    refused("discovery-token", Text(""), "there is no discovery: list the members in --initial-cluster"),
+    refused("discovery-endpoints", Text(""), "there is no discovery: list the members in --initial-cluster"),
+    refused("discovery-srv", Text(""), "there is no discovery: list the members in --initial-cluster"),
+    refused("discovery-srv-name", Text(""), "there is no discovery: list the members in --initial-cluster"),
+    refused("discovery-cert", Text(""), "there is no discovery: list the members in --initial-cluster"),
+    refused("discovery-key", Text(""), "there is no discovery: list the members in --initial-cluster"),
+    refused("discovery-cacert", Text(""), "there is no discovery: list the members in --initial-cluster"),
+    refused("discovery-user", Text(""), "there is no discovery: list the members in --initial-cluster"),
+    refused("discovery-password", Text(""), "there is no discovery: list the members in --initial-cluster"),
+];
+
+/// etcd ignores them too, whatever their value.
+const FORGOTTEN: [&str; 15] = [
     "cluster-active-size",
     "cluster-remove-delay",
     "cluster-sync-interval",
+    "config",
+    "force",
     "max-result-buffer",
     "max-retry-attempts",
     "peer-heartbeat-interval",
     "peer-election-timeout",
     "retry-interval",
-    "discovery-fallback",
-    "discovery-proxy",
+    "snapshot",
+    "v",
+    "vv",
+    "test.coverprofile",
+    "test.outputdir",
 ];
 
-/// Refused: a node that took them and did nothing would be open, or alone, or less durable than its owner believes.
-const REFUSED: [&str; 34] = [
-    "cert-file",
-    "key-file",
-    "client-cert-file",
-    "client-key-file",
-    "client-cert-auth",
-    "client-crl-file",
-    "client-cert-allowed-hostname",
-    "trusted-ca-file",
-    "auto-tls",
-    "peer-cert-file",
-    "peer-key-file",
-    "peer-client-cert-file",
-    "peer-client-key-file",
-    "peer-client-cert-auth",
-    "peer-trusted-ca-file",
-    "peer-auto-tls",
-    "peer-crl-file",
-    "peer-cert-allowed-cn",
-    "peer-cert-allowed-hostname",
-    "cipher-suites",
-    "tls-min-version",
-    "tls-max-version",
-    "listen-client-http-urls",
-    "force-new-cluster",
-    "unsafe-no-fsync",
-    "discovery",
-    "discovery-token",
-    "discovery-endpoints",
-    "discovery-srv",
-    "discovery-srv-name",
-    "discovery-cert",
-    "discovery-key",
-    "discovery-cacert",
-    "discovery-user",
-];
-
-/// etcd 3.6 and before spelled some flags `experimental-X`; X means the same.
+/// etcd 3.6 and before spelled some flags `experimental-X`.
 pub const EXPERIMENTAL: &str = "experimental-";
+
+/// Each X of which `experimental-X` means the same.
+const RENAMED: [&str; 17] = [
+    "bootstrap-defrag-threshold-megabytes",
+    "compact-hash-check-time",
+    "compaction-batch-limit",
+    "compaction-sleep-interval",
+    "corrupt-check-time",
+    "distributed-tracing-address",
+    "distributed-tracing-instance-id",
+    "distributed-tracing-sampling-rate",
+    "distributed-tracing-service-name",
+    "downgrade-check-time",
+    "enable-distributed-tracing",
+    "memory-mlock",
+    "peer-skip-client-san-verification",
+    "snapshot-catchup-entries",
+    "warning-apply-duration",
+    "warning-unary-request-duration",
+    "watch-progress-notify-interval",
+];
 
 /// Every flag.
 pub fn all() -> impl Iterator<Item = Flag> {
-    let ignored = IGNORED.iter().map(|name| flag(name, Kind::Ignored, "Accepted without effect"));
-    let refused = REFUSED.iter().map(|name| flag(name, Kind::Refused, "Not supported"));
-    SERVED.into_iter().chain(ignored).chain(refused)
+    let forgotten = FORGOTTEN.iter().map(|name| inert(name, Text(""), "etcd ignores it too"));
+    SERVED.into_iter().chain(INERT).chain(REFUSED).chain(forgotten)
+}
+
+/// The present name of a flag, which may be given under its experimental one.
+pub fn present_name(name: &str) -> &str {
+    name.strip_prefix(EXPERIMENTAL).filter(|name| RENAMED.contains(name)).unwrap_or(name)
 }
 
 /// The flag of this name, also under its experimental spelling.
 pub fn find(name: &str) -> Option<Flag> {
-    let name = name.strip_prefix(EXPERIMENTAL).unwrap_or(name);
+    let name = present_name(name);
     all().find(|flag| flag.name == name)
 }
 
@@ -205,16 +280,32 @@ pub const HOT: [&str; 7] = [
     "quota-backend-bytes",
 ];
 
+/// A boolean as Go reads one.
+pub fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "true" | "1" | "t" | "T" | "TRUE" | "True" => Some(true),
+        "false" | "0" | "f" | "F" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// Whether it may stand on the command line without a value.
+pub fn is_switch(flag: Flag) -> bool {
+    matches!(flag.kind, Bool(_)) || FORGOTTEN.contains(&flag.name)
+}
+
 /// Flags that say who and where a member is, and so differ between members that are configured alike.
 pub fn is_identity(name: &str) -> bool {
-    const IDENTITY: [&str; 9] = [
+    const IDENTITY: [&str; 11] = [
         "name",
         "data-dir",
         "listen-client-urls",
         "advertise-client-urls",
         "listen-peer-urls",
         "initial-advertise-peer-urls",
+        "listen-client-http-urls",
         "listen-metrics-urls",
+        "log-outputs",
         "config-file",
         // A number for the same content.
         "config-version",
@@ -246,6 +337,45 @@ mod tests {
     #[test]
     fn old_spellings_mean_the_same() {
         assert_eq!(find("experimental-watch-progress-notify-interval").unwrap().name, "watch-progress-notify-interval");
-        assert!(find("no-such-flag").is_none());
+        for name in ["no-such-flag", "experimental-name", "initial-corrupt-check"] {
+            assert!(find(name).is_none(), "{name}");
+        }
+        assert!(RENAMED.iter().all(|name| all().any(|flag| flag.name == *name)));
+    }
+
+    /// Every flag of the etcd whose version this node reports.
+    #[test]
+    fn every_flag_of_etcd_is_known() {
+        let missing: Vec<_> = include_str!("etcd_flags.txt").lines().filter(|name| find(name).is_none()).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
+    fn the_page_of_flags_is_the_table() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/flags.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let (begin, end) = ("<!-- flags: begin -->\n", "<!-- flags: end -->");
+        let (before, rest) = page.split_once(begin).unwrap();
+        let (table, after) = rest.split_once(end).unwrap();
+        let expected = table_of_flags();
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(path, format!("{before}{begin}{expected}{end}{after}")).unwrap();
+        } else {
+            assert_eq!(table, expected, "UPDATE_GOLDEN=1 rewrites docs/flags.md");
+        }
+    }
+
+    fn table_of_flags() -> String {
+        let rows = all().map(|flag| {
+            let default =
+                if flag.kind.default().is_empty() { "–".into() } else { format!("`{}`", flag.kind.default()) };
+            let what = match flag.effect {
+                Effect::Served => flag.help.to_owned(),
+                Effect::None(reason) => format!("no effect: {reason}"),
+                Effect::Refused(advice) => format!("refused: {advice}"),
+            };
+            format!("| `{}` | {default} | {what} |\n", flag.name)
+        });
+        format!("| flag | default | what it does |\n| --- | --- | --- |\n{}", rows.collect::<String>())
     }
 }

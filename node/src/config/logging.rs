@@ -1,12 +1,15 @@
-//! Log lines: to stderr, one per event, as JSON or for people. The level follows the active settings.
+//! Log lines: where they go and from which level on. The level follows the active settings.
 
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::time::SystemTime;
 
 use super::hot::HotConfig;
-use super::{Config, LogFormat};
+use super::log_line::LogLine;
+use super::{Config, LogOutput};
 
 /// The level of a process's log.
 pub struct LogLevel(SetLevel);
@@ -35,30 +38,82 @@ impl LogLevel {
 
 /// Starts logging for the process at `level`, and writes the configuration's warnings as its first lines. A second call
 /// has no effect: the first one's subscriber stays.
-pub fn start(config: &Config, level: &str) -> LogLevel {
-    let filter = EnvFilter::new(level);
-    let lines = tracing_subscriber::fmt().with_timer(SystemTime).with_writer(std::io::stderr);
-    let reload = |result: Result<(), tracing_subscriber::reload::Error>| {
-        if let Err(error) = result {
-            tracing::warn!(%error, "the log level stays as it is");
-        }
-    };
-    let (started, level): (_, SetLevel) = match config.log_format {
-        LogFormat::Json => {
-            let lines = lines.json().flatten_event(true).with_env_filter(filter).with_filter_reloading();
-            let handle = lines.reload_handle();
-            (lines.try_init(), Box::new(move |level| reload(handle.reload(EnvFilter::new(level)))))
-        }
-        LogFormat::Text => {
-            let lines = lines.with_ansi(false).with_env_filter(filter).with_filter_reloading();
-            let handle = lines.reload_handle();
-            (lines.try_init(), Box::new(move |level| reload(handle.reload(EnvFilter::new(level)))))
-        }
-    };
-    if started.is_ok() {
+///
+/// # Errors
+/// A file that cannot be opened, with its name.
+pub fn start(config: &Config, level: &str) -> io::Result<LogLevel> {
+    let outputs = Arc::new(Outputs::open(&config.log_outputs)?);
+    let lines = tracing_subscriber::fmt().with_writer(outputs).event_format(LogLine(config.log_format));
+    let lines = lines.with_env_filter(EnvFilter::new(level)).with_filter_reloading();
+    let handle = lines.reload_handle();
+    if lines.try_init().is_ok() {
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
     }
-    LogLevel(level)
+    Ok(LogLevel(Box::new(move |level| {
+        if let Err(error) = handle.reload(EnvFilter::new(level)) {
+            tracing::warn!(%error, "the log level stays as it is");
+        }
+    })))
+}
+
+/// Everything that lines are written to.
+struct Outputs {
+    stderr: bool,
+    stdout: bool,
+    files: Vec<File>,
+}
+
+impl Outputs {
+    fn open(outputs: &BTreeSet<LogOutput>) -> io::Result<Self> {
+        let mut files = Vec::new();
+        for output in outputs {
+            let LogOutput::File(path) = output else { continue };
+            let file = File::options().create(true).append(true).open(path);
+            let named =
+                |error: io::Error| io::Error::new(error.kind(), format!("--log-outputs: {}: {error}", path.display()));
+            files.push(file.map_err(named)?);
+        }
+        let has = |output| outputs.contains(&output);
+        Ok(Self { stderr: has(LogOutput::Stderr), stdout: has(LogOutput::Stdout), files })
+    }
+}
+
+/// A line comes in one piece and goes to each as one.
+impl Write for &Outputs {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.stderr {
+            io::stderr().write_all(line)?;
+        }
+        if self.stdout {
+            io::stdout().write_all(line)?;
+        }
+        for mut file in &self.files {
+            file.write_all(line)?;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.stdout { io::stdout().flush() } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_goes_to_every_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = ["a", "b"].map(|name| directory.path().join(name));
+        std::fs::write(&paths[0], "before\n").unwrap();
+        let outputs = paths.iter().cloned().map(LogOutput::File).collect();
+        (&Outputs::open(&outputs).unwrap()).write_all(b"line\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&paths[0]).unwrap(), "before\nline\n");
+        assert_eq!(std::fs::read_to_string(&paths[1]).unwrap(), "line\n");
+        let missing = BTreeSet::from([LogOutput::File(directory.path().join("no/such"))]);
+        assert!(Outputs::open(&missing).err().unwrap().to_string().contains("no/such"));
+    }
 }

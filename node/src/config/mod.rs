@@ -6,18 +6,21 @@
 
 pub mod duration;
 pub mod flags;
+pub mod gates;
 pub mod hot;
+pub mod log_line;
 pub mod logging;
 pub mod sources;
 pub mod url;
 pub mod version;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use self::gates::Gates;
 use self::hot::Hot;
 use self::sources::Raw;
 use self::url::Url;
@@ -68,6 +71,28 @@ pub enum LogFormat {
     Text,
 }
 
+/// Limits and times of clients' HTTP/2 connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2 {
+    /// Streams on one connection.
+    pub max_concurrent_streams: u32,
+    /// How often an idle client is pinged.
+    pub keepalive_interval: Option<Duration>,
+    /// How long it may take to answer.
+    pub keepalive_timeout: Duration,
+}
+
+/// Where log lines go.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogOutput {
+    /// Standard error.
+    Stderr,
+    /// Standard output.
+    Stdout,
+    /// The end of a file.
+    File(PathBuf),
+}
+
 /// The checked configuration of one node. Plain values only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -83,8 +108,24 @@ pub struct Config {
     pub listen_peer_urls: Vec<Url>,
     /// Where peers reach it.
     pub initial_advertise_peer_urls: Vec<String>,
+    /// Plain HTTP of the client API; when empty the client port has it.
+    pub listen_client_http_urls: Vec<Url>,
     /// Plain HTTP for probes and metrics; may be empty.
     pub listen_metrics_urls: Vec<Url>,
+    /// Whether the JSON gateway is served.
+    pub enable_grpc_gateway: bool,
+    /// What HTTP/2 connections of clients may do.
+    pub http2: Http2,
+    /// Whether gRPC calls are timed in histograms.
+    pub extensive_metrics: bool,
+    /// A call that takes longer is logged.
+    pub warning_unary_request_duration: Duration,
+    /// etcd's feature gates.
+    pub gates: Gates,
+    /// Origins whose pages may read answers; `*` for all.
+    pub cors: BTreeSet<String>,
+    /// Hosts that plain HTTP is served under; `*` for all.
+    pub host_whitelist: BTreeSet<String>,
     /// How an empty disk becomes a member's.
     pub bootstrap: Bootstrap,
     /// Raft's tick.
@@ -103,6 +144,8 @@ pub struct Config {
     pub drain_delay: Duration,
     /// Form of log lines.
     pub log_format: LogFormat,
+    /// Where they go, each once.
+    pub log_outputs: BTreeSet<LogOutput>,
     /// Fingerprint of all that should be equal on every member of a cluster.
     pub hash: String,
     /// What was accepted and has no effect, for a warning each.
@@ -164,13 +207,23 @@ impl Config {
         let (heartbeat_interval, election_timeout) = timing(raw)?;
         let initial_advertise_peer_urls = advertised(raw, "initial-advertise-peer-urls")?;
         let bootstrap = bootstrap(raw, &name, &initial_advertise_peer_urls)?;
+        let mut warnings = raw.warnings.clone();
+        let gates = gates::read(raw, &mut warnings)?;
         Ok(Self {
             data_dir,
             listen_client_urls: listened(raw, "listen-client-urls")?,
             advertise_client_urls: advertised(raw, "advertise-client-urls")?,
             listen_peer_urls: listened(raw, "listen-peer-urls")?,
             initial_advertise_peer_urls,
+            listen_client_http_urls: listened(raw, "listen-client-http-urls")?,
             listen_metrics_urls: listened(raw, "listen-metrics-urls")?,
+            enable_grpc_gateway: raw.boolean("enable-grpc-gateway")?,
+            http2: http2(raw)?,
+            extensive_metrics: extensive(raw.text("metrics"))?,
+            warning_unary_request_duration: raw.duration("warning-unary-request-duration")?,
+            gates,
+            cors: set(raw.text("cors")),
+            host_whitelist: set(raw.text("host-whitelist")),
             bootstrap,
             heartbeat_interval,
             election_timeout,
@@ -180,8 +233,9 @@ impl Config {
             watch_progress_notify_interval: raw.duration("watch-progress-notify-interval")?,
             drain_delay: raw.duration("drain-delay")?,
             log_format: log_format(raw.text("log-format"))?,
+            log_outputs: log_outputs(raw)?,
             hash: fingerprint(raw),
-            warnings: raw.warnings.clone(),
+            warnings,
             file: raw.file.clone(),
             source: raw.clone(),
             name,
@@ -227,6 +281,10 @@ fn split(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
+fn set(list: &str) -> BTreeSet<String> {
+    split(list).map(str::to_owned).collect()
+}
+
 fn bootstrap(raw: &Raw, name: &str, own: &[String]) -> Result<Bootstrap, ConfigError> {
     match raw.text("bootstrap") {
         "operator" => return Ok(Bootstrap::Operator),
@@ -236,7 +294,7 @@ fn bootstrap(raw: &Raw, name: &str, own: &[String]) -> Result<Bootstrap, ConfigE
     let existing = match raw.text("initial-cluster-state") {
         "new" => false,
         "existing" => true,
-        other => return Err(invalid(format!("--initial-cluster-state={other} must be new or existing"))),
+        other => return Err(ConfigError::Usage(format!("--initial-cluster-state={other} must be new or existing"))),
     };
     let members = match raw.text("initial-cluster") {
         "" => BTreeMap::from([(name.to_owned(), own.to_vec())]),
@@ -272,6 +330,38 @@ fn initial_cluster(list: &str) -> Result<BTreeMap<String, Vec<String>>, ConfigEr
         }
     }
     Ok(members)
+}
+
+fn http2(raw: &Raw) -> Result<Http2, ConfigError> {
+    let interval = raw.duration("grpc-keepalive-interval")?;
+    Ok(Http2 {
+        max_concurrent_streams: raw.number("max-concurrent-streams")?,
+        keepalive_interval: (!interval.is_zero()).then_some(interval),
+        keepalive_timeout: raw.duration("grpc-keepalive-timeout")?,
+    })
+}
+
+/// etcd takes any other word for `basic`; it is a slip.
+fn extensive(metrics: &str) -> Result<bool, ConfigError> {
+    match metrics {
+        "extensive" => Ok(true),
+        "basic" => Ok(false),
+        other => Err(invalid(format!("--metrics={other} must be basic or extensive"))),
+    }
+}
+
+fn log_outputs(raw: &Raw) -> Result<BTreeSet<LogOutput>, ConfigError> {
+    match raw.text("logger") {
+        "zap" => {}
+        other => return Err(invalid(format!("unknown logger option {other:?}"))),
+    }
+    let outputs = split(raw.text("log-outputs")).map(|output| match output {
+        // Under systemd etcd writes to the journal, which takes what goes to stderr.
+        "default" | "systemd/journal" | "stderr" => LogOutput::Stderr,
+        "stdout" => LogOutput::Stdout,
+        path => LogOutput::File(PathBuf::from(path)),
+    });
+    Ok(outputs.collect())
 }
 
 fn log_format(format: &str) -> Result<LogFormat, ConfigError> {

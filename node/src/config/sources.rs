@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, Command, value_parser};
 use serde_yaml::Value;
 
-use super::flags::{self, Flag, Kind};
+use super::flags::{self, Effect, Flag, Kind};
 use super::version::{BALSA_VERSION, ETCD_VERSION};
 use super::{ConfigError, duration};
 
@@ -17,7 +17,15 @@ use super::{ConfigError, duration};
 const PREFIXES: [&str; 2] = ["BALSA_", "ETCD_"];
 
 /// Variables with such a prefix that are no flags.
-const NO_FLAGS: [&str; 5] = ["ETCD_VERIFY", "ETCD_UNSUPPORTED_ARCH", "BALSA_FAILPOINTS", "BALSA_CACHE", "BALSA_SEEDS"];
+const NO_FLAGS: [&str; 7] = [
+    "ETCD_VERIFY",
+    "ETCD_UNSUPPORTED_ARCH",
+    "BALSA_FAILPOINTS",
+    "BALSA_CACHE",
+    "BALSA_SEEDS",
+    "BALSA_SEED",
+    "BALSA_ETCD",
+];
 
 /// Merged values, still text; the defaults are filled in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,13 +40,8 @@ pub struct Raw {
 
 impl Raw {
     fn new() -> Self {
-        let defaults = flags::all().filter_map(|flag| match flag.kind {
-            Kind::Text(default) | Kind::Number(default) | Kind::Duration(default) | Kind::Bool(default) => {
-                Some((flag.name, default))
-            }
-            Kind::Ignored | Kind::Refused => None,
-        });
-        Self { defaults: defaults.collect(), ..Self::default() }
+        let served = flags::all().filter(|flag| flag.effect == Effect::Served);
+        Self { defaults: served.map(|flag| (flag.name, flag.kind.default())).collect(), ..Self::default() }
     }
 
     /// Whether the caller gave it.
@@ -75,11 +78,7 @@ impl Raw {
     /// # Errors
     /// `Usage`.
     pub fn boolean(&self, name: &str) -> Result<bool, ConfigError> {
-        self.parsed(name, "true or false", |text| match text {
-            "true" | "1" | "t" | "T" | "TRUE" | "True" => Some(true),
-            "false" | "0" | "f" | "F" | "FALSE" | "False" => Some(false),
-            _ => None,
-        })
+        self.parsed(name, "true or false", flags::boolean)
     }
 
     fn parsed<T>(&self, name: &str, what: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, ConfigError> {
@@ -101,15 +100,21 @@ impl Raw {
 
     /// Takes one value. `origin` names where it came from, for messages.
     fn take(&mut self, flag: Flag, value: String, origin: &str) -> Result<(), ConfigError> {
-        match flag.kind {
-            // What is only switched off changes nothing.
-            Kind::Ignored | Kind::Refused if value == "false" || value.is_empty() => Ok(()),
-            Kind::Refused => Err(ConfigError::Invalid(format!("{origin} is not supported by this version"))),
-            Kind::Ignored => {
-                self.warnings.push(format!("{origin} has no effect"));
+        if let Some(what) = mismatch(flag.kind, &value) {
+            return Err(ConfigError::Usage(format!("{origin}={value} is not {what}")));
+        }
+        // What asks for what is there anyhow changes nothing.
+        let idle = value.is_empty() || value == "false" || value == flag.kind.default();
+        match flag.effect {
+            Effect::None(reason) if !idle || flag.kind == Kind::Bool("true") && value == "false" => {
+                self.warnings.push(format!("{origin} has no effect: {reason}"));
                 Ok(())
             }
-            _ => match self.set.insert(flag.name, value) {
+            Effect::Refused(advice) if !idle => {
+                Err(ConfigError::Invalid(format!("{origin} is not supported by this version: {advice}")))
+            }
+            Effect::None(_) | Effect::Refused(_) => Ok(()),
+            Effect::Served => match self.set.insert(flag.name, value) {
                 None => Ok(()),
                 Some(_) => Err(ConfigError::Invalid(format!(
                     "conflicting settings: {origin} is set although --{} is set elsewhere too",
@@ -117,6 +122,16 @@ impl Raw {
                 ))),
             },
         }
+    }
+}
+
+/// What a value should have been; `None` when it is of its kind.
+fn mismatch(kind: Kind, value: &str) -> Option<&'static str> {
+    match kind {
+        Kind::Text(_) => None,
+        Kind::Number(_) => value.parse::<i128>().is_err().then_some("a number"),
+        Kind::Duration(_) => duration::parse(value).is_none().then_some("a duration"),
+        Kind::Bool(_) => flags::boolean(value).is_none().then_some("true or false"),
     }
 }
 
@@ -162,8 +177,28 @@ enum CommandLine {
 }
 
 fn version(program: &str) -> String {
-    let (etcd, balsa) = (format!("etcd Version: {ETCD_VERSION}\n"), format!("balsa Version: {BALSA_VERSION}\n"));
-    if program.rsplit('/').next() == Some("etcd") { etcd + &balsa } else { balsa + &etcd }
+    let etcd = format!("etcd Version: {ETCD_VERSION}\n");
+    let balsa = format!("balsa Version: {BALSA_VERSION}\n");
+    if !is_etcd(program) {
+        return balsa + &etcd;
+    }
+    // The four lines of etcd's, for scripts that read them by their number; there is no Go.
+    let (os, arch) = (std::env::consts::OS, go_arch(std::env::consts::ARCH));
+    format!("{etcd}Git SHA: balsa-{BALSA_VERSION}\nGo Version: none\nGo OS/Arch: {os}/{arch}\n{balsa}")
+}
+
+/// Whether the program was started under etcd's name.
+fn is_etcd(program: &str) -> bool {
+    program.rsplit('/').next() == Some("etcd")
+}
+
+/// An architecture as Go names it.
+fn go_arch(arch: &str) -> &str {
+    match arch {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }
 
 fn command() -> Command {
@@ -174,15 +209,14 @@ fn command() -> Command {
                 arg.help(format!("{} [default: {default}]", flag.help))
             }
             Kind::Bool(default) => arg.help(format!("{} [default: {default}]", flag.help)).value_name("BOOL"),
-            Kind::Ignored | Kind::Refused => arg.hide(true),
             _ => arg,
         };
+        let arg = arg.hide(flag.effect != Effect::Served);
         // A flag of a boolean takes its value only after `=`; the others take it either way.
-        match flag.kind {
-            Kind::Bool(_) | Kind::Ignored | Kind::Refused if takes_no_value(flag) => {
-                arg.num_args(0..=1).require_equals(true).default_missing_value("true")
-            }
-            _ => arg,
+        if flags::is_switch(flag) {
+            arg.num_args(0..=1).require_equals(true).default_missing_value("true")
+        } else {
+            arg.allow_hyphen_values(true)
         }
     });
     Command::new("balsa")
@@ -193,45 +227,34 @@ fn command() -> Command {
         .args(args)
 }
 
-/// Flags that etcd's command line takes without a value.
-fn takes_no_value(flag: Flag) -> bool {
-    const SWITCHES: [&str; 21] = [
-        "initial-election-tick-advance",
-        "socket-reuse-port",
-        "socket-reuse-address",
-        "memory-mlock",
-        "enable-grpc-gateway",
-        "enable-pprof",
-        "enable-log-rotation",
-        "enable-distributed-tracing",
-        "compact-hash-check-enabled",
-        "peer-skip-client-san-verification",
-        "enable-v2",
-        "enable-lease-checkpoint",
-        "enable-lease-checkpoint-persist",
-        "initial-corrupt-check",
-        "stop-grpc-service-on-defrag",
-        "txn-mode-write-with-shared-buffer",
-        "client-cert-auth",
-        "auto-tls",
-        "peer-client-cert-auth",
-        "peer-auto-tls",
-        "force-new-cluster",
-    ];
-    matches!(flag.kind, Kind::Bool(_)) || SWITCHES.contains(&flag.name) || flag.name == "unsafe-no-fsync"
-}
-
-/// Go takes one dash for two, and etcd's old spellings begin with `experimental-`.
+/// Go takes one dash for two, and some names have an old spelling.
 fn normalized(arg: String) -> String {
-    let Some(name) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-').filter(|name| name.len() > 1)) else {
+    let Some(flag) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-').filter(|name| name.len() > 1)) else {
         return arg;
     };
-    format!("--{}", name.strip_prefix(flags::EXPERIMENTAL).unwrap_or(name))
+    match flag.split_once('=') {
+        Some((name, value)) => format!("--{}={value}", flags::present_name(name)),
+        None => format!("--{}", flags::present_name(flag)),
+    }
+}
+
+/// Refuses a flag that is given under both of its names, as etcd does.
+fn check_spellings(args: &[String]) -> Result<(), ConfigError> {
+    let names: Vec<_> =
+        args.iter().map(|arg| arg.trim_start_matches('-').split('=').next().unwrap_or_default()).collect();
+    let both =
+        names.iter().find(|name| flags::present_name(name) != **name && names.contains(&flags::present_name(name)));
+    let Some(old) = both else { return Ok(()) };
+    let new = flags::present_name(old);
+    let text = format!("cannot set --{old} and --{new} at the same time, please use --{new} only");
+    Err(ConfigError::Invalid(text))
 }
 
 fn command_line(args: impl Iterator<Item = String>) -> Result<CommandLine, ConfigError> {
     use clap::error::ErrorKind;
-    let args = std::iter::once("balsa".to_owned()).chain(args.map(normalized));
+    let args: Vec<_> = args.collect();
+    check_spellings(&args)?;
+    let args = std::iter::once("balsa".to_owned()).chain(args.into_iter().map(normalized));
     let matches = match command().try_get_matches_from(args) {
         Ok(matches) => matches,
         Err(error) if error.kind() == ErrorKind::DisplayHelp => return Ok(CommandLine::Help),
@@ -279,13 +302,17 @@ pub fn file(path: &str) -> Result<Raw, ConfigError> {
     };
     let mut raw = Raw { file: Some(PathBuf::from(path)), ..Raw::new() };
     for (name, value) in values {
-        let Some(value) = scalar(&value) else {
+        let Some(value) = scalar(&value).or_else(|| list(&value)) else {
             if is_empty(&value) {
                 continue;
             }
             return Err(invalid(format!("{name} is not supported by this version")));
         };
-        let flag = flags::find(&name).ok_or_else(|| invalid(format!("{name} is not a known setting")))?;
+        // etcd reads over what it does not know; it may be a slip, so it is said.
+        let Some(flag) = flags::find(&name) else {
+            raw.warnings.push(format!("{path}: {name} is not a known setting"));
+            continue;
+        };
         let value = match (flag.kind, value.parse::<u64>()) {
             // Durations of a file are whole nanoseconds.
             (Kind::Duration(_), Ok(nanoseconds)) => format!("{nanoseconds}ns"),
@@ -303,6 +330,13 @@ fn scalar(value: &Value) -> Option<String> {
         Value::Bool(flag) => Some(flag.to_string()),
         _ => None,
     }
+}
+
+/// A list of scalars, as the command line writes it.
+fn list(value: &Value) -> Option<String> {
+    let Value::Sequence(items) = value else { return None };
+    let items: Option<Vec<_>> = items.iter().map(scalar).collect();
+    items.filter(|items| !items.is_empty()).map(|items| items.join(","))
 }
 
 /// Sections that are there and say nothing, such as `client-transport-security:` with everything off.
@@ -353,6 +387,15 @@ mod tests {
     }
 
     #[test]
+    fn both_spellings_of_one_flag_are_refused() {
+        let both = ["--experimental-corrupt-check-time=1s", "--corrupt-check-time=1s"];
+        let error = merged(&both, &[]).unwrap_err();
+        let text = "cannot set --experimental-corrupt-check-time and --corrupt-check-time at the same time, please use \
+                    --corrupt-check-time only";
+        assert_eq!(error, ConfigError::Invalid(text.to_owned()));
+    }
+
+    #[test]
     fn a_variable_is_a_flag_unless_both_are_set() {
         assert_eq!(merged(&[], &[("ETCD_NAME", "a")]).unwrap().text("name"), "a");
         assert_eq!(merged(&[], &[("BALSA_DRAIN_DELAY", "1s")]).unwrap().text("drain-delay"), "1s");
@@ -378,8 +421,9 @@ mod tests {
         assert_eq!(raw.duration("watch-progress-notify-interval"), Ok(Duration::from_secs(5)));
         std::fs::write(&path, "client-transport-security:\n  cert-file: x\n").unwrap();
         assert_eq!(merged(&[&flag], &[]).unwrap_err().exit_code(), 1);
-        std::fs::write(&path, "nonsense: 1\n").unwrap();
-        assert_eq!(merged(&[&flag], &[]).unwrap_err().exit_code(), 1);
+        std::fs::write(&path, "nonsense: 1\nlog-outputs: [stdout, /x]\n").unwrap();
+        let raw = merged(&[&flag], &[]).unwrap();
+        assert_eq!((raw.warnings.len(), raw.text("log-outputs")), (1, "stdout,/x"), "etcd reads over the first");
     }
 
     #[test]
@@ -388,15 +432,27 @@ mod tests {
         assert!(merged(&["--force-new-cluster"], &[]).is_err());
         assert!(merged(&[], &[("ETCD_CERT_FILE", "x")]).is_err());
         assert!(merged(&["--client-cert-auth=false"], &[]).is_ok());
-        let raw = merged(&["--enable-v2", "--experimental-corrupt-check-time=1h"], &[]).unwrap();
-        assert_eq!(raw.warnings.len(), 2);
+        let raw = merged(&["--enable-v2", "--experimental-corrupt-check-time=1h", "--max-wals=5"], &[]).unwrap();
+        assert_eq!(
+            raw.warnings,
+            [
+                "--corrupt-check-time has no effect: members do not compare their data by themselves",
+                "--enable-v2 has no effect: there is no v2 store",
+            ]
+        );
+        assert_eq!(merged(&["--initial-election-tick-advance=false"], &[]).unwrap().warnings.len(), 1);
+        assert_eq!(merged(&["--max-wals=x"], &[]).unwrap_err().exit_code(), 2, "a wrong value is one all the same");
+        assert_eq!(merged(&["--backend-batch-interval=5"], &[]).unwrap_err().exit_code(), 2);
     }
 
     #[test]
     fn the_version_of_the_name_it_was_started_by_comes_first() {
         let print = |program: &str| merge([program.to_owned(), "--version".to_owned()], []).unwrap();
         assert_eq!(print("/usr/bin/etcd"), Merged::Print(version("etcd")));
-        assert!(version("/usr/bin/etcd").starts_with("etcd Version: 3."));
+        let etcd = version("/usr/bin/etcd");
+        let heads: Vec<_> = etcd.lines().map(|line| line.split(": ").next().unwrap()).collect();
+        assert_eq!(heads, ["etcd Version", "Git SHA", "Go Version", "Go OS/Arch", "balsa Version"]);
+        assert!(etcd.starts_with("etcd Version: 3."));
         assert!(version("balsa").starts_with("balsa Version: "));
     }
 }

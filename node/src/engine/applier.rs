@@ -23,6 +23,7 @@ use super::waiters::Waiters;
 use super::watch::WatchHub;
 use super::{Failure, Store};
 use crate::domain::apply::{ApplyError, Effects, StateMachine};
+use crate::domain::command::Outcome;
 use crate::metrics;
 use crate::storage::{SnapshotPoint, rocks::KeySpaceOptions};
 
@@ -120,7 +121,7 @@ impl Applier {
         failpoint::hit(if effects.conf_changes.is_empty() { "apply-after-write" } else { "change-before-raft" })?;
         metrics::APPLY_COMMIT.observe(started.elapsed().as_secs_f64());
         self.keeper.applied(bytes);
-        if effects.events.iter().flat_map(|revision| &revision.events).any(|event| event.r#type() == EventType::Put) {
+        if count(&effects) > 0 {
             self.space.grew();
         }
         self.hub.publish(&effects.events);
@@ -192,6 +193,25 @@ impl Applier {
         status.membership = self.machine.membership().clone();
         status.maintenance = self.machine.maintenance().clone();
     }
+}
+
+/// Counts what was applied. The answer is how many keys were set.
+fn count(effects: &Effects) -> u64 {
+    let (mut puts, mut deletes, mut bytes) = (0, 0, 0);
+    for event in effects.events.iter().flat_map(|revision| &revision.events) {
+        if event.r#type() == EventType::Put {
+            puts += 1;
+            bytes += event.kv.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len()) as u64;
+        } else {
+            deletes += 1;
+        }
+    }
+    let txns = effects.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Ok(Outcome::Txn(_)))).count();
+    metrics::PUTS.inc_by(puts);
+    metrics::DELETES.inc_by(deletes);
+    metrics::PUT_BYTES.inc_by(bytes);
+    metrics::TXNS.inc_by(txns as u64);
+    puts
 }
 
 fn size(entries: &[Entry]) -> usize {

@@ -18,6 +18,7 @@ use super::waiters::Waiters;
 use super::watch::WatchHub;
 use super::{Failure, Limit, Status, Store};
 use crate::domain::command::{Command, Outcome};
+use crate::metrics;
 use crate::storage::{KeySpace, SnapshotPoint, StorageError};
 
 pub use log::membership_change::Change;
@@ -112,8 +113,9 @@ impl Handle {
     /// `TooManyRequests`, `TimedOut`, `Stopped`.
     pub async fn read_index(&self) -> Result<(), Failure> {
         let result = self.request(Input::Read).await;
-        if result.is_ok() {
-            *self.0.last_read_index.lock() = Some(Instant::now());
+        match result {
+            Ok(()) => *self.0.last_read_index.lock() = Some(Instant::now()),
+            Err(_) => metrics::READ_INDEXES_FAILED.inc(),
         }
         result
     }

@@ -26,6 +26,10 @@ fn histogram(name: &str, help: &str, start: f64, count: usize) -> Histogram {
     registered(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets(start, count))))
 }
 
+fn counter(name: &str, help: &str) -> IntCounter {
+    registered(IntCounter::new(name, help))
+}
+
 fn counters(name: &str, help: &str, label: &str) -> IntCounterVec {
     registered(IntCounterVec::new(Opts::new(name, help), &[label]))
 }
@@ -119,8 +123,111 @@ pub static CONFIG_REFUSED: LazyLock<IntCounter> = LazyLock::new(|| {
     registered(IntCounter::new("balsa_config_refused_total", "Changes of settings that were refused."))
 });
 
+/// Keys set, by whatever command, as applied on this member.
+pub static PUTS: LazyLock<IntCounter> =
+    LazyLock::new(|| counter("etcd_mvcc_put_total", "Total number of puts seen by this member."));
+
+/// Keys deleted, as applied on this member.
+pub static DELETES: LazyLock<IntCounter> =
+    LazyLock::new(|| counter("etcd_mvcc_delete_total", "Total number of deletes seen by this member."));
+
+/// Transactions: written ones as applied, the others as answered.
+pub static TXNS: LazyLock<IntCounter> =
+    LazyLock::new(|| counter("etcd_mvcc_txn_total", "Total number of txns seen by this member."));
+
+/// Ranges read for clients of this member.
+pub static RANGES: LazyLock<IntCounter> =
+    LazyLock::new(|| counter("etcd_mvcc_range_total", "Total number of ranges seen by this member."));
+
+/// Bytes of keys and values set.
+pub static PUT_BYTES: LazyLock<IntCounter> = LazyLock::new(|| {
+    let help = "The total size of put kv pairs seen by this member.";
+    counter("etcd_debugging_mvcc_total_put_size_in_bytes", help)
+});
+
+/// Seconds of one range, with its way through the cluster, by `success`.
+pub static RANGE_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
+    let options = HistogramOpts::new("etcd_server_range_duration_seconds", "The latency distributions of txn.Range");
+    registered(HistogramVec::new(options.buckets(buckets(0.0001, 20)), &["success"]))
+});
+
+/// Reads that could not be confirmed by the cluster.
+pub static READ_INDEXES_FAILED: LazyLock<IntCounter> =
+    LazyLock::new(|| counter("etcd_server_read_indexes_failed_total", "The total number of failed read indexes seen."));
+
+/// Learners that became voters by this member's doing.
+pub static PROMOTED: LazyLock<IntCounter> = LazyLock::new(|| {
+    let help = "The total number of successful learner promotions while this member is leader.";
+    counter("etcd_server_learner_promote_successes", help)
+});
+
+/// Calls of clients, by the version of the API that they say they use.
+pub static CLIENT_REQUESTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    let options =
+        Opts::new("etcd_server_client_requests_total", "The total number of client requests per client version.");
+    registered(IntCounterVec::new(options, &["type", "client_api_version"]))
+});
+
+/// Good answers of `/health`.
+pub static HEALTH_SUCCESS: LazyLock<IntCounter> =
+    LazyLock::new(|| counter("etcd_server_health_success", "The total number of successful health checks"));
+
+/// Bad answers of `/health`.
+pub static HEALTH_FAILURES: LazyLock<IntCounter> =
+    LazyLock::new(|| counter("etcd_server_health_failures", "The total number of failed health checks"));
+
+/// The last result of each check: 1 is good.
+pub static HEALTH_CHECK: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    let options = Opts::new("etcd_server_healthcheck", "The result of each kind of healthcheck.");
+    registered(IntGaugeVec::new(options, &["type", "name"]))
+});
+
+/// How often each check had each result.
+pub static HEALTH_CHECKS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    let options = Opts::new("etcd_server_healthchecks_total", "The total number of each kind of healthcheck.");
+    registered(IntCounterVec::new(options, &["type", "name", "status"]))
+});
+
+/// Files that the process has open, and may have open.
+pub static FILES: LazyLock<[IntGauge; 2]> = LazyLock::new(|| {
+    [("os_fd_used", "The number of used file descriptors."), ("os_fd_limit", "The file descriptor limit.")]
+        .map(|(name, help)| registered(IntGauge::new(name, help)))
+});
+
+/// Sets [`FILES`]. Where the system does not say, they stay as they are.
+pub fn count_files() {
+    let [used, limit] = &*FILES;
+    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
+        // The directory itself is one of them while it is read.
+        used.set(i64::try_from(open.count()).unwrap_or(i64::MAX) - 1);
+    }
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
+    if let Some(number) = soft.and_then(|soft| soft.parse().ok()) {
+        limit.set(number);
+    }
+}
+
 /// Makes every metric exist from the start, with 0, so that a rate over it is right from the first event on.
 pub fn register_all() {
+    for counter in [
+        &PUTS,
+        &DELETES,
+        &TXNS,
+        &RANGES,
+        &PUT_BYTES,
+        &READ_INDEXES_FAILED,
+        &PROMOTED,
+        &HEALTH_SUCCESS,
+        &HEALTH_FAILURES,
+    ] {
+        LazyLock::force(counter);
+    }
+    LazyLock::force(&RANGE_SECONDS);
+    LazyLock::force(&CLIENT_REQUESTS);
+    LazyLock::force(&HEALTH_CHECK);
+    LazyLock::force(&HEALTH_CHECKS);
+    LazyLock::force(&FILES);
     LazyLock::force(&LOG_SYNC);
     LazyLock::force(&APPLY_COMMIT);
     LazyLock::force(&LOG_BYTES);

@@ -12,6 +12,7 @@ use super::reconfigure;
 use crate::config::url;
 use crate::engine::handle::Change;
 use crate::engine::{Failure, Handle};
+use crate::metrics;
 
 /// etcd's Cluster service as use cases.
 #[derive(Clone)]
@@ -128,6 +129,7 @@ impl Cluster {
         }
         let change = Change::Promote(log::PromoteMember { id: request.id });
         let membership = handle.change_membership(change, 0).await?;
+        metrics::PROMOTED.inc();
         Ok(pb::MemberPromoteResponse { header: Some(header(&handle.status(), 0)), members: members(&membership) })
     }
 

@@ -4,9 +4,12 @@
 
 use std::time::{Duration, Instant};
 
+use balsa_proto::etcdserverpb::{AlarmMember, AlarmType};
+
 use super::failure::Error;
 use super::member::Member;
 use crate::engine::Failure;
+use crate::metrics;
 
 /// How old the last confirmed read index may be. Longer than an election, so that one does not unready the cluster.
 pub const READ_INDEX_FRESH: Duration = Duration::from_secs(2);
@@ -28,8 +31,7 @@ pub fn live(member: &Member) -> Vec<Check> {
 /// The checks of `/readyz`: etcd's, in its order, then ours.
 pub fn ready(member: &Member) -> Vec<Check> {
     vec![
-        // No member checks its data against the others' yet, so none can have found a difference.
-        Check { name: "data_corruption", result: Ok(()) },
+        Check { name: "data_corruption", result: data_corruption(member) },
         Check { name: "serializable_read", result: serializable_read(member, false) },
         Check { name: "linearizable_read", result: linearizable_read(member) },
         Check { name: "non_learner", result: non_learner(member) },
@@ -43,14 +45,27 @@ pub fn is_ready(member: &Member) -> bool {
     ready(member).iter().all(|check| check.result.is_ok())
 }
 
-/// etcd's `/health`: a read through the cluster, or of this member alone with `serializable`. The error is the `reason`
-/// of the answer.
+/// etcd's `/health`: a read through the cluster, or of this member alone with `serializable`. An alarm of the cluster
+/// counts unless its name is among `excluded`. The error is the `reason` of the answer.
 ///
 /// # Errors
-/// `RAFT NO LEADER`, or `RANGE ERROR:` and the text of the failure.
-pub async fn health(member: &Member, serializable: bool) -> Result<(), String> {
+/// `ALARM` and its name, `RAFT NO LEADER`, or `RANGE ERROR:` and the text of the failure.
+pub async fn health(member: &Member, serializable: bool, excluded: &[&str]) -> Result<(), String> {
+    let result = check_health(member, serializable, excluded).await;
+    if result.is_ok() {
+        metrics::HEALTH_SUCCESS.inc()
+    } else {
+        metrics::HEALTH_FAILURES.inc()
+    }
+    result
+}
+
+async fn check_health(member: &Member, serializable: bool, excluded: &[&str]) -> Result<(), String> {
     let range_error = |error: Error| format!("RANGE ERROR:{}", error.row().text);
     let handle = member.handle().map_err(|failure| range_error(failure.into()))?;
+    if let Some(alarm) = counted_alarm(&handle.status().maintenance.alarms, excluded) {
+        return Err(format!("ALARM {alarm}"));
+    }
     if serializable {
         return handle.view().map(drop).map_err(|failure| range_error(failure.into()));
     }
@@ -58,6 +73,52 @@ pub async fn health(member: &Member, serializable: bool) -> Result<(), String> {
         return Err("RAFT NO LEADER".to_owned());
     }
     handle.read_index().await.map_err(|failure| range_error(failure.into()))
+}
+
+/// The first raised alarm that is not excluded.
+fn counted_alarm(alarms: &[AlarmMember], excluded: &[&str]) -> Option<&'static str> {
+    alarms.iter().map(|raised| raised.alarm().as_str_name()).find(|name| !excluded.contains(name))
+}
+
+/// Publishes the results of checks: of which kind, such as `readyz`.
+pub fn publish(kind: &str, checks: &[&Check]) {
+    for check in checks {
+        let (value, status) = if check.result.is_ok() { (1, "success") } else { (0, "error") };
+        metrics::HEALTH_CHECK.with_label_values(&[kind, check.name]).set(value);
+        metrics::HEALTH_CHECKS.with_label_values(&[kind, check.name, status]).inc();
+    }
+}
+
+/// What `/debug/vars` says of Raft, in etcd's names; `null` while this is no member.
+pub fn raft_status(member: &Member) -> serde_json::Value {
+    let Ok(handle) = member.handle() else { return serde_json::Value::Null };
+    let status = handle.status();
+    let state = match (status.is_leader(), status.is_learner()) {
+        (true, _) => "StateLeader",
+        (_, true) => "StateLearner",
+        _ => "StateFollower",
+    };
+    let progress = status.progress.iter().map(|peer| {
+        let state = if peer.snapshot_running { "StateSnapshot" } else { "StateReplicate" };
+        let entry = serde_json::json!({"match": peer.match_index, "next": peer.match_index + 1, "state": state});
+        (format!("{:x}", peer.id), entry)
+    });
+    serde_json::json!({
+        "id": format!("{:x}", status.raft_id),
+        "term": status.term,
+        "commit": status.commit,
+        "lead": format!("{:x}", status.leader),
+        "raftState": state,
+        "applied": status.applied,
+        "progress": progress.collect::<serde_json::Map<_, _>>(),
+    })
+}
+
+fn data_corruption(member: &Member) -> Result<(), String> {
+    let raised = member.handle().is_ok_and(|handle| {
+        handle.status().maintenance.alarms.iter().any(|raised| raised.alarm() == AlarmType::Corrupt)
+    });
+    if raised { Err("alarm activated: CORRUPT".to_owned()) } else { Ok(()) }
 }
 
 fn serializable_read(member: &Member, while_uninitialized: bool) -> Result<(), String> {
@@ -83,7 +144,7 @@ fn fresh(last: Option<Instant>, now: Instant) -> Result<(), String> {
 
 fn non_learner(member: &Member) -> Result<(), String> {
     let handle = member.handle().map_err(|failure| failure.to_string())?;
-    if handle.status().is_learner() { Err("the local node is a learner".to_owned()) } else { Ok(()) }
+    if handle.status().is_learner() { Err("not supported for learner".to_owned()) } else { Ok(()) }
 }
 
 fn not_draining(member: &Member) -> Result<(), String> {
@@ -100,6 +161,16 @@ fn cluster_id(member: &Member) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_alarm_counts_unless_it_is_excluded() {
+        let alarm = |alarm: AlarmType| AlarmMember { member_id: 1, alarm: alarm.into() };
+        let both = [alarm(AlarmType::Nospace), alarm(AlarmType::Corrupt)];
+        assert_eq!(counted_alarm(&both, &[]), Some("NOSPACE"));
+        assert_eq!(counted_alarm(&both, &["NOSPACE"]), Some("CORRUPT"));
+        assert_eq!(counted_alarm(&both, &["NOSPACE", "CORRUPT", "x"]), None);
+        assert_eq!(counted_alarm(&[], &[]), None);
+    }
 
     #[test]
     fn a_confirmed_read_is_fresh_for_two_seconds() {

@@ -2,6 +2,7 @@
 //! command through the log. A transaction that only reads is a read.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use balsa_proto::etcdserverpb as pb;
 use pb::request_op::Request;
@@ -12,6 +13,7 @@ use super::member::{Member, complete};
 use crate::domain::command::{Command, Outcome};
 use crate::domain::mvcc::{self, ReadError};
 use crate::engine::{Failure, Handle, Status, Store};
+use crate::metrics;
 use crate::storage::KeySpace;
 
 /// The view that reads are answered from.
@@ -34,6 +36,15 @@ impl Kv {
     /// # Errors
     /// Of the checks; `Compacted`, `FutureRevision`; without `serializable` those of a read index.
     pub async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
+        let started = Instant::now();
+        let result = self.read_range(request).await;
+        metrics::RANGES.inc();
+        let success = if result.is_ok() { "true" } else { "false" };
+        metrics::RANGE_SECONDS.with_label_values(&[success]).observe(started.elapsed().as_secs_f64());
+        result
+    }
+
+    async fn read_range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
         checks::range(&request)?;
         let handle = self.reader(request.serializable).await?;
         let single = request.range_end.is_empty();
@@ -109,6 +120,7 @@ impl Kv {
 
     async fn read_txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
         let handle = self.reader(is_serializable(&request)).await?;
+        metrics::TXNS.inc();
         let points = all_points(&request);
         let mut response = read(&handle, points, move |view| mvcc::read_txn(view, &request)).await?;
         response.header = complete(response.header, &handle.status());

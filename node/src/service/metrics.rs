@@ -2,9 +2,13 @@
 //! etcd has one. [`Metrics::render`] adds what `crate::metrics` has measured and the process's own numbers.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
 
 use super::failure::Error;
 use super::health;
@@ -40,12 +44,47 @@ impl Metrics {
         self.grpc.clone()
     }
 
+    /// Measures every call from now on, as etcd's `--metrics=extensive` does.
+    ///
+    /// # Errors
+    /// It was called before.
+    pub fn time_calls(&self) -> prometheus::Result<()> {
+        let help =
+            "Histogram of response latency (seconds) of gRPC that had been application-level handled by the server.";
+        let options = HistogramOpts::new("grpc_server_handling_seconds", help);
+        let seconds = HistogramVec::new(options, &["grpc_type", "grpc_service", "grpc_method"])?;
+        self.registry.register(Box::new(seconds.clone()))?;
+        for (service, kind, names) in METHODS {
+            for name in names {
+                let Some(method) = self.grpc.method(&format!("/{service}/{name}")) else { continue };
+                // Registered once, so it cannot have been set.
+                let _ = method.seconds.set(seconds.with_label_values(&[kind, service, name]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes etcd's feature gates: name, stage and whether each is on.
+    ///
+    /// # Errors
+    /// It was called before.
+    pub fn show_gates<'a>(&self, gates: impl Iterator<Item = (&'a str, &'a str, bool)>) -> prometheus::Result<()> {
+        let help = "Whether or not a feature is enabled. 1 is enabled, 0 is not.";
+        let enabled = IntGaugeVec::new(Opts::new("etcd_server_feature_enabled", help), &["name", "stage"])?;
+        self.registry.register(Box::new(enabled.clone()))?;
+        for (name, stage, on) in gates {
+            enabled.with_label_values(&[name, stage]).set(i64::from(on));
+        }
+        Ok(())
+    }
+
     /// Reads the member and renders everything as text.
     ///
     /// # Errors
     /// The encoder fails, which it does not on valid names.
     pub fn render(&self, member: &Member) -> Result<String, Error> {
         self.observed.read(member);
+        metrics::count_files();
         let mut families = prometheus::gather();
         families.extend(self.registry.gather());
         TextEncoder::new().encode_to_string(&families).map_err(|error| Error::Internal(error.to_string()))
@@ -294,6 +333,8 @@ pub struct Grpc {
 
 /// The counters of one method.
 pub struct Method {
+    /// `/package.Service/Method`.
+    pub path: String,
     /// Calls begun.
     pub started: IntCounter,
     handled: Vec<IntCounter>,
@@ -301,6 +342,10 @@ pub struct Method {
     messages_sent: IntCounter,
     bytes_received: IntCounter,
     bytes_sent: IntCounter,
+    /// Only when calls are timed.
+    seconds: OnceLock<Histogram>,
+    /// Whether a call is one request and one answer.
+    pub is_unary: bool,
 }
 
 impl Method {
@@ -308,6 +353,13 @@ impl Method {
     pub fn handled(&self, code: usize) {
         // An unknown number is gRPC's Unknown.
         self.handled.get(code).unwrap_or(&self.handled[2]).inc();
+    }
+
+    /// A call has taken so long.
+    pub fn took(&self, time: Duration) {
+        if let Some(seconds) = self.seconds.get() {
+            seconds.observe(time.as_secs_f64());
+        }
     }
 
     /// Messages and bytes came in.
@@ -349,15 +401,19 @@ impl Grpc {
         for (service, kind, names) in METHODS {
             for name in names {
                 let handled = CODES.iter().map(|code| handled.with_label_values(&[kind, service, name, code]));
+                let path = format!("/{service}/{name}");
                 let method = Method {
+                    path: path.clone(),
                     started: started.with_label_values(&[kind, service, name]),
                     handled: handled.collect(),
                     messages_received: received.with_label_values(&[kind, service, name]),
                     messages_sent: sent.with_label_values(&[kind, service, name]),
                     bytes_received: bytes_received.clone(),
                     bytes_sent: bytes_sent.clone(),
+                    seconds: OnceLock::new(),
+                    is_unary: kind == "unary",
                 };
-                methods.insert(format!("/{service}/{name}"), Arc::new(method));
+                methods.insert(path, Arc::new(method));
             }
         }
         Ok(Self { methods })
@@ -412,6 +468,18 @@ mod tests {
             !rendered(&metrics).contains("balsa_raft_match_index{"),
             "a member that is gone leaves no series behind"
         );
+    }
+
+    #[test]
+    fn calls_are_timed_only_when_asked_for() {
+        let metrics = Metrics::new().unwrap();
+        let method = metrics.grpc().method("/etcdserverpb.KV/Put").unwrap();
+        method.took(Duration::from_secs(1));
+        assert!(!rendered(&metrics).contains("grpc_server_handling_seconds"));
+        metrics.time_calls().unwrap();
+        method.took(Duration::from_secs(1));
+        let line = r#"grpc_server_handling_seconds_count{grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1"#;
+        assert!(rendered(&metrics).contains(line));
     }
 
     #[test]

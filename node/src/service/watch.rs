@@ -113,6 +113,8 @@ pub struct Session<S> {
     ticks: Interval,
     /// Resolves when this side must end the stream.
     cut: Pin<Box<dyn Future<Output = Failure> + Send>>,
+    /// The client sends no further requests.
+    asked_all: bool,
     over: bool,
 }
 
@@ -143,16 +145,18 @@ where
         let cut = cut(require_leader.then(|| member.clone()), patience, stopping);
         let stream = member.watch_hub().open();
         let ticks = ticks(settings.progress_interval);
-        Ok(Self { requests, stream, watching: HashMap::new(), next_id: 0, ticks, cut: Box::pin(cut), over: false })
+        let (watching, cut) = (HashMap::new(), Box::pin(cut));
+        Ok(Self { requests, stream, watching, next_id: 0, ticks, cut, asked_all: false, over: false })
     }
 
-    /// The next answer; `None` when the client has ended the stream. After an error there is nothing more.
+    /// The next answer. After an error there is nothing more. A client that sends no further requests goes on hearing of
+    /// its watchers, as etcd's do: the gateway's clients are such; it ends the stream by dropping it.
     pub async fn next(&mut self) -> Option<Result<Answer, End<E>>> {
         while !self.over {
             tokio::select! {
                 failure = &mut self.cut => return Some(Err(self.end(failure.into()))),
-                request = self.requests.next() => match request {
-                    None => self.over = true,
+                request = self.requests.next(), if !self.asked_all => match request {
+                    None => self.asked_all = true,
                     Some(Err(error)) => {
                         self.over = true;
                         return Some(Err(End::Client(error)));

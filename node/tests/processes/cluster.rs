@@ -320,7 +320,7 @@ fn tail(log: &Path) -> String {
 }
 
 /// A port below those that the system gives to outgoing connections: one of these could take it before the member listens.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static TAKEN: AtomicU32 = AtomicU32::new(0);
     let begin = std::process::id().wrapping_mul(7_919);
     loop {

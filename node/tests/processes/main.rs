@@ -9,6 +9,8 @@ mod writer;
 mod damage;
 mod failpoints;
 mod faults;
+mod flags;
+mod gateway;
 mod kv;
 mod maintenance;
 mod membership;

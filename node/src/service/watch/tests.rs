@@ -273,11 +273,17 @@ async fn a_stream_that_requires_a_leader_is_refused_or_cut_without_one_and_other
 }
 
 #[tokio::test]
-async fn the_session_ends_with_its_client_and_with_the_process() {
-    let mut ended = scene();
-    ended.requests = None;
-    assert_eq!(ended.next().await, None);
+async fn a_client_that_asks_nothing_more_still_hears() {
+    let mut scene = scene();
+    scene.create("a", |_| {});
+    scene.requests = None;
+    assert_eq!(scene.told().await, "0 at 5 created");
+    scene.hub.publish(&[put("a", 6)]);
+    assert!(scene.told().await.starts_with("0 at 6"), "the event comes");
+}
 
+#[tokio::test]
+async fn the_session_ends_with_its_client_and_with_the_process() {
     let mut broken = scene();
     broken.requests.as_ref().expect("open").unbounded_send(Err("reset")).expect("the session listens");
     assert_eq!(broken.next().await, Some(Err(End::Client("reset"))));

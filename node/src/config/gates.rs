@@ -1,0 +1,193 @@
+//! etcd's feature gates: which there are, whether they are on, and why none of them changes anything here. They are
+//! accepted, checked as etcd checks them, and published as metrics, because manifests and dashboards name them.
+
+use std::collections::BTreeMap;
+
+use super::sources::Raw;
+use super::{ConfigError, flags, invalid};
+
+/// One gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gate {
+    /// Its name.
+    pub name: &'static str,
+    /// `ALPHA` or `BETA`, as its metric says.
+    pub stage: &'static str,
+    /// Whether it is on when nothing is said.
+    pub default: bool,
+    /// The flag of etcd 3.5 that became the gate.
+    flag: Option<&'static str>,
+    /// Why it changes nothing.
+    reason: &'static str,
+}
+
+/// Every gate of etcd 3.6, and those that 3.7 added.
+pub const GATES: [Gate; 9] = [
+    Gate {
+        name: "CompactHashCheck",
+        stage: "ALPHA",
+        default: false,
+        flag: Some("experimental-compact-hash-check-enabled"),
+        reason: "members do not compare their data by themselves",
+    },
+    Gate {
+        name: "FastLeaseKeepAlive",
+        stage: "BETA",
+        default: true,
+        flag: None,
+        reason: "a lease is kept alive the same way with and without it",
+    },
+    Gate {
+        name: "InitialCorruptCheck",
+        stage: "ALPHA",
+        default: false,
+        flag: Some("experimental-initial-corrupt-check"),
+        reason: "members do not compare their data by themselves",
+    },
+    Gate {
+        name: "LeaseCheckpoint",
+        stage: "ALPHA",
+        default: false,
+        flag: Some("experimental-enable-lease-checkpoint"),
+        reason: "the time that leases have left survives a change of the leader always",
+    },
+    Gate {
+        name: "LeaseCheckpointPersist",
+        stage: "ALPHA",
+        default: false,
+        flag: Some("experimental-enable-lease-checkpoint-persist"),
+        reason: "the time that leases have left survives a change of the leader always",
+    },
+    Gate {
+        name: "PriorityRequest",
+        stage: "ALPHA",
+        default: false,
+        flag: None,
+        reason: "all requests wait in the same order",
+    },
+    Gate {
+        name: "SetMemberLocalAddr",
+        stage: "ALPHA",
+        default: false,
+        flag: None,
+        reason: "the system chooses the address that peers are dialled from",
+    },
+    Gate {
+        name: "StopGRPCServiceOnDefrag",
+        stage: "ALPHA",
+        default: false,
+        flag: Some("experimental-stop-grpc-service-on-defrag"),
+        reason: "defragmentation stops nobody",
+    },
+    Gate {
+        name: "TxnModeWriteWithSharedBuffer",
+        stage: "BETA",
+        default: true,
+        flag: Some("experimental-txn-mode-write-with-shared-buffer"),
+        reason: "transactions have no buffer to share",
+    },
+];
+
+/// Which gates are on.
+pub type Gates = BTreeMap<&'static str, bool>;
+
+/// Reads `--feature-gates` and the flags that became gates. Each gate that is set to what it is not by default adds a
+/// warning to `warnings`.
+///
+/// # Errors
+/// `Usage` for a gate that does not exist or has no value; `Invalid` for one that is set in both ways, or without the one
+/// that it needs.
+pub(super) fn read(raw: &Raw, warnings: &mut Vec<String>) -> Result<Gates, ConfigError> {
+    let text = raw.text("feature-gates");
+    let given = parse(text)?;
+    let mut gates: Gates = GATES.iter().map(|gate| (gate.name, gate.default)).collect();
+    for (name, on) in &given {
+        set(&mut gates, name, *on);
+    }
+    for gate in GATES {
+        let Some(flag) = gate.flag.filter(|flag| raw.is_set(flag)) else { continue };
+        let on = raw.boolean(flag)?;
+        if let Some((name, value)) = given.iter().find(|(name, _)| *name == gate.name) {
+            let new = format!("--feature-gates={name}={value}");
+            return Err(invalid(format!(
+                "cannot specify both flags: --{flag}={on} and {new} at the same time, please just use {new}"
+            )));
+        }
+        gates.insert(gate.name, on);
+    }
+    if gates["LeaseCheckpointPersist"] && !gates["LeaseCheckpoint"] {
+        let text = "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint";
+        return Err(invalid(text));
+    }
+    let changed = GATES.iter().filter(|gate| gates[gate.name] != gate.default);
+    warnings.extend(changed.map(|gate| format!("feature gate {} has no effect: {}", gate.name, gate.reason)));
+    Ok(gates)
+}
+
+/// `AllAlpha` and `AllBeta` stand for all of a stage.
+fn set(gates: &mut Gates, name: &str, on: bool) {
+    let matches = |gate: &Gate| match name {
+        "AllAlpha" => gate.stage == "ALPHA",
+        "AllBeta" => gate.stage == "BETA",
+        name => gate.name == name,
+    };
+    gates.extend(GATES.iter().filter(|gate| matches(gate)).map(|gate| (gate.name, on)));
+}
+
+/// `Gate=true,Gate=false`.
+fn parse(text: &str) -> Result<Vec<(&str, bool)>, ConfigError> {
+    let wrong = |what: String| ConfigError::Usage(format!("invalid value {text:?} for flag -feature-gates: {what}"));
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts
+        .map(|part| {
+            let (name, value) = part.split_once('=').ok_or_else(|| wrong(format!("missing bool value for {part}")))?;
+            let (name, value) = (name.trim(), value.trim());
+            let known = matches!(name, "AllAlpha" | "AllBeta") || GATES.iter().any(|gate| gate.name == name);
+            if !known {
+                return Err(wrong(format!("unrecognized feature gate: {name}")));
+            }
+            let on = flags::boolean(value).ok_or_else(|| wrong(format!("invalid value of {name}={value}")))?;
+            Ok((name, on))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sources::{Merged, merge};
+    use super::*;
+
+    fn gates(args: &[&str]) -> Result<(Gates, Vec<String>), ConfigError> {
+        let args = ["balsa"].iter().chain(args).map(|arg| (*arg).to_owned());
+        let Merged::Values(raw) = merge(args, [])? else { panic!("values") };
+        let mut warnings = Vec::new();
+        read(&raw, &mut warnings).map(|gates| (gates, warnings))
+    }
+
+    #[test]
+    fn a_gate_is_set_by_its_name_or_by_the_flag_it_was() {
+        let (gates_of_none, warnings) = gates(&[]).unwrap();
+        assert!(gates_of_none["TxnModeWriteWithSharedBuffer"] && !gates_of_none["CompactHashCheck"]);
+        assert!(warnings.is_empty());
+        for args in ["--feature-gates=CompactHashCheck=true", "--experimental-compact-hash-check-enabled"] {
+            let (gates, warnings) = gates(&[args]).unwrap();
+            assert!(gates["CompactHashCheck"], "{args}");
+            assert_eq!(warnings.len(), 1, "{warnings:?}");
+        }
+        let (all, _) = gates(&["--feature-gates=AllAlpha=true,StopGRPCServiceOnDefrag=false"]).unwrap();
+        assert!(all["LeaseCheckpointPersist"] && !all["StopGRPCServiceOnDefrag"]);
+    }
+
+    #[test]
+    fn what_etcd_refuses_is_refused() {
+        for (args, code) in [
+            (&["--feature-gates=Foo=true"][..], 2),
+            (&["--feature-gates=CompactHashCheck"], 2),
+            (&["--feature-gates=CompactHashCheck=maybe"], 2),
+            (&["--feature-gates=LeaseCheckpointPersist=true"], 1),
+            (&["--feature-gates=CompactHashCheck=true", "--experimental-compact-hash-check-enabled=true"], 1),
+        ] {
+            assert_eq!(gates(args).unwrap_err().exit_code(), code, "{args:?}");
+        }
+    }
+}
