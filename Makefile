@@ -14,6 +14,7 @@ BIN := $(CARGO_TARGET_DIR)/debug
 # compiles the dependencies once more.
 CARGO := cargo
 SCENARIO ?=
+CLIENT ?=
 
 .PHONY: help
 help: ## Show this list
@@ -58,6 +59,11 @@ differential: build ## The same drawn requests to etcd and to Balsa, all answers
 	@e2e/install etcd
 	$(BIN)/balsa-differential --etcd $(BALSA_CACHE)/bin/etcd
 	$(BIN)/balsa-differential --etcd $(BALSA_CACHE)/bin/etcd-3.7
+
+.PHONY: clients
+clients: build ## Real clients in several languages against a local cluster of 3; CLIENT=name runs one
+	@e2e/install etcd clients
+	$(BIN)/balsa-clients $(CLIENT)
 
 .PHONY: e2e
 e2e: images ## End-to-end scenarios on Kubernetes; SCENARIO=name runs one

@@ -4,8 +4,10 @@
 //! Owns scenarios, the writer and the way to the API server. It must not know the inside of the node or of the operator:
 //! it sees what a user sees.
 
+pub mod clients;
 pub mod cluster;
 pub mod differential;
+pub mod local;
 pub mod report;
 pub mod scenarios;
 pub mod writer;

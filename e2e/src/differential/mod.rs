@@ -9,7 +9,6 @@ pub mod generate;
 pub mod lockstep;
 pub mod reply;
 pub mod revision;
-pub mod server;
 pub mod shrink;
 pub mod side;
 pub mod step;

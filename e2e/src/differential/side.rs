@@ -12,9 +12,9 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use super::reply::{Identity, Reply};
-use super::server::Server;
 use super::step::Step;
 use super::streams::{MAX_MESSAGE_BYTES, PATIENCE, Streams};
+use crate::local::Server;
 
 /// A server with its clients.
 pub struct Side {
@@ -35,14 +35,14 @@ impl Side {
     /// # Errors
     /// It does not start.
     pub async fn start(name: &str, program: &Path) -> anyhow::Result<Self> {
-        let server = Server::start(name, program).await?;
-        let channel = || server.channel.clone();
+        let server = Server::alone(name, program).await?;
+        let channel = server.channel()?;
         Ok(Self {
-            streams: Streams::new(channel()),
+            streams: Streams::new(channel.clone()),
             identity: Identity::default(),
-            kv: KvClient::new(channel()).max_decoding_message_size(MAX_MESSAGE_BYTES),
-            maintenance: MaintenanceClient::new(channel()),
-            cluster: ClusterClient::new(channel()),
+            kv: KvClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            maintenance: MaintenanceClient::new(channel.clone()),
+            cluster: ClusterClient::new(channel.clone()),
             server,
         })
     }

@@ -1,0 +1,78 @@
+//! `balsa-clients [NAME...]`: real clients against a local cluster of three.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+use balsa_e2e::clients::{PROGRAMS, endpoints, etcdctl, rust};
+use balsa_e2e::local::Server;
+use clap::Parser;
+
+/// Members of the cluster.
+const MEMBERS: usize = 3;
+
+#[derive(Parser)]
+#[command(about = "Runs real clients against a local cluster of three, all without a name")]
+struct Args {
+    /// Which: etcdctl, rust, go, node, java.
+    names: Vec<String>,
+    /// Where `e2e/install` puts programs.
+    #[arg(long, env = "BALSA_CACHE")]
+    cache: Option<PathBuf>,
+    /// The server; the Balsa beside this program by default.
+    #[arg(long)]
+    server: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let home = || std::env::var("HOME").map(|home| Path::new(&home).join(".cache/balsa"));
+    let cache = match args.cache.clone() {
+        Some(cache) => cache,
+        None => home().context("neither BALSA_CACHE nor HOME is set")?,
+    };
+    let server = match args.server.clone() {
+        Some(server) => server,
+        None => std::env::current_exe()?.with_file_name("balsa"),
+    };
+    let (mut passed, mut failed) = (0, 0);
+    for name in ["etcdctl", "rust", "go", "node", "java"] {
+        if !args.names.is_empty() && !args.names.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        let started = Instant::now();
+        println!("--- {name}");
+        match run(name, &cache, &server).await {
+            Ok(()) => {
+                println!("--- {name}: passed, {} s", started.elapsed().as_secs());
+                passed += 1;
+            }
+            Err(error) => {
+                println!("--- {name}: FAILED: {error:?}");
+                failed += 1;
+            }
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn run(name: &str, cache: &Path, server: &Path) -> anyhow::Result<()> {
+    let members = Server::cluster("server", server, MEMBERS, &[]).await?;
+    let cluster = endpoints(&members);
+    match name {
+        "etcdctl" => {
+            let etcd = Server::cluster("etcd", &cache.join("bin/etcd"), MEMBERS, &[]).await?;
+            let lines = etcdctl::compare(cache, &endpoints(&etcd), &cluster).await?;
+            println!("{lines} commands");
+            Ok(())
+        }
+        "rust" => rust::run(&cluster).await,
+        other => {
+            let program = PROGRAMS.iter().find(|program| program.name == other).context("no such client")?;
+            program.run(cache, &cluster).await
+        }
+    }
+}

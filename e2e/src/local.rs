@@ -1,0 +1,161 @@
+//! Servers as plain processes on loopback, etcd or Balsa, with empty disks. They end with the value.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+
+/// How long a server may take to be ready.
+const START_BOUND: Duration = Duration::from_secs(60);
+
+/// A server.
+#[derive(Debug)]
+pub struct Server {
+    /// How it is called in reports.
+    pub name: String,
+    /// Where its clients go, `127.0.0.1:port`.
+    pub address: String,
+    program: PathBuf,
+    arguments: Vec<String>,
+    process: Option<Child>,
+    directory: TempDir,
+}
+
+impl Server {
+    /// Starts a cluster of one and waits until it serves. A short election timeout spares the second that it would wait
+    /// for nobody.
+    ///
+    /// # Errors
+    /// The program cannot be run, or does not get ready; the end of its log is in the text.
+    pub async fn alone(name: &str, program: &Path) -> anyhow::Result<Self> {
+        let fast = ["--heartbeat-interval=20", "--election-timeout=200"];
+        let mut cluster = Self::cluster(name, program, 1, &fast).await?;
+        cluster.pop().context("a cluster of one has one member")
+    }
+
+    /// Starts the members of a cluster, with further arguments for each, and waits until all serve.
+    ///
+    /// # Errors
+    /// As [`Server::alone`].
+    pub async fn cluster(name: &str, program: &Path, size: usize, more: &[&str]) -> anyhow::Result<Vec<Self>> {
+        let names: Vec<String> = (0..size).map(|index| format!("m{index}")).collect();
+        let ports = names.iter().map(|_| Ok((free_port()?, free_port()?))).collect::<anyhow::Result<Vec<_>>>()?;
+        let peer = |(name, (_, port)): (&String, &(u16, u16))| format!("{name}=http://127.0.0.1:{port}");
+        let all = names.iter().zip(&ports).map(peer).collect::<Vec<_>>().join(",");
+        let mut members = Vec::new();
+        for (own, (client, peer)) in names.into_iter().zip(ports) {
+            let directory = TempDir::new()?;
+            let name = format!("{name} {own}");
+            let mut arguments = arguments(&own, directory.path(), client, peer);
+            arguments.push(format!("--initial-cluster={all}"));
+            arguments.extend(more.iter().map(ToString::to_string));
+            let address = format!("127.0.0.1:{client}");
+            let mut member = Self { name, address, program: program.to_owned(), arguments, process: None, directory };
+            member.start()?;
+            members.push(member);
+        }
+        for member in &mut members {
+            member.wait_until_ready().await?;
+        }
+        Ok(members)
+    }
+
+    /// Starts it, again on its disk if it ran before.
+    ///
+    /// # Errors
+    /// The program cannot be run.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let log = std::fs::File::options().create(true).append(true).open(self.log_path())?;
+        let process = Command::new(&self.program)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot run {}", self.program.display()))?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// kill -9, and the corpse is collected.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    /// A connection that opens with its first use.
+    ///
+    /// # Errors
+    /// None that could happen with an address of ours.
+    pub fn channel(&self) -> anyhow::Result<Channel> {
+        Ok(Endpoint::from_shared(format!("http://{}", self.address))?.connect_lazy())
+    }
+
+    async fn wait_until_ready(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + START_BOUND;
+        // The text that etcd prints once the member has joined; drivers wait for it, so Balsa prints it too.
+        while !self.log().contains("ready to serve client requests") {
+            if !self.is_running() {
+                bail!("{} has ended:\n{}", self.name, self.log_end());
+            }
+            if Instant::now() > deadline {
+                bail!("{} is not ready:\n{}", self.name, self.log_end());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// Whether the process runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| matches!(process.try_wait(), Ok(None)))
+    }
+
+    /// The process id, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
+    /// The last lines of the log.
+    pub fn log_end(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn arguments(name: &str, directory: &Path, client: u16, peer: u16) -> Vec<String> {
+    let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+    vec![
+        format!("--name={name}"),
+        format!("--data-dir={}", directory.join("data").display()),
+        format!("--listen-client-urls={client}"),
+        format!("--advertise-client-urls={client}"),
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+    ]
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
