@@ -50,7 +50,7 @@ async fn main() -> anyhow::Result<ExitCode> {
                 passed += 1;
             }
             Err(error) => {
-                println!("--- {name}: FAILED: {error:?}");
+                println!("--- {name}: FAILED: {error:#}");
                 failed += 1;
             }
         }

@@ -42,6 +42,18 @@ pub const TABLE: &[Row] = &[
         "not sent",
         "when the key is one that the transaction has deleted, etcd's process ends; Balsa puts it without value and lease",
     ),
+    ("leases: ids that the server draws", "that there is one", "they are random"),
+    ("LeaseTimeToLive: `TTL`", "whether there is one", "time passes"),
+    (
+        "LeaseTimeToLive: order of `keys`; LeaseLeases: order",
+        "in order of keys, of ids",
+        "etcd's orders are that of a map and that of expiry",
+    ),
+    (
+        "messages that do not decode, unknown methods, messages beyond the limit",
+        "the code",
+        "the texts are those of the gRPC library, which clients do not match",
+    ),
     ("MemberList: ports in URLs", "the rest of the URL", "two processes on one machine"),
     (
         "order of pairs with equal sort values, when more than 12 are sorted",

@@ -7,6 +7,7 @@
 pub mod allowed;
 pub mod generate;
 pub mod lockstep;
+pub mod raw;
 pub mod reply;
 pub mod revision;
 pub mod shrink;

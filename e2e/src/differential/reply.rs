@@ -34,6 +34,18 @@ pub enum Reply {
     HashKv(pb::HashKvResponse),
     /// Of Cluster.MemberList
     MemberList(pb::MemberListResponse),
+    /// Of Lease.LeaseGrant
+    LeaseGrant(pb::LeaseGrantResponse),
+    /// Of Lease.LeaseRevoke
+    LeaseRevoke(pb::LeaseRevokeResponse),
+    /// Of Lease.LeaseKeepAlive
+    LeaseKeepAlive(pb::LeaseKeepAliveResponse),
+    /// Of Lease.LeaseTimeToLive
+    LeaseTimeToLive(pb::LeaseTimeToLiveResponse),
+    /// Of Lease.LeaseLeases
+    LeaseLeases(pb::LeaseLeasesResponse),
+    /// Of a raw message that was taken for a request: how it ended.
+    Raw(Code),
     /// The call failed.
     Failed {
         /// With this code,
@@ -54,6 +66,7 @@ impl Reply {
             Reply::DeleteRange(reply) => &reply.header,
             Reply::Txn(reply) => &reply.header,
             Reply::Compact(reply) => &reply.header,
+            Reply::LeaseRevoke(reply) => &reply.header,
             _ => &None,
         };
         header.as_ref().map_or(0, |header| header.revision)
@@ -93,7 +106,23 @@ impl Identity {
             Reply::Status(reply) => self.status(reply),
             Reply::HashKv(reply) => self.hash_kv(reply),
             Reply::MemberList(reply) => self.member_list(reply),
-            Reply::Progress(_) | Reply::Failed { .. } | Reply::Silent => {}
+            Reply::LeaseGrant(reply) => {
+                self.header(&mut reply.header);
+                reply.id = named_lease(reply.id);
+            }
+            Reply::LeaseRevoke(reply) => self.header(&mut reply.header),
+            Reply::LeaseKeepAlive(reply) => self.header(&mut reply.header),
+            Reply::LeaseTimeToLive(reply) => {
+                self.header(&mut reply.header);
+                reply.ttl = reply.ttl.min(1);
+                reply.keys.sort();
+            }
+            Reply::LeaseLeases(reply) => {
+                self.header(&mut reply.header);
+                reply.leases.retain(|lease| named_lease(lease.id) != 0);
+                reply.leases.sort_by_key(|lease| lease.id);
+            }
+            Reply::Progress(_) | Reply::Raw(_) | Reply::Failed { .. } | Reply::Silent => {}
         }
         reply
     }
@@ -157,6 +186,13 @@ impl Identity {
             }
         }
     }
+}
+
+/// Ids up to here are the sequence's, others were drawn by the server.
+const NAMED_LEASES: i64 = 1_000_000;
+
+fn named_lease(id: i64) -> i64 {
+    if (1..=NAMED_LEASES).contains(&id) { id } else { 0 }
 }
 
 fn own(known: &mut u64, id: &mut u64) {

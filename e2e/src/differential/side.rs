@@ -5,12 +5,14 @@ use std::path::Path;
 use balsa_proto::etcdserverpb as pb;
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
+use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
 use pb::watch_request::RequestUnion;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
+use super::raw::RawClient;
 use super::reply::{Identity, Reply};
 use super::step::Step;
 use super::streams::{MAX_MESSAGE_BYTES, PATIENCE, Streams};
@@ -27,6 +29,8 @@ pub struct Side {
     kv: KvClient<Channel>,
     maintenance: MaintenanceClient<Channel>,
     cluster: ClusterClient<Channel>,
+    lease: LeaseClient<Channel>,
+    raw: RawClient,
 }
 
 impl Side {
@@ -43,6 +47,8 @@ impl Side {
             kv: KvClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             maintenance: MaintenanceClient::new(channel.clone()),
             cluster: ClusterClient::new(channel.clone()),
+            lease: LeaseClient::new(channel.clone()),
+            raw: RawClient::new(channel.clone()),
             server,
         })
     }
@@ -64,7 +70,28 @@ impl Side {
             Step::Status => answer(self.maintenance.status(pb::StatusRequest {}).await, Reply::Status),
             Step::HashKv(request) => answer(self.maintenance.hash_kv(request).await, Reply::HashKv),
             Step::MemberList(request) => answer(self.cluster.member_list(request).await, Reply::MemberList),
+            Step::LeaseGrant(request) => answer(self.lease.lease_grant(request).await, Reply::LeaseGrant),
+            Step::LeaseRevoke(request) => answer(self.lease.lease_revoke(request).await, Reply::LeaseRevoke),
+            Step::LeaseKeepAlive(request) => self.keep_alive(request).await,
+            Step::LeaseTimeToLive(request) => {
+                answer(self.lease.lease_time_to_live(request).await, Reply::LeaseTimeToLive)
+            }
+            Step::LeaseLeases => answer(self.lease.lease_leases(pb::LeaseLeasesRequest {}).await, Reply::LeaseLeases),
+            Step::Raw { path, body } => Reply::Raw(self.raw.call(path, body).await),
             Step::Watch { stream, request } => self.streams.stream(stream).await.ask(request).await,
+        }
+    }
+
+    async fn keep_alive(&mut self, request: pb::LeaseKeepAliveRequest) -> Reply {
+        let requests = tokio_stream::iter([request]);
+        let mut answers = match self.lease.lease_keep_alive(requests).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => return failed(&status),
+        };
+        match answers.message().await {
+            Ok(Some(reply)) => Reply::LeaseKeepAlive(reply),
+            Ok(None) => Reply::Silent,
+            Err(status) => failed(&status),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use balsa_proto::etcdserverpb as pb;
+use bytes::Bytes;
 
 /// One request.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +33,23 @@ pub enum Step {
     HashKv(pb::HashKvRequest),
     /// Cluster.MemberList
     MemberList(pb::MemberListRequest),
+    /// Lease.LeaseGrant
+    LeaseGrant(pb::LeaseGrantRequest),
+    /// Lease.LeaseRevoke
+    LeaseRevoke(pb::LeaseRevokeRequest),
+    /// Lease.LeaseKeepAlive: a stream of one request.
+    LeaseKeepAlive(pb::LeaseKeepAliveRequest),
+    /// Lease.LeaseTimeToLive
+    LeaseTimeToLive(pb::LeaseTimeToLiveRequest),
+    /// Lease.LeaseLeases
+    LeaseLeases,
+    /// Any bytes to any method.
+    Raw {
+        /// The method's path.
+        path: &'static str,
+        /// The message.
+        body: Bytes,
+    },
 }
 
 impl fmt::Display for Step {

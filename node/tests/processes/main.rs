@@ -19,3 +19,4 @@ mod restart;
 mod settings;
 mod snapshot;
 mod trace;
+mod unread;

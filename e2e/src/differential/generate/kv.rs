@@ -56,9 +56,8 @@ impl Draw {
             }
         }
         request.ignore_lease = self.chance(10);
-        if self.chance(3) {
-            // No such lease.
-            request.lease = self.pick(&[777, -1, i64::MAX]);
+        if self.chance(20) {
+            request.lease = self.lease_id();
         }
         request
     }

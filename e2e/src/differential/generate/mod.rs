@@ -3,7 +3,9 @@
 //!
 //! One file per service; each draws messages and knows nothing of what a server answers.
 
+mod bad;
 mod kv;
+mod lease;
 mod maintenance;
 mod txn;
 mod watch;
@@ -27,9 +29,11 @@ impl Draw {
     fn step(&mut self) -> Step {
         match self.0.u32(0..1000) {
             0..240 => Step::Range(self.range()),
-            240..460 => Step::Put(self.put()),
-            460..530 => Step::DeleteRange(self.delete_range()),
-            530..770 => Step::Txn(self.txn()),
+            240..430 => Step::Put(self.put()),
+            430..450 => self.raw(),
+            450..530 => Step::DeleteRange(self.delete_range()),
+            530..720 => Step::Txn(self.txn()),
+            720..770 => self.lease(),
             770..790 => Step::Compact(self.compaction()),
             790..960 => self.watch(),
             960..970 => Step::Status,

@@ -95,7 +95,7 @@ impl Draw {
             } else {
                 Default::default()
             }),
-            87..95 => TargetUnion::Lease(self.pick(&[0, 0, 777])),
+            87..95 => TargetUnion::Lease(if self.chance(50) { 0 } else { self.lease_id() }),
             _ => return None,
         })
     }
