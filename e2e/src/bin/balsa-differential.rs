@@ -1,15 +1,18 @@
 //! `balsa-differential`: sends drawn requests to etcd and to Balsa and says where they differ.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use balsa_e2e::differential::generate::sequence;
 use balsa_e2e::differential::lockstep::{Difference, Programs, run};
+use balsa_e2e::differential::reply::Reply;
 use balsa_e2e::differential::shrink::shrink;
+use balsa_e2e::differential::side::Side;
 use balsa_e2e::differential::step::Step;
 use clap::Parser;
+use tonic::Code;
 
 /// Requests of one sequence, which has processes of its own. Longer ones find little more and shrink slowly.
 const SEQUENCE: usize = 1000;
@@ -41,10 +44,14 @@ async fn main() -> anyhow::Result<ExitCode> {
     let programs = Programs { etcd: args.etcd.clone(), balsa: args.balsa.clone().unwrap_or(beside) };
     let first = args.seed.unwrap_or_else(new_seed);
     let started = Instant::now();
+    let leases = serves_leases(&programs.balsa).await?;
+    if !leases {
+        println!("differential: this Balsa serves no leases, so none are drawn");
+    }
     println!("differential: {} requests from seed {first}, against {}", args.requests, args.etcd.display());
     for (index, from) in (0..args.requests).step_by(SEQUENCE).enumerate() {
         let seed = first.wrapping_add(index as u64);
-        let steps = sequence(seed, SEQUENCE.min(args.requests - from));
+        let steps = sequence(seed, SEQUENCE.min(args.requests - from), leases);
         if let Some(difference) = run(&programs, &steps).await.with_context(|| format!("seed {seed}"))? {
             println!("differential: seed {seed} differs (again with BALSA_SEED={seed})\n{difference}");
             report(&programs, steps, &difference, Duration::from_secs(args.shrink)).await?;
@@ -53,6 +60,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     }
     println!("differential: no difference in {} requests, {} s", args.requests, started.elapsed().as_secs());
     Ok(ExitCode::SUCCESS)
+}
+
+async fn serves_leases(balsa: &Path) -> anyhow::Result<bool> {
+    let reply = Side::start("balsa", balsa).await?.send(&Step::LeaseLeases).await;
+    Ok(!matches!(reply, Reply::Failed { code: Code::Unimplemented, .. }))
 }
 
 fn new_seed() -> u64 {

@@ -42,6 +42,11 @@ pub const TABLE: &[Row] = &[
         "not sent",
         "when the key is one that the transaction has deleted, etcd's process ends; Balsa puts it without value and lease",
     ),
+    (
+        "a put in a transaction that keeps the value of a missing key and names a missing lease",
+        "not sent",
+        "etcd 3.6 says that the key is missing, later ones and Balsa that the lease is",
+    ),
     ("leases: ids that the server draws", "that there is one", "they are random"),
     ("LeaseTimeToLive: `TTL`", "whether there is one", "time passes"),
     (

@@ -16,14 +16,14 @@ use fastrand::Rng;
 use super::revision::{compacted, current};
 use super::step::Step;
 
-/// A sequence of `length` steps.
-pub fn sequence(seed: u64, length: usize) -> Vec<Step> {
-    let mut draw = Draw(Rng::with_seed(seed));
+/// A sequence of `length` steps; without `leases` none of its steps makes one.
+pub fn sequence(seed: u64, length: usize, leases: bool) -> Vec<Step> {
+    let mut draw = Draw(Rng::with_seed(seed), leases);
     (0..length).map(|_| draw.step()).collect()
 }
 
-/// The source of all choices.
-struct Draw(Rng);
+/// The source of all choices, and whether there are leases.
+struct Draw(Rng, bool);
 
 impl Draw {
     fn step(&mut self) -> Step {
@@ -115,9 +115,9 @@ mod tests {
 
     #[test]
     fn a_seed_is_a_sequence() {
-        assert_eq!(sequence(7, 500), sequence(7, 500));
-        assert_ne!(sequence(7, 500), sequence(8, 500));
-        assert_eq!(sequence(7, 500)[..100], sequence(7, 100)[..]);
+        assert_eq!(sequence(7, 500, true), sequence(7, 500, true));
+        assert_ne!(sequence(7, 500, true), sequence(8, 500, true));
+        assert_eq!(sequence(7, 500, true)[..100], sequence(7, 100, true)[..]);
     }
 
     #[test]

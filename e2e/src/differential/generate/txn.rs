@@ -54,12 +54,19 @@ impl Draw {
         let kind = if reads { 0 } else { self.0.u32(0..100) };
         op(match kind {
             0..35 => Request::RequestRange(self.range()),
-            35..70 => Request::RequestPut(self.put()),
+            35..70 => Request::RequestPut(self.put_in_txn()),
             70..85 => Request::RequestDeleteRange(self.delete_range()),
             85..99 if depth > 0 => Request::RequestTxn(self.txn_of_depth(depth - 1)),
-            85..99 => Request::RequestPut(self.put()),
+            85..99 => Request::RequestPut(self.put_in_txn()),
             _ => return pb::RequestOp { request: None },
         })
+    }
+
+    /// When both the key and the lease are missing, etcd 3.6 names another of them than 3.7 does.
+    fn put_in_txn(&mut self) -> pb::PutRequest {
+        let mut put = self.put();
+        put.ignore_value &= put.lease == 0;
+        put
     }
 
     fn compare(&mut self) -> pb::Compare {
