@@ -86,8 +86,7 @@ async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> 
     let services = Services::new(member.clone(), metrics, config);
 
     let mut listeners = Listeners::new(config.http2);
-    let client = services.client_routes().map_err(failed)?;
-    let client_http = services.client_http_routes().map_err(failed)?;
+    let (client, client_http) = services.client_routes().map_err(failed)?;
     listeners.serve(&config.listen_metrics_urls, &services.metrics_routes(), Closing::AtExit).map_err(failed)?;
     listeners.serve(&config.listen_peer_urls, &services.peer_routes(), Closing::AtExit).map_err(failed)?;
     listeners.serve(&config.listen_client_http_urls, &client_http, Closing::Gracefully).map_err(failed)?;

@@ -107,25 +107,18 @@ impl Services {
         Self { member, metrics, max_request_bytes, watch, data_dir, access, gateway, split_http, slow_call }
     }
 
-    /// gRPC and HTTP of the client port; gRPC alone when HTTP has a port of its own.
+    /// What the client port serves, and what the port of plain HTTP does if there is one: then the former is gRPC alone.
     ///
     /// # Errors
     /// Reflection or the gateway cannot be built from the contract's descriptors.
-    pub fn client_routes(&self) -> Result<Routes, BuildError> {
+    pub fn client_routes(&self) -> Result<(Routes, Routes), BuildError> {
         let grpc = self.grpc()?;
-        if self.split_http {
-            return Ok(grpc.fallback(|request| not_grpc(None, request)).into());
-        }
         let http = self.plain_http(grpc.clone())?;
-        Ok(grpc.fallback_service(http).into())
-    }
-
-    /// HTTP of the client port, for a port of its own.
-    ///
-    /// # Errors
-    /// See [`Services::client_routes`].
-    pub fn client_http_routes(&self) -> Result<Routes, BuildError> {
-        Ok(self.plain_http(self.grpc()?)?.into())
+        let client = match self.split_http {
+            true => grpc.fallback(|request| not_grpc(None, request)),
+            false => grpc.fallback_service(http.clone()),
+        };
+        Ok((client.into(), http.into()))
     }
 
     /// The services of the client port.
