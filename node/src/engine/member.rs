@@ -155,6 +155,11 @@ impl Disk<'_> {
         known.into_iter().filter(|(id, _)| *id != self.marker.member_id).collect()
     }
 
+    /// The membership that the disk knows; empty on a joiner's.
+    pub(crate) fn membership(&self) -> &Membership {
+        self.machine.membership()
+    }
+
     /// The peer URLs of the other members.
     pub(crate) fn peer_urls(&self) -> Vec<String> {
         self.known_peers().into_iter().flat_map(|(_, urls)| urls).collect()

@@ -275,6 +275,7 @@ impl Node {
         }
         let disk = member::open(&self.config, &marker)?;
         check_not_removed(&marker, &ask(&disk.peer_urls()).await)?;
+        check_place(&marker, disk.membership(), &self.config)?;
         let handle = disk.start(&self.fatal)?;
         tokio::spawn(publish(handle.clone(), self.config.name.clone(), self.config.client_urls.clone()));
         tokio::spawn(notice_removal(handle.clone(), marker.clone(), self.fatal.clone()));
@@ -437,6 +438,21 @@ fn check_not_removed(marker: &Marker, answers: &[MembersResponse]) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// A disk that was put into another member's place would make two processes one member. Only what the disk itself knows is
+/// looked at: a member that moves to new URLs is told so by the cluster before it starts there.
+fn check_place(marker: &Marker, membership: &Membership, config: &NodeConfig) -> Result<(), StartError> {
+    let elsewhere = |member: &&Member| member.id != marker.member_id && overlap(&member.peer_urls, &config.peer_urls);
+    let Some(other) = membership.members.iter().find(elsewhere) else { return Ok(()) };
+    Err(StartError::WrongDisk(format!(
+        "{} is the disk of member {:x}, but {} is where cluster {:x} has member {:x}",
+        config.data_dir.display(),
+        marker.member_id,
+        config.peer_urls.join(","),
+        marker.cluster_id,
+        other.id
+    )))
 }
 
 /// The marker of the member that the cluster lists at one of `own_urls`.

@@ -91,6 +91,31 @@ async fn a_log_without_its_manifest_ends_the_member() {
     cluster.members[cluster.leader().await].put("after", "v").await.expect("the others go on");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_disk_of_another_member_is_refused() {
+    let (mut cluster, victim, leader) = with_a_dead_follower().await;
+    let third = 3 - victim - leader;
+    cluster.members[third].kill();
+    let (one, other) = (cluster.members[victim].data.clone(), cluster.members[third].data.clone());
+    let aside = one.with_extension("aside");
+    for (from, to) in [(&one, &aside), (&other, &one), (&aside, &other)] {
+        std::fs::rename(from, to).expect("swapped");
+    }
+    for index in [victim, third] {
+        cluster.restart(index);
+        assert_eq!(cluster.members[index].wait_for_exit().code(), Some(72), "WrongDisk\n{}", cluster.logs());
+        assert!(cluster.members[index].log_text().contains("is the disk of member"), "{}", cluster.logs());
+    }
+    for (from, to) in [(&one, &aside), (&other, &one), (&aside, &other)] {
+        std::fs::rename(from, to).expect("swapped back");
+    }
+    for index in [victim, third] {
+        cluster.restart(index);
+        cluster.serves(index).await;
+    }
+    cluster.assert_hashes_agree().await;
+}
+
 /// One byte of every block of the data in the tables of the key space; what stands at their ends is left whole, so that
 /// they open.
 fn damage_tables(data: &Path) {

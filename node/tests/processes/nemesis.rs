@@ -20,6 +20,11 @@ const CLIENTS_OF_A_KEY: usize = 3;
 /// A call without an answer for this long is given up; what became of it is unknown.
 const CALL: Duration = Duration::from_secs(3);
 
+/// Faults of a plain run; `NEMESIS_ROUNDS` makes it longer.
+fn rounds() -> usize {
+    std::env::var("NEMESIS_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6)
+}
+
 struct Clients {
     stop: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<(usize, Vec<Op>)>>,
@@ -109,12 +114,12 @@ fn assert_linearizable(histories: &[Vec<Op>], cluster: &Cluster) {
 async fn registers_stay_registers_while_members_are_killed() {
     let mut cluster = Cluster::start(3).await;
     let clients = Clients::start(&cluster);
-    for turn in 0..6 {
+    for turn in 0..rounds() {
         tokio::time::sleep(Duration::from_millis(900)).await;
         // The leader twice as often as another.
         let victim = (cluster.leader().await + turn % 3 / 2) % 3;
         cluster.members[victim].kill();
-        tokio::time::sleep(Duration::from_millis(400 + 250 * turn as u64)).await;
+        tokio::time::sleep(Duration::from_millis(400 + 250 * (turn % 6) as u64)).await;
         cluster.restart(victim);
         cluster.serves(victim).await;
     }
@@ -133,7 +138,7 @@ async fn registers_stay_registers_while_members_are_cut_off() {
     network.note_processes(&cluster);
     cluster.leader().await;
     let clients = Clients::start(&cluster);
-    for turn in 0..6 {
+    for turn in 0..rounds() {
         tokio::time::sleep(Duration::from_millis(700)).await;
         let leader = cluster.leader().await;
         let other = (leader + 1) % 3;
@@ -157,7 +162,7 @@ async fn registers_stay_registers_while_members_are_cut_off() {
 async fn registers_stay_registers_while_leaders_stand_still() {
     let cluster = Cluster::start(3).await;
     let clients = Clients::start(&cluster);
-    for _ in 0..4 {
+    for _ in 0..rounds() {
         tokio::time::sleep(Duration::from_millis(700)).await;
         let leader = cluster.leader().await;
         cluster.members[leader].signal("STOP");
