@@ -123,7 +123,18 @@ impl Driver {
     }
 
     /// Runs until it is stopped or the disk fails.
+    ///
+    /// # Panics
+    /// As Raft does where it cannot go on. Then the disk is to blame if a read of it failed.
     pub(crate) fn run(mut self) {
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.turns()));
+        self.check_reads();
+        if let Err(panic) = ended {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    fn turns(&mut self) {
         if self.ports.status.read().membership.members.len() == 1 {
             // Nobody else can lead: no need to wait for a time-out.
             self.replica.campaign();
@@ -138,6 +149,7 @@ impl Driver {
             self.propose_queued();
             self.reads.issue(&mut self.replica, Instant::now());
             self.carry_out_batches();
+            self.check_reads();
             if self.broken {
                 return;
             }
@@ -408,6 +420,12 @@ impl Driver {
             if let Err(error) = self.carry_out(batch) {
                 self.fail(&error);
             }
+        }
+    }
+
+    fn check_reads(&mut self) {
+        if let Some(error) = self.replica.tail().take_failure() {
+            self.fail(&error);
         }
     }
 

@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::applier::{Applier, Work};
 use super::driver::{Driver, Ports};
-use super::fatal::Fatal;
+use super::fatal::{ExitCode, Fatal};
 use super::handle::{Handle, Shared};
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
@@ -178,9 +178,9 @@ impl Disk<'_> {
         let applier = self.applier(&parts, fatal, work);
         let keeping = parts.keeper.clone();
         *shared.threads.lock() = vec![
-            spawn("applier", &runtime, move || applier.run()),
-            spawn("driver", &runtime, move || driver.run()),
-            spawn("keeper", &runtime, move || keeping.run()),
+            spawn("applier", &runtime, fatal, move || applier.run()),
+            spawn("driver", &runtime, fatal, move || driver.run()),
+            spawn("keeper", &runtime, fatal, move || keeping.run()),
         ];
         let handle = Handle(Arc::new(shared));
         runtime.spawn(keep_read_index(handle.clone()));
@@ -335,15 +335,19 @@ async fn keep_read_index(handle: Handle) {
     }
 }
 
+/// A thread that the member cannot do without: when it panics, the process ends instead of standing half alive.
 fn spawn(
-    name: &str,
+    name: &'static str,
     runtime: &tokio::runtime::Handle,
+    fatal: &Fatal,
     body: impl FnOnce() + Send + 'static,
 ) -> std::thread::JoinHandle<()> {
-    let runtime = runtime.clone();
+    let (runtime, fatal) = (runtime.clone(), fatal.clone());
     let run = move || {
         let _entered = runtime.enter();
-        body();
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err() {
+            fatal.end(ExitCode::ExitFault, format!("the {name} of this member panicked; the lines before say where"));
+        }
     };
     match std::thread::Builder::new().name(name.to_owned()).spawn(run) {
         Ok(thread) => thread,

@@ -22,7 +22,7 @@ pub use log::{InitialState, LogStore, LogWrite, SnapshotPoint};
 
 /// What a store can fail with. A failed write is never retried: the process ends with a typed exit code, because
 /// nothing can be said of what the disk holds after it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StorageError {
     /// The disk is full or the device fails; `what` names the operation and the path.
     #[error("storage failed: {what}: {cause}")]

@@ -9,6 +9,7 @@ use crate::writer::Writers;
 
 const SIGABRT: Option<i32> = Some(6);
 const DISK_FAILED: Option<i32> = Some(74);
+const FAULT: Option<i32> = Some(75);
 
 /// Waits for a member to die at a failpoint.
 fn dies_at(cluster: &mut Cluster, index: usize, point: &str) {
@@ -181,6 +182,27 @@ async fn a_write_that_the_disk_refuses_ends_the_member() {
     }
     let history = writers.finish().await;
     history.check(&cluster).await;
+    cluster.assert_hashes_agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_without_one_of_its_threads_ends() {
+    let mut cluster = Cluster::start(3).await;
+    for point in ["raft-before-persist", "apply-before-write", "flush-before"] {
+        let index = cluster.leader().await;
+        cluster.members[index].kill();
+        cluster.restart_to_fail(index, &format!("{point}=panic"));
+        if point == "flush-before" {
+            cluster.serves(index).await;
+            cluster.members[index].signal("TERM");
+            cluster.members[index].wait_for_exit();
+        } else {
+            assert_eq!(cluster.members[index].wait_for_exit().code(), FAULT, "{point}\n{}", cluster.logs());
+        }
+        assert!(cluster.members[index].log_text().contains("of this member panicked"), "{}", cluster.logs());
+        cluster.restart(index);
+        cluster.serves(index).await;
+    }
     cluster.assert_hashes_agree().await;
 }
 

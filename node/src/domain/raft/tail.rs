@@ -1,13 +1,13 @@
 //! The log as Raft reads it: recent entries from memory, older ones through the [`LogStore`]. It writes nothing.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, StorageError as RaftStorageError};
 
-use crate::storage::{LogStore, SnapshotPoint};
+use crate::storage::{LogStore, SnapshotPoint, StorageError};
 
 /// Bytes of recent entries kept in memory. A follower that is further behind is served from the store.
 const CACHE_BYTES: usize = 32 << 20;
@@ -26,6 +26,8 @@ pub struct Tail<L> {
     available: Option<SnapshotPoint>,
     /// Raft asked for a snapshot that was not there.
     wanted: Cell<bool>,
+    /// The first read of the store that failed.
+    failure: RefCell<Option<StorageError>>,
 }
 
 impl<L: LogStore> Tail<L> {
@@ -42,6 +44,7 @@ impl<L: LogStore> Tail<L> {
             recent_bytes: 0,
             available: None,
             wanted: Cell::new(false),
+            failure: RefCell::new(None),
         })
     }
 
@@ -105,6 +108,18 @@ impl<L: LogStore> Tail<L> {
         self.wanted.take()
     }
 
+    /// A read of the store that failed, if one did. Raft takes it for entries that are not there, or panics: the caller
+    /// must end.
+    pub fn take_failure(&self) -> Option<StorageError> {
+        self.failure.take()
+    }
+
+    /// A failing store has no place in Raft's errors.
+    fn failed(&self, error: StorageError) -> raft::Error {
+        self.failure.borrow_mut().get_or_insert_with(|| error.clone());
+        raft::Error::Store(RaftStorageError::Other(Box::new(error)))
+    }
+
     fn recent_from(&self, low: u64, high: u64, max_bytes: u64) -> Option<Vec<Entry>> {
         let first = self.recent.front()?.index;
         if low < first || high > self.last_index + 1 {
@@ -124,11 +139,6 @@ impl<L: LogStore> Tail<L> {
 /// What an entry counts in memory.
 fn weight(entry: &Entry) -> usize {
     entry.data.len() + entry.context.len() + 48
-}
-
-/// A failing store has no place in Raft's errors: Raft ends the process with this text.
-fn failed(error: crate::storage::StorageError) -> raft::Error {
-    raft::Error::Store(RaftStorageError::Other(Box::new(error)))
 }
 
 impl<L: LogStore> raft::Storage for Tail<L> {
@@ -152,7 +162,7 @@ impl<L: LogStore> raft::Storage for Tail<L> {
         let max_bytes = max_size.into().unwrap_or(u64::MAX);
         match self.recent_from(low, high, max_bytes) {
             Some(entries) => Ok(entries),
-            None => self.store.entries(low, high, max_bytes).map_err(failed),
+            None => self.store.entries(low, high, max_bytes).map_err(|error| self.failed(error)),
         }
     }
 
@@ -170,7 +180,7 @@ impl<L: LogStore> raft::Storage for Tail<L> {
         if let Some(entry) = index.checked_sub(first).and_then(|offset| self.recent.get(offset as usize)) {
             return Ok(entry.term);
         }
-        let entries = self.store.entries(index, index + 1, u64::MAX).map_err(failed)?;
+        let entries = self.store.entries(index, index + 1, u64::MAX).map_err(|error| self.failed(error))?;
         entries.first().map(|entry| entry.term).ok_or(raft::Error::Store(RaftStorageError::Unavailable))
     }
 
@@ -204,4 +214,30 @@ pub fn metadata_only(point: &SnapshotPoint) -> Snapshot {
     metadata.term = point.term;
     metadata.set_conf_state(point.conf_state.clone());
     snapshot
+}
+
+#[cfg(test)]
+mod tests {
+    use raft::Storage as _;
+
+    use super::*;
+    use crate::storage::LogWrite;
+    use crate::storage::memory::MemoryLog;
+
+    /// Raft would send a snapshot instead of entries that cannot be read, and go on.
+    #[test]
+    fn a_read_of_the_store_that_fails_is_remembered_for_the_caller() {
+        let log = MemoryLog::default();
+        let entries: Vec<Entry> = (1..=3).map(|index| Entry { index, term: 1, ..Entry::default() }).collect();
+        log.write(LogWrite { entries: &entries, sync: true, ..LogWrite::default() }).unwrap();
+        let tail = Tail::new(Arc::new(log.clone()), ConfState::default()).unwrap();
+        assert_eq!(tail.term(2).unwrap(), 1);
+        assert!(tail.take_failure().is_none());
+        // Every clone of a log that lost power fails.
+        let _rest = log.crash();
+        assert!(tail.term(2).is_err());
+        assert!(tail.entries(1, 4, None, GetEntriesContext::empty(false)).is_err());
+        assert!(matches!(tail.take_failure(), Some(StorageError::Failed { .. })));
+        assert!(tail.take_failure().is_none());
+    }
 }

@@ -11,6 +11,7 @@ use prost::Message as _;
 use raft::eraftpb::{ConfChange, Entry, Message, MessageType};
 
 use super::super::recovery::repair;
+use super::super::validate::Invalid;
 use super::super::{Batch, NotProposed, Replica, ReplicaConfig};
 use super::network::{Body, Mutation, Outgoing, Stop};
 use crate::domain::apply::{ApplyError, StateMachine};
@@ -291,7 +292,13 @@ impl Process {
     pub(super) fn take(&mut self, from: u64, body: Body) -> Result<(), Stop> {
         match body {
             // A correct peer's message may be refused only where `validate` says so; Raft repeats what matters.
-            Body::Raft(message) => drop(self.replica.step(*message)),
+            Body::Raft(message) => match self.replica.step(*message) {
+                // The driver ends the process for this one: no sound disk may ever meet it.
+                Err(error @ Invalid::CommitBeyondLog { .. }) if self.mutation == Mutation::None => {
+                    return Err(Stop::Broken(error.to_string()));
+                }
+                _ => {}
+            },
             Body::Forward { term, proposals } => self.forwarded(from, term, proposals),
             Body::Refusal { term, sequences } => self.refused(term, sequences),
             Body::Snapshot { term, point, store } => return self.install(from, term, &point, store),
