@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use crate::config::gates::GATES;
-use crate::config::hot::HotConfig;
+use crate::config::hot::{AutoCompaction, HotConfig};
 use crate::config::{self, Config};
+use crate::domain::auto_compaction::Retention;
 use crate::engine::watch::WatchOptions;
 use crate::engine::{self, Limit, NodeConfig};
 use crate::service::Settings;
@@ -76,5 +77,15 @@ pub fn service(config: &Config, hot: &Arc<HotConfig>) -> Settings {
         strict_reconfig_check: config.strict_reconfig_check,
         data_dir: config.data_dir.clone(),
         scratch_dir: config.data_dir.join("snapshot"),
+    }
+}
+
+/// How much history is kept, read from `hot` at each use.
+pub fn retention(hot: &Arc<HotConfig>) -> impl Fn() -> Retention + Send + use<> {
+    let hot = hot.clone();
+    move || match hot.load().values.auto_compaction {
+        AutoCompaction::Off => Retention::Everything,
+        AutoCompaction::Periodic(period) => Retention::Period(period),
+        AutoCompaction::Revision(revisions) => Retention::Revisions(revisions),
     }
 }

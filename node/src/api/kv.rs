@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use balsa_proto::etcdserverpb as pb;
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use pb::kv_server::Kv;
-use tokio_stream::Empty;
 use tonic::{Request, Response, Status};
 
 use super::status::{admit, etcd};
-use crate::service::failure::Error;
 use crate::service::{Member, kv};
 
 /// Presents the use cases of keys.
@@ -57,13 +57,14 @@ impl Kv for KvApi {
         self.kv.compact(request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
-    type RangeStreamStream = Empty<Result<pb::RangeStreamResponse, Status>>;
+    type RangeStreamStream = BoxStream<'static, Result<pb::RangeStreamResponse, Status>>;
 
-    /// Clients take Unimplemented for "page instead".
     async fn range_stream(
         &self,
-        _request: Request<pb::RangeRequest>,
+        request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(etcd(Error::Unimplemented("RangeStream")))
+        admit(&self.member, request.metadata())?;
+        let pieces = self.kv.range_stream(request.into_inner()).await.map_err(etcd)?;
+        Ok(Response::new(pieces.map(|piece| piece.map_err(etcd)).boxed()))
     }
 }

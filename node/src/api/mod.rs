@@ -7,6 +7,7 @@ pub mod decode_limit;
 pub mod forward;
 pub mod gateway;
 pub mod grpc_metrics;
+pub mod health;
 pub mod http;
 pub mod kv;
 pub mod maintenance;

@@ -131,7 +131,8 @@ impl Services {
         let (member, stopping) = (self.member.clone(), self.member.stopping().clone());
         let watch = WatchApi::new(move || member.handle(), stopping, self.watch, limit());
         let watch = WatchServer::new(watch);
-        let (_, health) = tonic_health::server::health_reporter();
+        let (reporter, health) = tonic_health::server::health_reporter();
+        tokio::spawn(super::health::follow(self.member.clone(), reporter));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)

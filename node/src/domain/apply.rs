@@ -15,7 +15,7 @@ use super::command::{Command, Outcome, ProposalId};
 use super::lease::{self, LeaseChange};
 use super::mvcc::encoding::{self, APPLIED, CONF_STATE, FORMAT, FORMAT_VERSION, MAINTENANCE, MEMBERSHIP, corrupt};
 use super::mvcc::overlay::Overlay;
-use super::mvcc::{ReadError, Revisions, current, write};
+use super::mvcc::{Counts, ReadError, Revisions, current, write};
 use super::refusal::Refusal;
 use super::{maintenance, membership};
 use crate::storage::{KeySpace, SnapshotPoint, StorageError, Table, View, WriteBatch};
@@ -86,6 +86,8 @@ pub struct StateMachine<K: KeySpace> {
     membership: Arc<log::Membership>,
     maintenance: Arc<log::Maintenance>,
     revisions: Revisions,
+    /// None: keys are not counted.
+    counts: Option<Counts>,
     /// The format row stands in the key space.
     formatted: bool,
 }
@@ -124,7 +126,7 @@ impl<K: KeySpace> StateMachine<K> {
         let maintenance = Arc::new(read(&view, Table::Meta, MAINTENANCE)?);
         let revisions = current(&view)?;
         let applied = AppliedPoint { index, term, conf_state: to_raft(conf_state) };
-        Ok(Self { key_space, applied, membership, maintenance, revisions, formatted: format.is_some() })
+        Ok(Self { key_space, applied, membership, maintenance, revisions, counts: None, formatted: format.is_some() })
     }
 
     /// How far it got.
@@ -152,6 +154,20 @@ impl<K: KeySpace> StateMachine<K> {
         &self.maintenance
     }
 
+    /// Begins to keep count of the keys, so that large ranges are counted by blocks.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub fn count_keys(&mut self) -> Result<(), ApplyError> {
+        self.counts = Some(Counts::load(&self.key_space.view()?)?);
+        Ok(())
+    }
+
+    /// The number of keys in each part of the key space, if it is kept.
+    pub fn counts(&self) -> Option<&Counts> {
+        self.counts.as_ref()
+    }
+
     /// The current revision.
     pub fn revision(&self) -> i64 {
         self.revisions.revision
@@ -175,11 +191,13 @@ impl<K: KeySpace> StateMachine<K> {
         let decoded = decode_run(self.applied.index, &fresh)?;
         let mut run = Run::new(self.key_space.view()?, self.revisions, Arc::clone(&self.membership));
         run.maintenance = Arc::clone(&self.maintenance);
+        run.overlay.count_by(self.counts.clone());
         run.overlay.prefetch(keys_of(&decoded))?;
         for (entry, decoded) in fresh.iter().zip(decoded) {
             run.entry(entry.term, decoded)?;
         }
         let (index, term) = (last.index, last.term);
+        let created_and_deleted = run.overlay.created_and_deleted();
         let (mut batch, mut effects, revisions) = run.finish();
         (effects.index, effects.term) = (index, term);
         batch.put(Table::Meta, APPLIED, encoding::encode_applied(index, term));
@@ -198,10 +216,22 @@ impl<K: KeySpace> StateMachine<K> {
         self.key_space.write(batch)?;
         self.formatted = true;
         self.revisions = revisions;
+        self.count(&created_and_deleted)?;
         self.membership = membership.unwrap_or_else(|| Arc::clone(&self.membership));
         let conf_state = conf_state.unwrap_or_else(|| std::mem::take(&mut self.applied.conf_state));
         self.applied = AppliedPoint { index, term, conf_state };
         Ok(effects)
+    }
+}
+
+impl<K: KeySpace> StateMachine<K> {
+    fn count(&mut self, created_and_deleted: &[(Bytes, bool)]) -> Result<(), ApplyError> {
+        let Some(counts) = &mut self.counts else { return Ok(()) };
+        counts.advance(self.revisions.revision, created_and_deleted);
+        if counts.is_oversized(created_and_deleted) {
+            counts.split(&self.key_space.view()?, created_and_deleted)?;
+        }
+        Ok(())
     }
 }
 

@@ -30,6 +30,9 @@ use crate::storage::{SnapshotPoint, rocks::KeySpaceOptions};
 /// Bytes of entries applied as one write batch; more makes the first of them wait too long.
 const RUN_BYTES: usize = 1 << 20;
 
+/// Applying that takes longer is counted as slow.
+const SLOW_APPLY: Duration = Duration::from_millis(100);
+
 /// How long a removed member goes on telling its clients so, unless it is stopped before.
 const REMOVED_GRACE: Duration = Duration::from_secs(5);
 
@@ -120,6 +123,9 @@ impl Applier {
         let effects = self.machine.apply(entries)?;
         failpoint::hit(if effects.conf_changes.is_empty() { "apply-after-write" } else { "change-before-raft" })?;
         metrics::APPLY_COMMIT.observe(started.elapsed().as_secs_f64());
+        if started.elapsed() > SLOW_APPLY {
+            metrics::SLOW_APPLIES.inc();
+        }
         self.keeper.applied(bytes);
         if count(&effects) > 0 {
             self.space.grew();
@@ -145,6 +151,7 @@ impl Applier {
     fn install(&mut self, name: &str, point: &SnapshotPoint) -> Result<(), ApplyError> {
         let store = Arc::new(Store::open(&self.directory.join(name), &self.options)?);
         self.machine = StateMachine::open(store.clone())?;
+        self.machine.count_keys()?;
         *self.store.write() = store;
         failpoint::hit("snapshot-opened")?;
         let old = std::mem::replace(&mut self.name, name.to_owned());
@@ -192,6 +199,7 @@ impl Applier {
         status.compacted = self.machine.compacted();
         status.membership = self.machine.membership().clone();
         status.maintenance = self.machine.maintenance().clone();
+        status.counts = self.machine.counts().cloned();
     }
 }
 

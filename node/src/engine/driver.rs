@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use balsa_proto::peer::{self, frame::Body};
 use bytes::{Bytes, BytesMut};
 use parking_lot::RwLock;
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -19,6 +19,7 @@ use super::fatal::{ExitCode, Fatal};
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
 use super::reads::Reads;
+use super::round_trips::RoundTrips;
 use super::snapshot::Snapshots;
 use super::status::{Progress, Status};
 use super::waiters::Waiters;
@@ -94,6 +95,7 @@ pub(crate) struct Driver {
     next_tick: Instant,
     install_name: Option<String>,
     leader_changes: u64,
+    round_trips: RoundTrips,
     stopped: Option<tokio::sync::oneshot::Sender<()>>,
     /// The disk failed, or is not what it was: nothing more is written, sent or voted.
     broken: bool,
@@ -116,6 +118,7 @@ impl Driver {
             next_tick: Instant::now() + ports.tick,
             install_name: None,
             leader_changes: 0,
+            round_trips: RoundTrips::default(),
             stopped: None,
             broken: false,
             ports,
@@ -204,6 +207,9 @@ impl Driver {
         if self.next_tick <= now {
             self.next_tick = now + self.ports.tick;
         }
+        if late > 1 && self.replica.role().leads {
+            metrics::LATE_HEARTBEATS.inc();
+        }
         if late > 0 && self.ports.snapshots.expire(now) {
             self.replica.tail().offer(None);
         }
@@ -246,7 +252,9 @@ impl Driver {
         if taken.is_empty() {
             return;
         }
-        if let Err(reason) = self.replica.propose(pack(&taken)) {
+        let entries = pack(&taken);
+        metrics::COMMANDS_PER_ENTRY.observe(taken.len() as f64 / entries.len() as f64);
+        if let Err(reason) = self.replica.propose(entries) {
             // Nothing of it is in the log. It waits in its order; strangers are told.
             for queued in taken.into_iter().rev() {
                 if queued.origin == Origin::Local {
@@ -361,6 +369,9 @@ impl Driver {
             Ok(message) => return warn!(from, claims = message.from, "a message in a frame of another member"),
             Err(error) => return warn!(from, %error, "a malformed message"),
         };
+        if message.get_msg_type() == MessageType::MsgHeartbeatResponse {
+            self.round_trips.answered(from);
+        }
         match self.replica.step(message) {
             Ok(()) => {}
             Err(Invalid::CommitBeyondLog { commit, last_index }) => self.lost_tail(from, commit, last_index),
@@ -443,6 +454,7 @@ impl Driver {
             let started = Instant::now();
             failpoint::hit(if name.is_some() { "snapshot-before-switch" } else { "raft-before-persist" })?;
             self.ports.log.write(batch.as_write(name))?;
+            metrics::LOG_WRITE.observe(started.elapsed().as_secs_f64());
             failpoint::hit(if name.is_some() { "snapshot-after-switch" } else { "raft-after-persist" })?;
             if batch.sync {
                 metrics::LOG_SYNC.observe(started.elapsed().as_secs_f64());
@@ -479,7 +491,10 @@ impl Driver {
         let mut frames: Vec<(u64, Vec<peer::RaftMessage>)> = Vec::new();
         for message in outgoing {
             let to = message.to;
-            if message.get_msg_type() == raft::eraftpb::MessageType::MsgSnapshot {
+            if message.get_msg_type() == MessageType::MsgHeartbeat {
+                self.round_trips.sent(to);
+            }
+            if message.get_msg_type() == MessageType::MsgSnapshot {
                 if !self.ports.snapshots.send(to, message.term) {
                     self.replica.report_snapshot(to, false);
                 }

@@ -26,6 +26,9 @@ pub use log::membership_change::Change;
 /// Proposals of this member's clients without an outcome; above it the member is out of its depth and refuses.
 const MAX_PENDING: u64 = 32_768;
 
+/// A read index that takes longer is counted as slow.
+const SLOW_READ_INDEX: Duration = Duration::from_millis(500);
+
 /// What all handles of one member share.
 pub(crate) struct Shared {
     pub(crate) inbox: Arc<Inbox>,
@@ -112,7 +115,11 @@ impl Handle {
     /// # Errors
     /// `TooManyRequests`, `TimedOut`, `Stopped`.
     pub async fn read_index(&self) -> Result<(), Failure> {
+        let started = Instant::now();
         let result = self.request(Input::Read).await;
+        if started.elapsed() > SLOW_READ_INDEX {
+            metrics::SLOW_READ_INDEXES.inc();
+        }
         match result {
             Ok(()) => *self.0.last_read_index.lock() = Some(Instant::now()),
             Err(_) => metrics::READ_INDEXES_FAILED.inc(),

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::Failure;
 use super::handle::Change;
 use super::snapshot::Checkpoint;
+use crate::metrics;
 use crate::storage::SnapshotPoint;
 
 /// Client inputs waiting for the driver. It drains all of them per batch, so a full inbox means seconds of backlog;
@@ -70,6 +71,7 @@ impl Inbox {
     pub(crate) fn request(&self, input: Input) -> Result<(), Failure> {
         let mut queue = self.queue.lock();
         if queue.requests >= MAX_REQUESTS {
+            metrics::QUEUE_FULL.with_label_values(&["requests"]).inc();
             return Err(Failure::TooManyRequests);
         }
         queue.requests += 1;
@@ -82,6 +84,7 @@ impl Inbox {
     pub(crate) fn frame(&self, frame: peer::Frame, bytes: usize) -> bool {
         let mut queue = self.queue.lock();
         if queue.frame_bytes + bytes > MAX_FRAME_BYTES {
+            metrics::QUEUE_FULL.with_label_values(&["frames"]).inc();
             return false;
         }
         queue.frame_bytes += bytes;

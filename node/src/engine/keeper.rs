@@ -2,8 +2,8 @@
 //! small steps, and makes checkpoints. Nothing waits for it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::watch;
@@ -14,8 +14,10 @@ use super::failpoint;
 use super::fatal::Fatal;
 use super::inbox::{Inbox, Input};
 use super::snapshot;
+use super::status::Status;
 use crate::domain::apply::{ApplyError, StateMachine};
-use crate::domain::mvcc::compaction;
+use crate::domain::mvcc::{Counts, compaction};
+use crate::metrics;
 use crate::storage::{KeySpace, StorageError};
 
 /// Applied bytes after which the key space is flushed: what a restart must replay at most.
@@ -47,6 +49,9 @@ pub(crate) struct Keeper {
     cluster_id: u64,
     /// The compacted revision up to which everything is deleted.
     deleted: watch::Sender<i64>,
+    status: Arc<RwLock<Arc<Status>>>,
+    /// The counts of keys that a store holds.
+    saved: Mutex<Option<(Weak<Store>, Counts)>>,
 }
 
 impl Keeper {
@@ -57,10 +62,22 @@ impl Keeper {
         fatal: Fatal,
         snapshots: PathBuf,
         cluster_id: u64,
+        status: Arc<RwLock<Arc<Status>>>,
     ) -> Self {
         let tasks = Mutex::new(Tasks { compact_to: Some(i64::MAX), ..Tasks::default() });
         let deleted = watch::Sender::new(i64::MIN);
-        Self { tasks, called: Condvar::new(), store, inbox, fatal, snapshots, cluster_id, deleted }
+        Self {
+            tasks,
+            called: Condvar::new(),
+            store,
+            inbox,
+            fatal,
+            snapshots,
+            cluster_id,
+            deleted,
+            status,
+            saved: Mutex::default(),
+        }
     }
 
     /// Follows the compacted revision up to which everything is deleted.
@@ -147,8 +164,23 @@ impl Keeper {
         }
     }
 
+    /// Writes the counts of keys down, so that a restart need not count. It must come before rows of history are deleted,
+    /// which the counts of an earlier revision would be brought up to date by.
+    fn save_counts(&self, store: &Arc<Store>) -> crate::storage::Result<()> {
+        let Some(counts) = self.status.read().counts.clone() else { return Ok(()) };
+        let mut saved = self.saved.lock();
+        let before = saved.take().filter(|(of, _)| std::ptr::eq(of.as_ptr(), Arc::as_ptr(store)));
+        let before = before.map(|(_, before)| before);
+        if before.as_ref().is_none_or(|before| before.revision() != counts.revision()) {
+            store.write(counts.save(before.as_ref()))?;
+        }
+        *saved = Some((Arc::downgrade(store), counts));
+        Ok(())
+    }
+
     fn flush(&self) -> Result<(), ApplyError> {
         let store = self.store.read().clone();
+        self.save_counts(&store)?;
         failpoint::hit("flush-before")?;
         store.flush()?;
         failpoint::hit("flush-after")?;
@@ -160,13 +192,21 @@ impl Keeper {
     /// Deletes what is compacted, step by step; the store keeps where to begin, so a restart goes on where this ended.
     fn compact_all(&self) -> crate::storage::Result<()> {
         let store = self.store.read().clone();
+        self.save_counts(&store)?;
+        let started = Instant::now();
         let mut cursor = compaction::Cursor::default();
         loop {
             let Some(batch) = compaction::step(&store.view()?, &mut cursor, COMPACTION_ROWS)? else {
                 self.deleted.send_replace(cursor.target());
+                metrics::COMPACTION_MS.observe(started.elapsed().as_secs_f64() * 1e3);
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                metrics::COMPACTED_AT.set(now.as_secs() as i64);
                 return Ok(());
             };
+            metrics::COMPACTED_ROWS.inc_by(batch.writes.len() as u64);
+            let step = Instant::now();
             store.write(batch)?;
+            metrics::COMPACTION_STEP_MS.observe(step.elapsed().as_secs_f64() * 1e3);
             if self.tasks.lock().stop {
                 return Ok(());
             }
@@ -176,6 +216,9 @@ impl Keeper {
 
     fn make_checkpoint(&self) {
         let store = self.store.read().clone();
+        if let Err(error) = self.save_counts(&store) {
+            return self.fatal.storage(&error);
+        }
         let made = snapshot::make(&store, &self.snapshots, self.cluster_id);
         match &made {
             Ok(made) => debug!(index = made.point.index, "checkpoint made"),

@@ -107,7 +107,8 @@ pub(crate) fn open<'a>(config: &'a NodeConfig, marker: &'a Marker) -> Result<Dis
     };
     storage::snapshot::remove_others(&layout.key_spaces(), &name)?;
     let store = Arc::new(Store::open(&layout.key_spaces().join(&name), &config.key_space)?);
-    let machine = StateMachine::open(store.clone())?;
+    let mut machine = StateMachine::open(store.clone())?;
+    machine.count_keys()?;
     let applied = point_of(machine.applied());
     let fixes = repair(&initial, &applied)
         .map_err(|lost| StartError::Corrupt(format!("log {}: {lost}", layout.log().display())))?;
@@ -207,13 +208,15 @@ impl Disk<'_> {
             ..Status::default()
         };
         let snapshots = self.layout.snapshots();
-        let keeper = Keeper::new(store.clone(), inbox.clone(), fatal.clone(), snapshots, self.marker.cluster_id);
+        let status = Arc::new(RwLock::new(Arc::new(status)));
+        let keeper =
+            Keeper::new(store.clone(), inbox.clone(), fatal.clone(), snapshots, self.marker.cluster_id, status.clone());
         Ok(Parts {
             peers: self.peers(&inbox, runtime, incarnation),
             inbox,
             waiters: Arc::new(Waiters::default()),
             store,
-            status: Arc::new(RwLock::new(Arc::new(status))),
+            status,
             hub,
             keeper: Arc::new(keeper),
             space: Arc::new(Space::new(self.config.quota_bytes.clone())),

@@ -18,6 +18,7 @@ mod member;
 pub mod node;
 mod reads;
 pub mod restore;
+mod round_trips;
 mod snapshot;
 mod space;
 pub mod status;

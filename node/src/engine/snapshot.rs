@@ -13,6 +13,7 @@ use super::Store;
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
 use crate::domain::apply::{ApplyError, StateMachine};
+use crate::metrics;
 use crate::storage::{self, KeySpace, SnapshotPoint, StorageError};
 use crate::transport::tonic::TonicPeers;
 
@@ -98,8 +99,14 @@ impl Snapshots {
         let (directory, manifest) = (ready.directory.clone(), ready.manifest.clone());
         self.runtime.spawn(async move {
             let (started, index) = (Instant::now(), manifest.index);
-            let result = peers.send_snapshot(to, directory, manifest, term).await;
             let to_hex = format!("{to:x}");
+            let running = metrics::SNAPSHOTS_RUNNING.with_label_values(&[&to_hex]);
+            running.inc();
+            let result = peers.send_snapshot(to, directory, manifest, term).await;
+            running.dec();
+            let counted = if result.is_ok() { &metrics::SNAPSHOTS_SENT } else { &metrics::SNAPSHOTS_FAILED };
+            counted.with_label_values(&[&to_hex]).inc();
+            metrics::SNAPSHOT_SECONDS.with_label_values(&[&to_hex]).observe(started.elapsed().as_secs_f64());
             match &result {
                 Ok(_) => info!(to = to_hex, index, took = ?started.elapsed(), "sent a snapshot"),
                 Err(error) => warn!(to = to_hex, index, %error, "a snapshot did not arrive"),

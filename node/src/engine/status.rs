@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use balsa_proto::log::{Maintenance, Membership};
 
+use crate::domain::mvcc::Counts;
+
 /// A consistent-enough picture, refreshed by the driver after each batch and by the applier after each apply.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
@@ -31,6 +33,8 @@ pub struct Status {
     pub membership: Arc<Membership>,
     /// The applied alarms and downgrade.
     pub maintenance: Arc<Maintenance>,
+    /// The number of keys, as of the applied state. Take it before a view.
+    pub counts: Option<Counts>,
     /// As the leader sees each member; empty on others.
     pub progress: Arc<Vec<Progress>>,
     /// A leader transfer is running.

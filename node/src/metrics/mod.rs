@@ -208,6 +208,78 @@ pub fn count_files() {
     }
 }
 
+/// Seconds of one write of the Raft log, synced or not.
+pub static LOG_WRITE: LazyLock<Histogram> = LazyLock::new(|| {
+    let help = "The latency distributions of write called by WAL.";
+    histogram("etcd_disk_wal_write_duration_seconds", help, 0.001, 14)
+});
+
+/// Seconds until a checkpoint for a snapshot stream was made and sent.
+pub static SNAPSHOT_STREAM: LazyLock<Histogram> = LazyLock::new(|| {
+    let help = "The latency distribution of backend snapshots.";
+    histogram("etcd_disk_backend_snapshot_duration_seconds", help, 0.01, 17)
+});
+
+/// Seconds of a snapshot's way to a peer.
+pub static SNAPSHOT_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
+    let (name, help) =
+        ("etcd_network_snapshot_send_total_duration_seconds", "Total latency distributions of snapshot sends.");
+    registered(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets(0.1, 10)), &["To"]))
+});
+
+/// Ticks of a leader that came late, so that its heartbeats did too.
+pub static LATE_HEARTBEATS: LazyLock<IntCounter> = LazyLock::new(|| {
+    let help = "The total number of leader heartbeat send failures (likely overloaded from slow disk).";
+    counter("etcd_server_heartbeat_send_failures_total", help)
+});
+
+/// Runs of entries whose applying took over 100 ms.
+pub static SLOW_APPLIES: LazyLock<IntCounter> = LazyLock::new(|| {
+    counter(
+        "etcd_server_slow_apply_total",
+        "The total number of slow apply requests (likely overloaded from slow disk).",
+    )
+});
+
+/// Read indexes that took over 500 ms.
+pub static SLOW_READ_INDEXES: LazyLock<IntCounter> = LazyLock::new(|| {
+    let help = "The total number of pending read indexes not in sync with leader's or timed out read index requests.";
+    counter("etcd_server_slow_read_indexes_total", help)
+});
+
+/// Seconds of a hash over everything.
+pub static HASH_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    histogram("etcd_mvcc_hash_duration_seconds", "The latency distribution of storage hash operation.", 0.01, 15)
+});
+
+/// Seconds of a hash of the key history.
+pub static HASH_KV_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    let help = "The latency distribution of storage hash by revision operation.";
+    histogram("etcd_mvcc_hash_rev_duration_seconds", help, 0.01, 15)
+});
+
+/// Rows that compactions have deleted.
+pub static COMPACTED_ROWS: LazyLock<IntCounter> =
+    LazyLock::new(|| counter("etcd_debugging_mvcc_db_compaction_keys_total", "Total number of db keys compacted."));
+
+/// When a compaction last deleted everything, in seconds since 1970.
+pub static COMPACTED_AT: LazyLock<IntGauge> = LazyLock::new(|| {
+    let help = "The unix time of the last db compaction. Resets to 0 on start.";
+    registered(IntGauge::new("etcd_debugging_mvcc_db_compaction_last", help))
+});
+
+/// Milliseconds of one step of a compaction.
+pub static COMPACTION_STEP_MS: LazyLock<Histogram> = LazyLock::new(|| {
+    let name = "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds";
+    histogram(name, "Bucketed histogram of db compaction pause duration.", 1.0, 13)
+});
+
+/// Milliseconds of a whole compaction.
+pub static COMPACTION_MS: LazyLock<Histogram> = LazyLock::new(|| {
+    let name = "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds";
+    histogram(name, "Bucketed histogram of db compaction total duration.", 100.0, 14)
+});
+
 /// Makes every metric exist from the start, with 0, so that a rate over it is right from the first event on.
 pub fn register_all() {
     for counter in [
@@ -245,4 +317,18 @@ pub fn register_all() {
     LazyLock::force(&DEFRAGMENTING);
     LazyLock::force(&CONFIG_VERSION);
     LazyLock::force(&CONFIG_REFUSED);
+    for histogram in
+        [&LOG_WRITE, &SNAPSHOT_STREAM, &HASH_SECONDS, &HASH_KV_SECONDS, &COMPACTION_STEP_MS, &COMPACTION_MS]
+    {
+        LazyLock::force(histogram);
+    }
+    for counter in [&LATE_HEARTBEATS, &SLOW_APPLIES, &SLOW_READ_INDEXES, &COMPACTED_ROWS] {
+        LazyLock::force(counter);
+    }
+    LazyLock::force(&COMPACTED_AT);
+    LazyLock::force(&SNAPSHOT_SECONDS);
+    for queue in ["requests", "frames", "peer_frames"] {
+        QUEUE_FULL.with_label_values(&[queue]);
+    }
+    QUEUE_LENGTH.with_label_values(&["inbox"]);
 }

@@ -26,6 +26,7 @@ use super::maintenance::blocking;
 use super::member::Member;
 use crate::config::version::ETCD_CLUSTER_VERSION;
 use crate::engine::{Failure, make_checkpoint};
+use crate::metrics;
 
 /// How an archive begins; the last byte is its version.
 pub const MAGIC: &[u8; 8] = b"BALSASN\x01";
@@ -49,6 +50,7 @@ type Item = Result<pb::SnapshotResponse, Error>;
 pub async fn stream(member: &Arc<Member>) -> Result<impl Stream<Item = Item> + Send + use<>, Error> {
     let handle = member.handle()?;
     let (store, cluster_id, parent) = (handle.store(), handle.cluster_id(), member.settings().scratch_dir.clone());
+    let timer = metrics::SNAPSHOT_STREAM.start_timer();
     let checkpoint = blocking(move || {
         make_checkpoint(&store, &parent, cluster_id).map_err(|error| Failure::Storage(error.to_string()).into())
     })
@@ -64,6 +66,7 @@ pub async fn stream(member: &Arc<Member>) -> Result<impl Stream<Item = Item> + S
                 break;
             }
         }
+        timer.observe_duration();
     });
     Ok(ReceiverStream::new(receiver))
 }

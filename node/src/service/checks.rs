@@ -24,6 +24,25 @@ pub fn range(request: &pb::RangeRequest) -> Result<(), Error> {
     Ok(())
 }
 
+/// Checks a range that is answered as a stream.
+///
+/// # Errors
+/// Those of [`range`]; `StreamSorted`, `StreamFiltered`.
+pub fn range_stream(request: &pb::RangeRequest) -> Result<(), Error> {
+    use pb::range_request::{SortOrder, SortTarget};
+
+    range(request)?;
+    let in_key_order = (request.sort_target(), request.sort_order()) == (SortTarget::Key, SortOrder::Ascend);
+    if request.sort_order() != SortOrder::None && !in_key_order {
+        return Err(Error::StreamSorted);
+    }
+    let r = request;
+    if [r.min_mod_revision, r.max_mod_revision, r.min_create_revision, r.max_create_revision] != [0; 4] {
+        return Err(Error::StreamFiltered);
+    }
+    Ok(())
+}
+
 /// Checks a put.
 ///
 /// # Errors

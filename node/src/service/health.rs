@@ -40,6 +40,16 @@ pub fn ready(member: &Member) -> Vec<Check> {
     ]
 }
 
+/// Whether a client may be sent here: a voter that knows a leader and is not on its way out. What gRPC's health service
+/// says. Defragmentation stops nobody, so it does not count.
+pub fn serves(member: &Member) -> bool {
+    let leads_somewhere = member.handle().is_ok_and(|handle| {
+        let status = handle.status();
+        status.leader != 0 && !status.is_learner()
+    });
+    leads_somewhere && !member.is_draining()
+}
+
 /// Whether all checks of `/readyz` pass.
 pub fn is_ready(member: &Member) -> bool {
     ready(member).iter().all(|check| check.result.is_ok())

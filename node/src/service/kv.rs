@@ -1,11 +1,15 @@
 //! Reads and writes of keys. A read is local when it asks for that, else confirmed by a read index first; a write is a
 //! command through the log. A transaction that only reads is a read.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
 use balsa_proto::etcdserverpb as pb;
+use futures::Stream;
 use pb::request_op::Request;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::checks;
 use super::failure::Error;
@@ -15,6 +19,12 @@ use crate::domain::mvcc::{self, ReadError};
 use crate::engine::{Failure, Handle, Status, Store};
 use crate::metrics;
 use crate::storage::KeySpace;
+
+/// Bytes of a piece of a stream that is aimed at: etcd's bound on a request.
+const STREAM_BYTES: usize = 1_572_864;
+
+/// Pieces that wait for the client. When full, the reading waits.
+const STREAM_QUEUE: usize = 2;
 
 /// The view that reads are answered from.
 type View = <Store as KeySpace>::View;
@@ -48,9 +58,44 @@ impl Kv {
         checks::range(&request)?;
         let handle = self.reader(request.serializable).await?;
         let single = request.range_end.is_empty();
-        let mut response = read(&handle, single, move |view| mvcc::range(view, &request)).await?;
+        // Before the view, which is then of the same revision or a later one.
+        let counts = handle.status().counts.clone();
+        let mut response =
+            read(&handle, single, move |view| mvcc::range_counted(view, counts.as_ref(), &request)).await?;
         response.header = complete(response.header, &handle.status());
         Ok(response)
+    }
+
+    /// Reads a range as a stream of pieces, all of one revision. Header, `more` and `count` come with the last piece.
+    ///
+    /// # Errors
+    /// Those of [`range`](Self::range); what the checks of a stream refuse.
+    pub async fn range_stream(
+        &self,
+        request: pb::RangeRequest,
+    ) -> Result<impl Stream<Item = Result<pb::RangeStreamResponse, Error>> + Send + use<>, Error> {
+        checks::range_stream(&request)?;
+        let handle = self.reader(request.serializable).await?;
+        let counts = handle.status().counts.clone();
+        let view = handle.view()?;
+        let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
+        tokio::task::spawn_blocking(move || {
+            let outcome = mvcc::range_stream(&view, counts.as_ref(), &request, STREAM_BYTES, &mut |mut piece| {
+                if piece.header.is_some() {
+                    piece.header = complete(piece.header, &handle.status());
+                }
+                let message = pb::RangeStreamResponse { range_response: Some(piece) };
+                match sender.blocking_send(Ok(message)) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    // The client is gone.
+                    Err(_) => ControlFlow::Break(()),
+                }
+            });
+            if let Err(error) = outcome {
+                let _ = sender.blocking_send(Err(read_error(&handle, error)));
+            }
+        });
+        Ok(ReceiverStream::new(receiver))
     }
 
     /// Sets a key.
@@ -156,13 +201,18 @@ where
     } else {
         tokio::task::spawn_blocking(move || answer(&view)).await.map_err(|error| Error::Internal(error.to_string()))?
     };
-    result.map_err(|error| match error {
+    result.map_err(|error| read_error(handle, error))
+}
+
+/// A read's failure in the words of the table. One of the store ends the process.
+fn read_error(handle: &Handle, error: ReadError) -> Error {
+    match error {
         ReadError::Refused(refusal) => refusal.into(),
         ReadError::Storage(error) => {
             handle.storage_failed(&error);
             Error::Failed(Failure::from(error))
         }
-    })
+    }
 }
 
 /// The engine answered a command with the outcome of another kind: a fault of ours, never of the client's.

@@ -64,7 +64,9 @@ impl Maintenance {
     /// `Compacted`, `FutureRevision`.
     pub async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, Error> {
         let handle = self.member.voter()?;
+        let timer = metrics::HASH_KV_SECONDS.start_timer();
         let hash = self.hash_at(&handle, request.revision).await?;
+        timer.observe_duration();
         let status = handle.status();
         Ok(pb::HashKvResponse {
             header: Some(header(&status, status.revision)),
@@ -80,7 +82,9 @@ impl Maintenance {
     /// Those of reading.
     pub async fn hash(&self) -> Result<pb::HashResponse, Error> {
         let handle = self.member.voter()?;
+        let timer = metrics::HASH_SECONDS.start_timer();
         let hash = self.hash_at(&handle, 0).await?;
+        timer.observe_duration();
         let status = handle.status();
         Ok(pb::HashResponse { header: Some(header(&status, status.revision)), hash: hash.hash })
     }

@@ -117,6 +117,9 @@ struct Observed {
     draining: IntGauge,
     inbox: IntGauge,
     watch: Watch,
+    keys: IntGauge,
+    alarms: IntGaugeVec,
+    known_peers: IntGaugeVec,
 }
 
 /// What the watch hub counts.
@@ -165,6 +168,12 @@ impl Maker<'_> {
         Ok(counter)
     }
 
+    fn gauges2(&self, name: &str, help: &str, labels: [&str; 2]) -> prometheus::Result<IntGaugeVec> {
+        let gauges = IntGaugeVec::new(Opts::new(name, help), &labels)?;
+        self.0.register(Box::new(gauges.clone()))?;
+        Ok(gauges)
+    }
+
     fn gauges(&self, name: &str, help: &str, label: &str) -> prometheus::Result<IntGaugeVec> {
         let gauges = IntGaugeVec::new(Opts::new(name, help), &[label])?;
         self.0.register(Box::new(gauges.clone()))?;
@@ -210,6 +219,17 @@ impl Observed {
             draining: make.gauge("balsa_draining", "Whether this member is on its way out.")?,
             inbox: make.gauge("balsa_raft_inbox_length", "Inputs that wait for the driver.")?,
             watch: Watch::new(&make)?,
+            keys: make.gauge("etcd_debugging_mvcc_keys_total", "Total number of keys.")?,
+            alarms: make.gauges2(
+                "etcd_debugging_server_alarms",
+                "Alarms for every member in cluster. 1 for 'server_id' label with current ID.",
+                ["server_id", "alarm_type"],
+            )?,
+            known_peers: make.gauges2(
+                "etcd_network_known_peers",
+                "The current number of known peers.",
+                ["Local", "Remote"],
+            )?,
         })
     }
 
@@ -222,6 +242,7 @@ impl Observed {
         self.size.set(clamp(size));
         self.size_in_use.set(clamp(live));
         self.inbox.set(handle.queued() as i64);
+        metrics::QUEUE_LENGTH.with_label_values(&["inbox"]).set(handle.queued() as i64);
         self.watch.set(&handle.watch_hub().counts());
         self.set(&handle.status());
     }
@@ -244,12 +265,35 @@ impl Observed {
         let learners = status.membership.members.iter().filter(|member| member.is_learner).count();
         self.members.with_label_values(&["learner"]).set(learners as i64);
         self.members.with_label_values(&["voter"]).set((status.membership.members.len() - learners) as i64);
+        self.keys.set(status.counts.as_ref().map_or(0, |counts| clamp(counts.total())));
+        self.alarms.reset();
+        for alarm in &status.maintenance.alarms {
+            let labels = [&format!("{:x}", alarm.member_id), alarm.alarm().as_str_name()];
+            self.alarms.with_label_values(&labels).set(1);
+        }
+        self.peers(status);
         self.match_index.reset();
         self.active.reset();
         for peer in status.progress.iter() {
             let id = format!("{:x}", peer.id);
             self.match_index.with_label_values(&[&id]).set(clamp(peer.match_index));
             self.active.with_label_values(&[&id]).set(i64::from(peer.active));
+        }
+    }
+}
+
+impl Observed {
+    /// The series of the other members, with 0, so that a rate over them is right from the first event on.
+    fn peers(&self, status: &Status) {
+        self.known_peers.reset();
+        let own = format!("{:x}", status.raft_id);
+        for peer in status.membership.members.iter().filter(|member| member.id != status.raft_id) {
+            let peer = format!("{:x}", peer.id);
+            self.known_peers.with_label_values(&[&own, &peer]).set(1);
+            for counters in [&metrics::PEER_SENT_BYTES, &metrics::PEER_RECEIVED_BYTES, &metrics::PEER_SEND_FAILURES] {
+                counters.with_label_values(&[&peer]);
+            }
+            metrics::PEER_ROUND_TRIP.with_label_values(&[&peer]);
         }
     }
 }

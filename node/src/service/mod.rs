@@ -2,6 +2,7 @@
 //! table of failures. Nothing here knows how a request arrived (tonic, HTTP) or how bytes are kept (RocksDB).
 
 pub mod archive;
+pub mod auto_compaction;
 pub mod checks;
 pub mod cluster;
 pub mod failure;

@@ -70,3 +70,57 @@ async fn a_watch_sees_every_revision_once_and_in_order() {
     let expected: Vec<i64> = (first..first + 200).collect();
     assert_eq!(seen, expected);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_are_exact_through_writes_compaction_and_restarts() {
+    let mut cluster = Cluster::start(1).await;
+    let put = |number: usize| pb::RequestOp {
+        request: Some(pb::request_op::Request::RequestPut(pb::PutRequest {
+            key: format!("c/{number:05}").into(),
+            value: "v".into(),
+            ..Default::default()
+        })),
+    };
+    for chunk in 0..50 {
+        let success = (chunk * 100..(chunk + 1) * 100).map(put).collect();
+        cluster.members[0].kv().txn(pb::TxnRequest { success, ..Default::default() }).await.expect("a write");
+    }
+    let range = |key: &'static str, limit: i64, revision: i64| pb::RangeRequest {
+        key: key.into(),
+        range_end: "c0".into(),
+        limit,
+        revision,
+        ..Default::default()
+    };
+    let member = &cluster.members[0];
+    let first = member.kv().range(range("c/", 500, 0)).await.expect("a read").into_inner();
+    assert_eq!((first.kvs.len(), first.count, first.more), (500, 5_000, true));
+    let before = first.header.expect("a header").revision;
+    let delete = pb::DeleteRangeRequest { key: "c/01".into(), range_end: "c/02".into(), ..Default::default() };
+    assert_eq!(member.kv().delete_range(delete).await.expect("a delete").into_inner().deleted, 1_000);
+    cluster.members[0].kill();
+    cluster.restart(0);
+    cluster.leader().await;
+    let member = &cluster.members[0];
+    for (key, revision, count) in
+        [("c/", 0, 4_000), ("c/00500", 0, 3_500), ("c/", before, 5_000), ("c/03", before, 2_000)]
+    {
+        let answer = member.kv().range(range(key, 10, revision)).await.expect("a read").into_inner();
+        assert_eq!(answer.count, count, "from {key} at {revision}");
+        let count_only = pb::RangeRequest { count_only: true, ..range(key, 0, revision) };
+        assert_eq!(member.kv().range(count_only).await.expect("a count").into_inner().count, count);
+        let mut stream = member.kv().range_stream(range(key, 700, revision)).await.expect("a stream").into_inner();
+        let (mut kvs, mut last) = (0, pb::RangeResponse::default());
+        while let Some(piece) = stream.message().await.expect("a piece") {
+            last = piece.range_response.expect("a range");
+            kvs += last.kvs.len();
+        }
+        assert_eq!((kvs, last.count, last.more, last.header.is_some()), (700, count, true, true));
+    }
+    let sorted = pb::RangeRequest { sort_order: 2, ..range("c/", 0, 0) };
+    let error = member.kv().range_stream(sorted).await.expect_err("refused");
+    assert_eq!(
+        (error.code(), error.message()),
+        (Code::Unimplemented, "RangeStream does not support custom sort orders")
+    );
+}

@@ -5,6 +5,7 @@ use std::time::Instant;
 use balsa_proto::etcdserverpb as pb;
 use pb::alarm_request::AlarmAction;
 use tonic::Code;
+use tonic::transport::Endpoint;
 
 use crate::cluster::{Cluster, Member, PATIENCE};
 
@@ -121,4 +122,89 @@ async fn a_downgrade_is_checked_announced_and_taken_back() {
     assert_eq!(ask(Validate, "3.5").await.map_err(wrong), Err(running));
     ask(Cancel, "").await.expect("taken back");
     assert!(!member.status().await.expect("a status").downgrade_info.expect("it says so").enabled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_compacts_what_is_older_than_the_period() {
+    let cluster = Cluster::start_with(3, &["--auto-compaction-retention=1s"]).await;
+    let first = cluster.members[0].put("k", "0").await.expect("a write");
+    let compacted = || async {
+        // Its own revision is not the oldest for long.
+        cluster.members[0].put("k", "x").await.expect("a write");
+        let old = pb::RangeRequest { key: "k".into(), revision: first, ..Default::default() };
+        cluster.members[1].kv().range(old).await.is_err_and(|error| error.code() == Code::OutOfRange)
+    };
+    cluster.eventually("the first revision is compacted", compacted).await;
+    cluster.assert_hashes_agree().await;
+}
+
+/// Plain HTTP without a client library: one request, the body of its answer.
+async fn http_get(member: &Member, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", member.client_port)).await.expect("connected");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn etcds_dashboards_and_alerts_find_their_series() {
+    let cluster = Cluster::start_with(3, &["--metrics=extensive"]).await;
+    for member in &cluster.members {
+        member.put("k", "v").await.expect("a write");
+    }
+    let leader = &cluster.members[cluster.leader().await];
+    let missing = |text: &str| -> Vec<String> {
+        let wanted = include_str!("../data/mixin_metrics.txt").lines().filter(|line| !line.starts_with('#'));
+        let has = |series: &str| {
+            let mut words = series.split_whitespace();
+            let name = words.next().unwrap_or_default();
+            let labels: Vec<String> = words.map(|label| format!("{label}=\"")).collect();
+            text.lines().any(|line| {
+                let (found, rest) = line.split_at(line.find(['{', ' ']).unwrap_or(line.len()));
+                found == name && labels.iter().all(|label| rest.contains(label.as_str()))
+            })
+        };
+        wanted.filter(|series| !has(series)).map(str::to_owned).collect()
+    };
+    for member in &cluster.members {
+        let missing = missing(&http_get(member, "/metrics").await);
+        assert!(missing.is_empty(), "{} lacks {missing:?}", member.name);
+    }
+    let measured = || async {
+        let text = http_get(leader, "/metrics").await;
+        let count = |line: &&str| line.starts_with("etcd_network_peer_round_trip_time_seconds_count");
+        text.lines().filter(count).all(|line| !line.ends_with(" 0"))
+    };
+    cluster.eventually("the leader has measured its peers' round trips", measured).await;
+    let text = http_get(leader, "/metrics").await;
+    for line in ["etcd_debugging_mvcc_keys_total 1", "etcd_server_has_leader 1"] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_service_says_when_there_is_no_leader() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let survivor = (leader + 1) % 3;
+    let url = cluster.members[survivor].client_url();
+    let check = || async {
+        let channel = Endpoint::from_shared(url.clone()).expect("a URL").connect().await.expect("connected");
+        let mut client = HealthClient::new(channel);
+        let request = HealthCheckRequest { service: String::new() };
+        client.check(request).await.expect("an answer").into_inner().status()
+    };
+    cluster.eventually("it serves", || async { check().await == ServingStatus::Serving }).await;
+    cluster.members[leader].kill();
+    cluster.members[(leader + 2) % 3].kill();
+    cluster.eventually("nobody leads", || async { check().await == ServingStatus::NotServing }).await;
+    cluster.restart(leader);
+    cluster.eventually("it serves again", || async { check().await == ServingStatus::Serving }).await;
 }

@@ -113,7 +113,7 @@ fn find<'a>(
 }
 
 /// The first row that can hold changes of `revision`. A revision may begin in the row before its own one.
-fn first_row(view: &impl View, revision: i64) -> Result<RowKey, StorageError> {
+pub(super) fn first_row(view: &impl View, revision: i64) -> Result<RowKey, StorageError> {
     let start = RowKey { revision, sub: 0 };
     let key = start.encode();
     let mut row = Ok(start);

@@ -14,6 +14,8 @@
 //! | meta | `revisions` | current and compacted revision, 8 bytes big-endian each |
 //! | meta | `format` | 4 bytes big-endian |
 //! | meta | `maintenance` | `log.Maintenance` |
+//! | meta | `counts` | `log.Counts`; this member's own |
+//! | meta | `counts/` and a number, 4 bytes big-endian | `log.CountsPage` |
 //! | meta | `compaction` | key of `revision`: all rows below it are gone |
 
 use std::borrow::Cow;
@@ -41,6 +43,8 @@ pub(crate) const FORMAT: &[u8] = b"format";
 /// See [`APPLIED`].
 pub(crate) const COMPACTION: &[u8] = b"compaction";
 /// See [`APPLIED`].
+pub(crate) const COUNTS: &[u8] = b"counts";
+/// See [`APPLIED`].
 pub(crate) const MAINTENANCE: &[u8] = b"maintenance";
 /// The only row of `members`.
 pub(crate) const MEMBERSHIP: &[u8] = b"membership";
@@ -50,6 +54,11 @@ pub(crate) const MEMBERSHIP: &[u8] = b"membership";
 const TERMINATOR: [u8; 2] = [0, 0];
 /// Bytes of a history key behind the user key.
 const HISTORY_SUFFIX: usize = TERMINATOR.len() + 8;
+
+/// The key of a page of the counts.
+pub(crate) fn counts_page(number: u32) -> Bytes {
+    [b"counts/", &number.to_be_bytes()[..]].concat().into()
+}
 
 /// A complaint about bytes that this code cannot have written.
 pub(crate) fn corrupt(what: impl Into<String>) -> StorageError {

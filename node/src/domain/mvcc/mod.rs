@@ -10,10 +10,12 @@
 
 pub mod changes;
 pub mod compaction;
+pub mod counts;
 pub(crate) mod encoding;
 pub mod hash;
 pub(crate) mod overlay;
 pub mod range;
+pub mod range_stream;
 pub(crate) mod source;
 pub mod txn;
 pub mod watch;
@@ -27,8 +29,10 @@ use super::refusal::Refusal;
 use crate::storage::{StorageError, Table, View};
 
 pub use changes::{Changes, changes};
+pub use counts::Counts;
 pub use hash::{HashKv, hash_kv};
-pub use range::range;
+pub use range::{range, range_counted};
+pub use range_stream::range_stream;
 pub use txn::{MAX_TXN_DEPTH, is_write, read_txn, txn_depth};
 
 /// Why a read brought no answer.

@@ -12,9 +12,10 @@ use balsa_proto::log::{Lease, Version};
 use balsa_proto::mvccpb::{Event, KeyValue, event::EventType};
 use bytes::Bytes;
 
+use super::counts::Counts;
 use super::encoding::{self, Arena, Change, ChangeKind, RowWriter, VersionRef, decode};
 use super::source::{Bounds, Source, Stored, VisitRow, VisitVersion};
-use super::{RevisionEvents, Revisions, delete_event, key_value, put_event};
+use super::{KeyRange, RevisionEvents, Revisions, delete_event, key_value, put_event};
 use crate::domain::lease::LeaseChange;
 use crate::domain::lease::changes::LeaseChanges;
 use crate::storage::{StorageError, Table, View, WriteBatch};
@@ -42,6 +43,8 @@ struct Mark {
 /// A run under way.
 pub(crate) struct Overlay<V> {
     view: V,
+    /// Of the view.
+    counts: Option<Counts>,
     revisions: Revisions,
     /// Ordered, so that ranges see them in order and the store gets them in order.
     slots: BTreeMap<Bytes, Slot>,
@@ -62,6 +65,7 @@ impl<V: View> Overlay<V> {
     pub(crate) fn new(view: V, revisions: Revisions) -> Self {
         Self {
             view,
+            counts: None,
             revisions,
             slots: BTreeMap::new(),
             history: BTreeMap::new(),
@@ -73,6 +77,11 @@ impl<V: View> Overlay<V> {
             marks: Vec::new(),
             published: Vec::new(),
         }
+    }
+
+    /// Lets ranges over many keys be counted by blocks.
+    pub(crate) fn count_by(&mut self, counts: Option<Counts>) {
+        self.counts = counts;
     }
 
     /// Reads many keys at once; each is read from the store once in a run.
@@ -186,6 +195,12 @@ impl<V: View> Overlay<V> {
         }
     }
 
+    /// The keys that are there after the run and were not before (true), or the other way round, in key order.
+    pub(crate) fn created_and_deleted(&self) -> Vec<(Bytes, bool)> {
+        let changed = self.slots.iter().filter(|(_, slot)| slot.stored != slot.now.is_some());
+        changed.map(|(key, slot)| (key.clone(), slot.now.is_some())).collect()
+    }
+
     /// All that the run writes and says, and the revisions after it.
     pub(crate) fn finish(mut self) -> (WriteBatch, Vec<RevisionEvents>, Vec<LeaseChange>, Revisions) {
         for (key, slot) in self.slots {
@@ -235,6 +250,17 @@ fn version_of(kv: &KeyValue) -> VersionRef<'_> {
 }
 
 impl<V: View> Source for Overlay<V> {
+    /// What is stored, and what the run made of it; only of the state as it is now.
+    fn count(&self, range: &KeyRange, revision: i64, current: i64) -> Result<Option<i64>, StorageError> {
+        let Some(counts) = self.counts.as_ref().filter(|_| revision >= current) else { return Ok(None) };
+        let stored = counts.count(&self.view, range, counts.revision(), counts.revision())?;
+        let Some(stored) = stored else { return Ok(None) };
+        let changed = self.slots.range::<[u8], _>(range.bounds());
+        Ok(Some(
+            changed.fold(stored, |count, (_, slot)| count + i64::from(slot.now.is_some()) - i64::from(slot.stored)),
+        ))
+    }
+
     fn has_lease(&self, id: i64) -> Result<bool, StorageError> {
         self.lease(id).map(|lease| lease.is_some())
     }

@@ -8,6 +8,7 @@ use balsa_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use balsa_proto::mvccpb::KeyValue;
 use bytes::Bytes;
 
+use super::counts::{Counted, Counts};
 use super::encoding::VersionRef;
 use super::source::{Source, Stored, scan_at, version_at};
 use super::{KeyRange, ReadError, Revisions, current, key_value};
@@ -24,6 +25,21 @@ pub fn range(view: &impl View, request: &pb::RangeRequest) -> Result<pb::RangeRe
     Ok(range_at(&Stored(view), revisions, revision, request)?)
 }
 
+/// The same where the number of keys is known by blocks. The counts were taken before the view.
+///
+/// # Errors
+/// Those of [`range`].
+pub fn range_counted(
+    view: &impl View,
+    counts: Option<&Counts>,
+    request: &pb::RangeRequest,
+) -> Result<pb::RangeResponse, ReadError> {
+    let Some(counts) = counts else { return range(view, request) };
+    let revisions = current(view)?;
+    let revision = revisions.resolve(request.revision)?;
+    Ok(range_at(&Counted { view, counts }, revisions, revision, request)?)
+}
+
 /// Answers a range at a revision that was found readable.
 pub(crate) fn range_at(
     source: &impl Source,
@@ -37,13 +53,45 @@ pub(crate) fn range_at(
         if let Some(version) = version_at(source, key, revision)? {
             found.one(key_value(key.clone(), version));
         }
+    } else if request.count_only
+        && let Some(count) = source.count(&range, revision, revisions.revision)?
+    {
+        found.count = count;
     } else {
-        scan_at(source, &range, revision, revisions.revision, &mut |key, version| {
-            found.add(key, version);
-            ControlFlow::Continue(())
-        })?;
+        scan(source, range, revision, revisions, &mut found)?;
     }
     Ok(found.response(revisions.revision))
+}
+
+/// Goes over the range, and stops where only the count needs the rest, if the source can say how many those are.
+fn scan(
+    source: &impl Source,
+    range: KeyRange,
+    revision: i64,
+    revisions: Revisions,
+    found: &mut Collector<'_>,
+) -> Result<(), StorageError> {
+    let mut range = range;
+    let mut may_ask = found.cut_first && !found.request.count_only;
+    loop {
+        let mut last = None;
+        scan_at(source, &range, revision, revisions.revision, &mut |key, version| {
+            found.add(key, version);
+            if may_ask && found.kvs.len() >= found.keep {
+                last = Some(Bytes::copy_from_slice(key));
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        })?;
+        let (Some(last), KeyRange::Span { high, .. }) = (last, range) else { return Ok(()) };
+        let low = Bytes::from([&last[..], &[0]].concat());
+        range = KeyRange::Span { low, high };
+        if let Some(rest) = source.count(&range, revision, revisions.revision)? {
+            found.count += rest;
+            return Ok(());
+        }
+        may_ask = false;
+    }
 }
 
 /// Gathers what a range answers and no more than it must keep: at most about twice the limit.

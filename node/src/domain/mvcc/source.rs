@@ -31,6 +31,12 @@ pub(crate) trait Source {
     /// Visits the newest versions in key order.
     fn scan_live(&self, bounds: Bounds<'_>, visit: &mut VisitVersion<'_>) -> Result<(), StorageError>;
 
+    /// The number of keys of `range` at `revision`, where the source knows it without going over them. `current` is the
+    /// revision of the source.
+    fn count(&self, _range: &KeyRange, _revision: i64, _current: i64) -> Result<Option<i64>, StorageError> {
+        Ok(None)
+    }
+
     /// Visits rows of `history` as they are encoded, in their order.
     fn scan_history(&self, bounds: Bounds<'_>, visit: &mut VisitRow<'_>) -> Result<(), StorageError>;
 }
