@@ -12,7 +12,7 @@ use balsa_node::engine::fatal::Fatal;
 use balsa_node::process::{StopSignals, Termination, end_by};
 use balsa_node::service::metrics::Metrics;
 use balsa_node::service::settings::SettingsFile;
-use balsa_node::service::{Member, auto_compaction, settings, stop};
+use balsa_node::service::{Member, auto_compaction, corruption, settings, stop};
 use balsa_node::storage::marker;
 use balsa_node::wiring;
 
@@ -84,6 +84,7 @@ async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> 
     };
     let member = Arc::new(Member::new(node.clone(), wiring::service(config, hot)));
     tokio::spawn(auto_compaction::run(member.clone(), wiring::retention(hot)));
+    tokio::spawn(corruption::run(member.clone(), config.corrupt_check_time));
     let services = Services::new(member.clone(), metrics, config);
 
     let mut listeners = Listeners::new(config.http2);

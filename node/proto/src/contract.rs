@@ -11,7 +11,7 @@ use crate::{FILE_DESCRIPTOR_SET, etcdserverpb as pb, mvccpb, node};
 const SERVICES: &[&str] = &[
     "balsa.node.v1.Node: Add Bootstrap GetConfig Join List MoveLeader PrepareStop Promote Remove SetConfig State",
     "balsa.peer.v1.Leases: Renew TimeToLive",
-    "balsa.peer.v1.Peer: Frames> Members Snapshot>",
+    "balsa.peer.v1.Peer: Frames> Hash Members Snapshot>",
     "etcdserverpb.Auth: AuthDisable AuthEnable AuthStatus Authenticate RoleAdd RoleDelete RoleGet RoleGrantPermission \
      RoleList RoleRevokePermission UserAdd UserChangePassword UserDelete UserGet UserGrantRole UserList UserRevokeRole",
     "etcdserverpb.Cluster: MemberAdd MemberList MemberPromote MemberRemove MemberUpdate",

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use balsa_proto::node::Reason;
 use balsa_proto::peer::peer_server::{Peer, PeerServer};
-use balsa_proto::peer::{Frame, FramesEnd, MembersRequest, MembersResponse, SnapshotChunk, SnapshotReceipt};
+use balsa_proto::peer::{
+    Frame, FramesEnd, HashRequest, HashResponse, MembersRequest, MembersResponse, SnapshotChunk, SnapshotReceipt,
+};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::warn;
@@ -61,6 +63,10 @@ impl Peer for PeerApi {
     async fn members(&self, _request: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
         Ok(Response::new(self.service.members()))
     }
+
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        self.service.hash(request.into_inner()).await.map(Response::new).map_err(status)
+    }
 }
 
 async fn next(stream: &mut Streaming<SnapshotChunk>) -> Result<Option<SnapshotChunk>, Status> {
@@ -76,6 +82,7 @@ fn status(error: PeerError) -> Status {
         PeerError::Failed(Failure::Uninitialized) => Status::failed_precondition(Reason::Uninitialized.as_str_name()),
         PeerError::Failed(_) => Status::unavailable(error.to_string()),
         PeerError::Foreign { .. } => Status::failed_precondition(error.to_string()),
+        PeerError::Hash(_) => Status::out_of_range(error.to_string()),
         PeerError::OutOfOrder(_) => Status::invalid_argument(error.to_string()),
         PeerError::Busy => Status::resource_exhausted(error.to_string()),
         PeerError::Storage(StorageError::Corrupt { .. }) => Status::data_loss(error.to_string()),

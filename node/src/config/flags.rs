@@ -62,7 +62,7 @@ const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
 use Kind::{Bool, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 45] = [
+const SERVED: [Flag; 46] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -95,6 +95,7 @@ const SERVED: [Flag; 45] = [
         "Version of what can change at run time; higher than the active one to take effect",
     ),
     flag("config-file", Text(""), "Read everything from this YAML file instead"),
+    flag("corrupt-check-time", Duration("0s"), "How often the leader compares the members' data; 0 is never"),
     flag("quota-backend-bytes", Number("0"), "Bytes of the key space above which puts are refused; 0 is off"),
     flag("listen-client-http-urls", Text(""), "Port of its own for plain HTTP, which the client port then has not"),
     flag("enable-grpc-gateway", Bool("true"), "Serve the JSON gateway"),
@@ -115,7 +116,7 @@ const SERVED: [Flag; 45] = [
 ];
 
 /// Accepted, because manifests pass them, and without meaning here: the reason of each.
-const INERT: [Flag; 52] = [
+const INERT: [Flag; 51] = [
     inert("wal-dir", Text(""), "the Raft log lies in the data directory"),
     inert("max-wals", Number("5"), "the Raft log is trimmed as a whole, not in files"),
     inert("max-snapshots", Number("5"), "a snapshot lives only while it is being sent"),
@@ -147,8 +148,7 @@ const INERT: [Flag; 52] = [
     inert("bcrypt-cost", Number("10"), "users and roles are not served"),
     inert("compaction-batch-limit", Number("1000"), "compaction is paced by what it finds"),
     inert("compaction-sleep-interval", Duration("10ms"), "compaction is paced by what it finds"),
-    inert("corrupt-check-time", Duration("0s"), "members do not compare their data by themselves"),
-    inert("compact-hash-check-time", Duration("1m"), "members do not compare their data by themselves"),
+    inert("compact-hash-check-time", Duration("1m"), "the leader compares on the clock, see --corrupt-check-time"),
     inert("warning-apply-duration", Duration("100ms"), "the time of applying is in metrics"),
     inert("self-signed-cert-validity", Number("1"), "there is no TLS"),
     inert("peer-skip-client-san-verification", Bool("false"), "there is no TLS"),

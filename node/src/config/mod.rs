@@ -140,6 +140,8 @@ pub struct Config {
     pub strict_reconfig_check: bool,
     /// How often an idle watch is told the current revision.
     pub watch_progress_notify_interval: Duration,
+    /// How often the leader compares the members' data; 0 for never.
+    pub corrupt_check_time: Duration,
     /// How long the node goes on serving after SIGTERM.
     pub drain_delay: Duration,
     /// Form of log lines.
@@ -231,6 +233,7 @@ impl Config {
             hot: Hot::check(raw)?,
             strict_reconfig_check: raw.boolean("strict-reconfig-check")?,
             watch_progress_notify_interval: raw.duration("watch-progress-notify-interval")?,
+            corrupt_check_time: raw.duration("corrupt-check-time")?,
             drain_delay: raw.duration("drain-delay")?,
             log_format: log_format(raw.text("log-format"))?,
             log_outputs: log_outputs(raw)?,

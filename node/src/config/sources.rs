@@ -432,11 +432,11 @@ mod tests {
         assert!(merged(&["--force-new-cluster"], &[]).is_err());
         assert!(merged(&[], &[("ETCD_CERT_FILE", "x")]).is_err());
         assert!(merged(&["--client-cert-auth=false"], &[]).is_ok());
-        let raw = merged(&["--enable-v2", "--experimental-corrupt-check-time=1h", "--max-wals=5"], &[]).unwrap();
+        let raw = merged(&["--enable-v2", "--experimental-compact-hash-check-time=1h", "--max-wals=5"], &[]).unwrap();
         assert_eq!(
             raw.warnings,
             [
-                "--corrupt-check-time has no effect: members do not compare their data by themselves",
+                "--compact-hash-check-time has no effect: the leader compares on the clock, see --corrupt-check-time",
                 "--enable-v2 has no effect: there is no v2 store",
             ]
         );

@@ -4,6 +4,7 @@
 pub mod apply;
 pub mod auto_compaction;
 pub mod command;
+pub mod corruption;
 pub mod lease;
 pub mod maintenance;
 pub mod membership;

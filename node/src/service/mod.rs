@@ -5,6 +5,7 @@ pub mod archive;
 pub mod auto_compaction;
 pub mod checks;
 pub mod cluster;
+pub mod corruption;
 pub mod failure;
 pub mod forward;
 pub mod health;

@@ -8,12 +8,15 @@ use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use balsa_proto::log::SnapshotManifest;
-use balsa_proto::peer::{Frame, MembersResponse, SnapshotChunk, SnapshotData, snapshot_chunk::Body};
+use balsa_proto::peer::{
+    Frame, HashRequest, HashResponse, MembersResponse, SnapshotChunk, SnapshotData, snapshot_chunk::Body,
+};
 use prometheus::IntCounter;
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
+use super::corruption;
 use crate::engine::{Failure, Handle};
 use crate::storage::snapshot::{self, Staging};
 use crate::storage::{StorageError, durable};
@@ -45,6 +48,9 @@ pub enum PeerError {
         /// The member it was sent to.
         to: u64,
     },
+    /// The revision cannot be hashed, or not any more.
+    #[error("no hash: {0}")]
+    Hash(String),
     /// Chunks in an order that none of ours sends.
     #[error("{0}")]
     OutOfOrder(&'static str),
@@ -116,6 +122,20 @@ impl PeerService {
         .await?;
         info!(from = format!("{:x}", head.from), index = manifest.index, name, "receiving a snapshot");
         Ok(Incoming { head, name, manifest, staging, handle, metrics: self.metrics.clone(), _permit: permit })
+    }
+
+    /// The hash of this member's key history.
+    ///
+    /// # Errors
+    /// `Foreign`, `Hash`; `Failed` while there is no member.
+    pub async fn hash(&self, request: HashRequest) -> Result<HashResponse, PeerError> {
+        let handle = (self.way)()?;
+        if (request.cluster_id, request.to) != (handle.cluster_id(), handle.member_id()) {
+            return Err(PeerError::Foreign { cluster_id: request.cluster_id, to: request.to });
+        }
+        let hash = corruption::own_hash(&handle, request.revision).await;
+        let hash = hash.map_err(|error| PeerError::Hash(error.to_string()))?;
+        Ok(HashResponse { hash: hash.hash, compact_revision: hash.compact_revision, revision: hash.revision })
     }
 
     /// This member's own view of the membership.

@@ -19,7 +19,7 @@ use prost::Message as _;
 use tokio::sync::watch;
 
 pub use counters::PeerMetrics;
-pub use dial::{AskError, CONNECTION_WINDOW, STREAM_WINDOW, members};
+pub use dial::{AskError, CONNECTION_WINDOW, STREAM_WINDOW, hash, members};
 pub use snapshot::SnapshotError;
 
 use self::queue::Queue;

@@ -208,3 +208,47 @@ async fn the_health_service_says_when_there_is_no_leader() {
     cluster.restart(leader);
     cluster.eventually("it serves again", || async { check().await == ServingStatus::Serving }).await;
 }
+
+/// Changes the value of `key` on a disk that nobody uses, behind the back of everything that would notice.
+fn damage(data: &std::path::Path, key: &str) {
+    use balsa_node::storage::rocks::{KeySpaceOptions, RocksKeySpace};
+    use balsa_node::storage::{KeySpace, Table, View, WriteBatch};
+
+    let directory = std::fs::read_dir(data.join("kv")).expect("key spaces").next().expect("one").expect("readable");
+    let store = RocksKeySpace::open(&directory.path(), &KeySpaceOptions::default()).expect("the key space opens");
+    let version = store.view().expect("a view").get(Table::Live, key.as_bytes()).expect("a read").expect("the key");
+    let mut bytes = version.to_vec();
+    *bytes.last_mut().expect("a value") ^= 1;
+    let mut batch = WriteBatch::default();
+    batch.put(Table::Live, key.as_bytes().to_vec(), bytes);
+    store.write(batch).expect("a write");
+    store.flush().expect("a flush");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_other_data_raises_the_corrupt_alarm() {
+    let mut cluster = Cluster::start_with(3, &["--corrupt-check-time=300ms"]).await;
+    let leader = cluster.leader().await;
+    cluster.members[leader].put("k", "value").await.expect("a write");
+    let damaged = (leader + 1) % 3;
+    cluster
+        .eventually("it has applied the write", || async {
+            cluster.members[damaged].get("k").await.is_ok_and(|value| value.is_some())
+        })
+        .await;
+    let id = cluster.members[damaged].status().await.expect("a status").header.expect("a header").member_id;
+    cluster.members[damaged].signal("TERM");
+    cluster.members[damaged].wait_for_exit();
+    damage(&cluster.members[damaged].data, "k");
+    cluster.restart(damaged);
+    let raised = || async {
+        let request = pb::AlarmRequest::default();
+        let answer = cluster.members[leader].maintenance().alarm(request).await;
+        answer.is_ok_and(|answer| !answer.into_inner().alarms.is_empty())
+    };
+    cluster.eventually("the alarm is raised", raised).await;
+    let alarms = alarm(&cluster.members[leader], AlarmAction::Get, 0, pb::AlarmType::None).await;
+    assert_eq!(alarms, [pb::AlarmMember { member_id: id, alarm: pb::AlarmType::Corrupt.into() }]);
+    let error = cluster.members[leader].put("k", "w").await.expect_err("refused");
+    assert_eq!(error.code(), Code::DataLoss);
+}

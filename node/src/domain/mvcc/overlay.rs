@@ -117,6 +117,13 @@ impl<V: View> Overlay<V> {
         self.revisions.compacted = revision;
     }
 
+    /// Takes over what a scan of this overlay has shown of a key, so that it is not read from the store again.
+    pub(crate) fn know(&mut self, key: &Bytes, version: &Version) {
+        if let Entry::Vacant(vacant) = self.slots.entry(key.clone()) {
+            vacant.insert(Slot { stored: true, now: Some(version.clone()), ..Slot::default() });
+        }
+    }
+
     /// Writes a version of `key` at the revision of the command under way.
     pub(crate) fn put(&mut self, key: &Bytes, value: Bytes, lease: i64) -> Result<(), StorageError> {
         let revision = self.revisions.revision + 1;

@@ -28,8 +28,9 @@ pub(crate) fn delete_range(
     request: &pb::DeleteRangeRequest,
 ) -> Result<pb::DeleteRangeResponse, StorageError> {
     let range = KeyRange::of(&request.key, &request.range_end);
-    let doomed = keys_of(run, &range, request.prev_kv)?;
-    for (key, _) in &doomed {
+    let doomed = keys_of(run, &range)?;
+    for (key, version) in &doomed {
+        run.know(key, version);
         run.delete(key)?;
     }
     let deleted = i64::try_from(doomed.len()).unwrap_or(i64::MAX);
@@ -40,11 +41,11 @@ pub(crate) fn delete_range(
     Ok(pb::DeleteRangeResponse { header: header(run.revisions().revision), deleted, prev_kvs })
 }
 
-/// The keys of a range that are there, with their values if they are wanted.
+/// The keys of a range that are there, with what stands under them: their deletion needs it, and reading each key again
+/// would be far dearer than the scan.
 fn keys_of(
     run: &Overlay<impl View>,
     range: &KeyRange,
-    with_values: bool,
 ) -> Result<Vec<(Bytes, balsa_proto::log::Version)>, StorageError> {
     if let KeyRange::One(key) = range {
         return Ok(run.live(key)?.map(|version| (key.clone(), version)).into_iter().collect());
@@ -52,8 +53,6 @@ fn keys_of(
     let mut found = Vec::new();
     if !range.is_empty() {
         run.scan_live(range.bounds(), &mut |key, version| {
-            let value = if with_values { version.value } else { &[] };
-            let version = super::encoding::VersionRef { value, ..version };
             found.push((Bytes::copy_from_slice(key), version.to_version()));
             ControlFlow::Continue(())
         })?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use balsa_proto::peer::peer_client::PeerClient;
-use balsa_proto::peer::{MembersRequest, MembersResponse};
+use balsa_proto::peer::{HashRequest, HashResponse, MembersRequest, MembersResponse};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint, Error as TransportError};
 
@@ -88,6 +88,22 @@ pub async fn members(url: &str, bound: Duration) -> Result<MembersResponse, AskE
     let ask = async {
         let mut client = connect(url).await?;
         let answer = client.members(MembersRequest {}).await;
+        answer.map_err(|status| AskError::Refused { url: url.to_owned(), cause: status.message().to_owned() })
+    };
+    match timeout(bound, ask).await {
+        Err(_) => Err(AskError::TimedOut(url.to_owned())),
+        Ok(answer) => Ok(answer?.into_inner()),
+    }
+}
+
+/// The hash of the key history of the peer at `url`.
+///
+/// # Errors
+/// No answer within `bound`; the peer's refusal.
+pub async fn hash(url: &str, request: HashRequest, bound: Duration) -> Result<HashResponse, AskError> {
+    let ask = async {
+        let mut client = connect(url).await?;
+        let answer = client.hash(request).await;
         answer.map_err(|status| AskError::Refused { url: url.to_owned(), cause: status.message().to_owned() })
     };
     match timeout(bound, ask).await {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use balsa_proto::log::SnapshotManifest;
 use balsa_proto::peer::peer_server::{Peer, PeerServer};
 use balsa_proto::peer::{
-    Forward, FramesEnd, MembersRequest, MembersResponse, SnapshotChunk, SnapshotReceipt, snapshot_chunk,
+    Forward, FramesEnd, HashRequest, HashResponse, MembersRequest, MembersResponse, SnapshotChunk, SnapshotReceipt,
+    snapshot_chunk,
 };
 use parking_lot::Mutex;
 use prometheus::{IntCounterVec, Opts};
@@ -48,6 +49,10 @@ impl Peer for Listener {
 
     async fn members(&self, _request: Request<MembersRequest>) -> Result<Response<MembersResponse>, Status> {
         Ok(Response::new(MembersResponse { initialized: true, term: 4, ..MembersResponse::default() }))
+    }
+
+    async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        Err(Status::unimplemented("not asked for"))
     }
 }
 
