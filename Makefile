@@ -67,6 +67,7 @@ clients: build ## Real clients in several languages against a local cluster of 3
 
 .PHONY: e2e
 e2e: images ## End-to-end scenarios on Kubernetes; SCENARIO=name runs one
+	@e2e/install helm
 	@e2e/run $(SCENARIO)
 
 .PHONY: images
@@ -74,7 +75,7 @@ images: build ## Build the container images and hand them to the local Kubernete
 	@e2e/images/build
 
 .PHONY: kube-up
-kube-up: ## Bring up the local Kubernetes alone
+kube-up: build ## Bring up the local Kubernetes alone, BALSA_KUBE_STORE=balsa: on three processes of Balsa
 	@e2e/install all
 	@e2e/kubernetes/up
 

@@ -28,6 +28,11 @@ is_running() {
     [[ -n $started && $(start_time "$pid") == "$started" ]]
 }
 
+threads() {
+    local all=(/proc/"$1"/task/*)
+    [[ -e ${all[0]} ]] && printf '%d' "${#all[@]}" || printf 0
+}
+
 # end NAME: kills a process that start has started, if it still runs, and waits for its end. There is no asking first:
 # whoever takes the cluster down throws its state away as well, and a stopped process would not listen.
 end() {
@@ -35,8 +40,9 @@ end() {
     if is_running "$name"; then
         read -r pid _ <"$KUBE/pids/$name"
         kill -KILL "$pid" 2>/dev/null || true
-        for ((i = 0; i < 100; i++)); do
-            is_running "$name" || break
+        # Its other threads hold its sockets open after the process itself is a zombie.
+        for ((i = 0; i < 200; i++)); do
+            is_running "$name" || [[ $(threads "$pid") -gt 1 ]] || break
             sleep 0.05
         done
     fi

@@ -5,6 +5,9 @@
 : "${BALSA_KUBE:=/run/balsa-kube}"
 # Volumes are not below $BALSA_KUBE, since /run is in memory on most machines.
 : "${BALSA_VOLUMES:=/var/tmp/balsa-kube-volumes}"
+# What the API server keeps its objects in: three processes of Balsa, or one of etcd, for comparison.
+: "${BALSA_KUBE_STORE:=etcd}"
+: "${CARGO_TARGET_DIR:=$BALSA_CACHE/target}"
 KUBE=$BALSA_KUBE
 export PATH="$BALSA_CACHE/bin:$PATH:/usr/sbin:/sbin"
 
@@ -16,10 +19,6 @@ GATEWAY=10.213.77.1
 SERVICE_CIDR=10.213.78.0/24
 KUBERNETES_SERVICE=10.213.78.1
 CLUSTER_DOMAIN=cluster.local
-
-# Not etcd's own port: a node under test may have that one.
-ETCD_CLIENT=http://127.0.0.1:23790
-ETCD_PEER=http://127.0.0.1:23800
 
 CONTAINERD_SOCKET=$KUBE/containerd.sock
 CGROUP=balsa-kube

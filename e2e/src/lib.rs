@@ -7,6 +7,7 @@
 pub mod clients;
 pub mod cluster;
 pub mod differential;
+pub mod failover;
 pub mod local;
 pub mod report;
 pub mod scenarios;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use balsa_e2e::report::Report;
-use balsa_e2e::scenarios;
+use balsa_e2e::{failover, scenarios};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -17,6 +17,12 @@ struct Args {
 enum Command {
     /// Print the names and what each promises.
     List,
+    /// Measure how long writes pause when the leader is lost.
+    Failover {
+        /// Losses of each kind.
+        #[arg(long, default_value_t = 20)]
+        times: usize,
+    },
     /// Run the named scenarios, or all.
     Run {
         /// Names as `list` prints them.
@@ -36,6 +42,10 @@ async fn main() -> anyhow::Result<ExitCode> {
             for scenario in scenarios::ALL {
                 println!("{:20} {}", scenario.name, scenario.promise);
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Failover { times } => {
+            failover::measure(times).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Run { names, keep_failed } => {

@@ -7,7 +7,7 @@ use crate::cluster::Cluster;
 use crate::scenarios::Scenario;
 
 /// No scenario may take longer; one that does has failed.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(420);
 
 /// What came of the scenarios so far.
 #[derive(Default)]

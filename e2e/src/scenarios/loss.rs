@@ -96,7 +96,7 @@ async fn came_back(cluster: &Cluster, name: &str, old_uid: &str) -> anyhow::Resu
 }
 
 /// The process of a pod's node, by the command line that only it has.
-fn process_of(namespace: &str, pod: &str) -> Option<u32> {
+pub(crate) fn process_of(namespace: &str, pod: &str) -> Option<u32> {
     let peers = format!("{pod}.{NAME}-peers.{namespace}.svc");
     let entries = std::fs::read_dir("/proc").ok()?;
     entries.flatten().find_map(|entry| {

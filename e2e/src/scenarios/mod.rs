@@ -1,17 +1,21 @@
 //! What a user may do to a cluster, one file per kind of event. Each scenario can be run alone by its name.
 
+mod helm;
 mod invalid;
 mod lifecycle;
 mod loss;
 mod metrics;
 mod rollout;
 mod scale;
+mod store;
 
 use std::pin::Pin;
 
 use anyhow::bail;
 
 use crate::cluster::Cluster;
+
+pub(crate) use self::loss::process_of;
 
 type Outcome = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
@@ -49,6 +53,8 @@ scenarios! {
     "prometheus", metrics::prometheus, "Prometheus scrapes every member, and the operator";
     "invalid", invalid::refused, "what cannot work is refused with a message that says what to do";
     "delete", lifecycle::delete, "deleting the cluster keeps its volumes, or removes them, as its policy says";
+    "helm", helm::charts, "both charts by Helm, the operator confined to one namespace: it scales, and another takes its lease over";
+    "store", store::kubernetes, "Kubernetes on Balsa: 10,000 objects, watches, compaction and expiry hold through kill -9 of each member";
 }
 
 /// The scenarios of these names; all without a name.

@@ -13,7 +13,7 @@ use crate::cluster::Cluster;
 use crate::writer::Writer;
 
 /// Where `manifests/install.yaml` puts the operator.
-const OPERATOR_NAMESPACE: &str = "balsa-system";
+pub(super) const OPERATOR_NAMESPACE: &str = "balsa-system";
 
 pub(super) async fn walk(cluster: Cluster) -> anyhow::Result<()> {
     cluster.create(3, &json!({})).await?;
