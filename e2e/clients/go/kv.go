@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/etcd/client/v3/mirror"
 	"go.etcd.io/etcd/client/v3/namespace"
 	"go.etcd.io/etcd/client/v3/ordering"
+	"go.uber.org/zap"
 )
 
 func kv(ctx context.Context, client *clientv3.Client) error {
@@ -212,7 +213,7 @@ func cluster(ctx context.Context, client *clientv3.Client) error {
 }
 
 func snapshot(ctx context.Context, client *clientv3.Client) error {
-	one, err := clientv3.New(clientv3.Config{Endpoints: client.Endpoints()[:1]})
+	one, err := clientv3.New(clientv3.Config{Endpoints: client.Endpoints()[:1], Logger: zap.NewNop()})
 	if err != nil {
 		return err
 	}
