@@ -7,6 +7,7 @@ use crate::config::gates::GATES;
 use crate::config::hot::{AutoCompaction, HotConfig};
 use crate::config::{self, Config};
 use crate::domain::auto_compaction::Retention;
+use crate::engine::leases::LeaseOptions;
 use crate::engine::watch::WatchOptions;
 use crate::engine::{self, Limit, NodeConfig};
 use crate::service::Settings;
@@ -38,6 +39,7 @@ impl From<&Config> for NodeConfig {
             max_request_bytes: Limit::new(move || bytes),
             quota_bytes: Limit::new(move || quota),
             watch: WatchOptions::default(),
+            leases: LeaseOptions::default(),
             key_space: KeySpaceOptions::default(),
             peer_metrics: PeerMetrics::default(),
         }

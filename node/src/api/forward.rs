@@ -28,7 +28,7 @@ const ANSWER_BOUND: Duration = Duration::from_secs(8);
 pub struct GrpcLeader;
 
 /// The first of the URLs that accepts a connection. Nothing has been asked yet when none does.
-async fn connect(urls: Vec<String>) -> Result<Channel, Error> {
+pub(super) async fn connect(urls: Vec<String>) -> Result<Channel, Error> {
     for url in urls {
         let Ok(endpoint) = Endpoint::from_shared(url) else { continue };
         if let Ok(channel) = endpoint.connect_timeout(CONNECT_BOUND).tcp_nodelay(true).connect().await {
@@ -53,12 +53,17 @@ where
 {
     Box::pin(async move {
         let channel = connect(urls).await?;
-        match timeout(ANSWER_BOUND, ask(channel)).await {
-            Err(_) => Err(Failure::TimedOut.into()),
-            Ok(Err(status)) => Err(remote(&status)),
-            Ok(Ok(response)) => Ok(response.into_inner()),
-        }
+        in_time(ask(channel)).await
     })
+}
+
+/// The answer of another member, in this side's words.
+pub(super) async fn in_time<T>(asked: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Error> {
+    match timeout(ANSWER_BOUND, asked).await {
+        Err(_) => Err(Failure::TimedOut.into()),
+        Ok(Err(status)) => Err(remote(&status)),
+        Ok(Ok(response)) => Ok(response.into_inner()),
+    }
 }
 
 impl Leader for GrpcLeader {

@@ -4,12 +4,16 @@
 pub mod access;
 pub mod cluster;
 pub mod decode_limit;
+pub mod election;
 pub mod forward;
 pub mod gateway;
 pub mod grpc_metrics;
 pub mod health;
 pub mod http;
 pub mod kv;
+pub mod lease;
+pub mod lease_clock;
+pub mod lock;
 pub mod maintenance;
 pub mod node;
 pub mod peer;

@@ -46,6 +46,7 @@ impl Served {
             max_request_bytes: Limit::new(|| 1 << 20),
             quota_bytes: Limit::new(|| 0),
             watch: Default::default(),
+            leases: Default::default(),
             key_space: Default::default(),
             peer_metrics: PeerMetrics::default(),
         };

@@ -13,11 +13,15 @@ use axum::http::header::{CONTENT_TYPE, LOCATION};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use balsa_proto::etcdserverpb as pb;
-use balsa_proto::{FILE_DESCRIPTOR_SET, node as wire};
+use balsa_proto::v3electionpb::election_server::ElectionServer;
+use balsa_proto::v3lockpb::lock_server::LockServer;
+use balsa_proto::{FILE_DESCRIPTOR_SET, node as wire, peer};
 use pb::cluster_server::ClusterServer;
 use pb::kv_server::KvServer;
+use pb::lease_server::LeaseServer;
 use pb::maintenance_server::MaintenanceServer;
 use pb::watch_server::WatchServer;
+use peer::leases_server::LeasesServer;
 use prost_reflect::DescriptorError;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -31,11 +35,15 @@ use wire::node_server::NodeServer;
 use super::access::{self, Access};
 use super::cluster::ClusterApi;
 use super::decode_limit::DecodeLimit;
+use super::election::ElectionApi;
 use super::forward::GrpcLeader;
 use super::gateway::{self, Gateway};
 use super::grpc_metrics::GrpcMetricsLayer;
 use super::http;
 use super::kv::KvApi;
+use super::lease::LeaseApi;
+use super::lease_clock::{GrpcClock, LeaseClockApi};
+use super::lock::LockApi;
 use super::maintenance::MaintenanceApi;
 use super::node::NodeApi;
 use super::peer::PeerApi;
@@ -44,8 +52,13 @@ use crate::config::url::Url;
 use crate::config::{Config, Http2};
 use crate::engine::Limit;
 use crate::service::Member;
+use crate::service::election::Election;
+use crate::service::kv::Kv;
+use crate::service::lease::Leases;
+use crate::service::lock::Lock;
 use crate::service::metrics::Metrics;
 use crate::service::peer::PeerService;
+use crate::service::queue::Queue;
 use crate::service::watch::WatchSettings;
 use crate::transport::tonic as tonic_peers;
 
@@ -126,6 +139,11 @@ impl Services {
         let limit = || self.max_request_bytes.clone();
         let leader = Arc::new(GrpcLeader);
         let kv = KvServer::new(KvApi::new(self.member.clone()));
+        let leases = Leases::new(self.member.clone(), Arc::new(GrpcClock::default()));
+        let queue = Queue::new(Kv::new(self.member.clone()), leases.clone());
+        let lock = LockServer::new(LockApi::new(Lock::new(queue.clone())));
+        let election = ElectionServer::new(ElectionApi::new(Election::new(queue)));
+        let lease = LeaseServer::new(LeaseApi::new(leases));
         let cluster = ClusterServer::new(ClusterApi::new(self.member.clone(), leader));
         let maintenance = MaintenanceServer::new(MaintenanceApi::new(self.member.clone()));
         let (member, stopping) = (self.member.clone(), self.member.stopping().clone());
@@ -143,6 +161,13 @@ impl Services {
                 service.max_decoding_message_size(bound)
             }))
             .add_service(DecodeLimit::new(watch.max_encoding_message_size(usize::MAX), limit(), |service, bound| {
+                service.max_decoding_message_size(bound)
+            }))
+            .add_service(DecodeLimit::new(lease.max_encoding_message_size(usize::MAX), limit(), |service, bound| {
+                service.max_decoding_message_size(bound)
+            }))
+            .add_service(DecodeLimit::new(lock, limit(), LockServer::max_decoding_message_size))
+            .add_service(DecodeLimit::new(election.max_encoding_message_size(usize::MAX), limit(), |service, bound| {
                 service.max_decoding_message_size(bound)
             }))
             .add_service(DecodeLimit::new(cluster, limit(), ClusterServer::max_decoding_message_size))
@@ -167,6 +192,7 @@ impl Services {
         let member = self.member.clone();
         let peers = PeerService::new(&self.data_dir, Arc::new(move || member.handle()));
         Routes::new(PeerApi::new(Arc::new(peers)).into_server())
+            .add_service(LeasesServer::new(LeaseClockApi::new(self.member.clone())))
             .add_service(NodeServer::new(NodeApi::new(self.member.clone(), leader.clone())))
             .add_service(ClusterServer::new(ClusterApi::new(self.member.clone(), leader)))
     }

@@ -29,6 +29,12 @@ pub fn node(error: Error) -> Status {
     with_reason(Status::new(Code::from_i32(row.code as i32), error.node_message()), row.reason)
 }
 
+/// The status of locks and elections: etcd serves them by a client of its own and passes on the text of what that one
+/// gets, without the code.
+pub fn untyped(error: Error) -> Status {
+    Status::unknown(error.row().text)
+}
+
 /// What a peer's status means here. One that no peer of ours made comes from the transport: the call may have arrived.
 pub fn remote(status: &Status) -> Error {
     let reason = status.metadata().get(REASON).and_then(|value| value.to_str().ok()).and_then(Reason::from_str_name);

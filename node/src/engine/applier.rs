@@ -18,6 +18,7 @@ use super::fatal::{ExitCode, Fatal};
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
 use super::space::Space;
+use super::leases::Leases;
 use super::status::Status;
 use super::waiters::Waiters;
 use super::watch::WatchHub;
@@ -68,6 +69,7 @@ pub(crate) struct Applier {
     pub(crate) status: Arc<RwLock<Arc<Status>>>,
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) space: Arc<Space>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) fatal: Fatal,
     pub(crate) member_id: u64,
     pub(crate) incarnation: u64,
@@ -131,6 +133,7 @@ impl Applier {
             self.space.grew();
         }
         self.hub.publish(&effects.events);
+        self.leases.applied(&effects.leases);
         if let Some(compacted) = effects.compacted {
             self.hub.compacted(compacted);
             self.keeper.compact(compacted);

@@ -467,6 +467,8 @@ impl Driver {
         }
         self.send(std::mem::take(&mut batch.send_after));
         self.apply(std::mem::take(&mut batch.committed));
+        // Before any read is confirmed: whoever acts on one as the leader must not think so for longer than it is true.
+        self.note_role();
         self.reads.confirmed(std::mem::take(&mut batch.reads), self.applied);
         let persisted = self.replica.persisted(batch);
         self.send(persisted.send);
@@ -605,6 +607,13 @@ impl Driver {
         if self.replica.tail().take_wanted() {
             self.ports.snapshots.want(&self.ports.keeper);
         }
+        self.note_role();
+        self.publish_status();
+        // Whoever waited for a transfer looks at the status next.
+        self.changes.settle(self.replica.role(), Instant::now());
+    }
+
+    fn note_role(&mut self) {
         let role = self.replica.role();
         let before = *self.ports.leader.borrow();
         if before != (role.leader, role.term) {
@@ -615,9 +624,6 @@ impl Driver {
             self.ports.leader.send_replace((role.leader, role.term));
             self.reads.again();
         }
-        self.publish_status();
-        // Whoever waited for a transfer looks at the status next.
-        self.changes.settle(role, Instant::now());
     }
 
     fn publish_status(&self) {

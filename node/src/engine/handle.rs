@@ -14,6 +14,7 @@ use super::fatal::Fatal;
 use super::inbox::{Inbox, Input, Reply};
 use super::keeper::Keeper;
 use super::space::Space;
+use super::leases::Leases;
 use super::waiters::Waiters;
 use super::watch::WatchHub;
 use super::{Failure, Limit, Status, Store};
@@ -39,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) hub: Arc<WatchHub>,
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) space: Arc<Space>,
+    pub(crate) leases: Arc<Leases>,
     pub(crate) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(crate) last_read_index: Mutex<Option<Instant>>,
     pub(crate) sequence: AtomicU64,
@@ -186,6 +188,18 @@ impl Handle {
         }
     }
 
+    /// Resolves when the engine has stopped.
+    pub(crate) async fn stopped(&self) {
+        let mut leader = self.0.leader.clone();
+        // The driver holds the other end for as long as it runs.
+        let _ = leader.wait_for(|_| false).await;
+    }
+
+    /// (leader, term) at present; the leader is 0 while none is known.
+    pub(crate) fn leader_now(&self) -> (u64, u64) {
+        *self.0.leader.borrow()
+    }
+
     /// When a background read index last succeeded; readiness is "within the last 2 s".
     pub fn last_read_index(&self) -> Option<Instant> {
         *self.0.last_read_index.lock()
@@ -194,6 +208,11 @@ impl Handle {
     /// Inputs that wait for the driver, for metrics.
     pub fn queued(&self) -> usize {
         self.0.inbox.len()
+    }
+
+    /// The longest that a request may take inside of the member.
+    pub fn request_timeout(&self) -> Duration {
+        self.0.request_timeout
     }
 
     /// One election time-out.

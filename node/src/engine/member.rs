@@ -16,6 +16,7 @@ use super::fatal::{ExitCode, Fatal};
 use super::handle::{Handle, Shared};
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
+use super::leases::{self, Leases};
 use super::node::{NodeConfig, StartError};
 use super::snapshot::Snapshots;
 use super::space::{self, Space};
@@ -140,6 +141,7 @@ struct Parts {
     hub: Arc<WatchHub>,
     keeper: Arc<Keeper>,
     space: Arc<Space>,
+    leases: Arc<Leases>,
     peers: Arc<TonicPeers>,
     removed: Arc<AtomicBool>,
     incarnation: u64,
@@ -186,6 +188,7 @@ impl Disk<'_> {
         let handle = Handle(Arc::new(shared));
         runtime.spawn(keep_read_index(handle.clone()));
         runtime.spawn(space::watch(handle.clone()));
+        runtime.spawn(leases::keep(handle.clone()));
         Ok(handle)
     }
 
@@ -220,6 +223,7 @@ impl Disk<'_> {
             hub,
             keeper: Arc::new(keeper),
             space: Arc::new(Space::new(self.config.quota_bytes.clone())),
+            leases: Arc::new(Leases::new(self.config.leases, self.config.tick * self.config.election_ticks)),
             removed: Arc::new(AtomicBool::new(false)),
             incarnation,
         })
@@ -264,6 +268,7 @@ impl Disk<'_> {
             status: parts.status.clone(),
             keeper: parts.keeper.clone(),
             space: parts.space.clone(),
+            leases: parts.leases.clone(),
             fatal: fatal.clone(),
             member_id: self.marker.member_id,
             incarnation: parts.incarnation,
@@ -283,6 +288,7 @@ impl Disk<'_> {
             hub: parts.hub.clone(),
             keeper: parts.keeper.clone(),
             space: parts.space.clone(),
+            leases: parts.leases.clone(),
             threads: Mutex::new(Vec::new()),
             last_read_index: Mutex::new(None),
             sequence: AtomicU64::new(first_sequence(parts.incarnation)),

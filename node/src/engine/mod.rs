@@ -14,6 +14,7 @@ pub mod handle;
 mod inbox;
 mod keeper;
 mod limit;
+pub mod leases;
 mod member;
 pub mod node;
 mod reads;

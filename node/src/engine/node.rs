@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
 use super::fatal::Fatal;
+use super::leases::LeaseOptions;
 use super::member;
 use super::watch::WatchOptions;
 use super::{Failure, Handle, Limit};
@@ -73,6 +74,8 @@ pub struct NodeConfig {
     pub quota_bytes: Limit<i64>,
     /// Bounds and intervals of watching.
     pub watch: WatchOptions,
+    /// The clock of leases.
+    pub leases: LeaseOptions,
     /// Memory of the key space.
     pub key_space: KeySpaceOptions,
     /// Counters of the peer transport.

@@ -112,6 +112,25 @@ pub static DEFRAGMENTING: LazyLock<IntGauge> = LazyLock::new(|| {
     let help = "Whether or not defrag is active on the member. 1 means active, 0 means not.";
     registered(IntGauge::new("etcd_disk_defrag_inflight", help))
 });
+/// Grants of leases that were applied.
+pub static LEASES_GRANTED: LazyLock<IntCounter> =
+    LazyLock::new(|| counter("etcd_debugging_lease_granted_total", "The total number of granted leases."));
+
+/// Revocations of leases that were applied, whoever asked for them.
+pub static LEASES_REVOKED: LazyLock<IntCounter> =
+    LazyLock::new(|| counter("etcd_debugging_lease_revoked_total", "The total number of revoked leases."));
+
+/// Renewals by this member's clock.
+pub static LEASES_RENEWED: LazyLock<IntCounter> =
+    LazyLock::new(|| counter("etcd_debugging_lease_renewed_total", "The number of renewed leases seen by the leader."));
+
+/// Seconds that leases were granted for: 1 s to 3 months.
+pub static LEASE_TTL: LazyLock<Histogram> =
+    LazyLock::new(|| histogram("etcd_debugging_lease_ttl_total", "Bucketed histogram of lease TTLs.", 1.0, 24));
+
+/// Leases that were over by this member's clock and revoked.
+pub static LEASES_EXPIRED: LazyLock<IntCounter> =
+    LazyLock::new(|| counter("etcd_debugging_server_lease_expired_total", "The total number of expired leases."));
 
 /// Version of the active settings of those that can change at run time.
 pub static CONFIG_VERSION: LazyLock<IntGauge> = LazyLock::new(|| {
@@ -331,4 +350,9 @@ pub fn register_all() {
         QUEUE_FULL.with_label_values(&[queue]);
     }
     QUEUE_LENGTH.with_label_values(&["inbox"]);
+    LazyLock::force(&LEASES_GRANTED);
+    LazyLock::force(&LEASES_REVOKED);
+    LazyLock::force(&LEASES_RENEWED);
+    LazyLock::force(&LEASE_TTL);
+    LazyLock::force(&LEASES_EXPIRED);
 }

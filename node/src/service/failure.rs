@@ -118,6 +118,18 @@ pub enum Error {
     /// More learners than allowed.
     #[error("too many learner members in cluster")]
     TooManyLearners,
+    /// The lease of a waiting lock ended.
+    #[error("mutex: session is expired")]
+    SessionExpired,
+    /// The candidacy is over.
+    #[error("election: not leader")]
+    NotElected,
+    /// There is no candidate.
+    #[error("election: no leader")]
+    NoneElected,
+    /// A call of a leader without its key.
+    #[error("\"leader\" field must be provided")]
+    LeaderKeyMissing,
     /// Marker and request disagree.
     #[error("{0}")]
     WrongDisk(String),
@@ -324,6 +336,10 @@ fn check_row(error: &Error) -> (Code, &'static str) {
         Error::InvalidDowngradeTarget => (Code::InvalidArgument, "etcdserver: invalid downgrade target version"),
         Error::DowngradeInProgress => (Code::FailedPrecondition, "etcdserver: cluster has a downgrade job in progress"),
         Error::UnknownMethod => (Code::Unknown, "etcdserver: unknown method"),
+        Error::SessionExpired => (Code::Unknown, "mutex: session is expired"),
+        Error::NotElected => (Code::Unknown, "election: not leader"),
+        Error::NoneElected => (Code::Unknown, "election: no leader"),
+        Error::LeaderKeyMissing => (Code::Unknown, "\"leader\" field must be provided"),
         Error::Unimplemented(_) => (Code::Unimplemented, "etcdserver: not implemented"),
         // The caller has handled these; a text is still better than a panic.
         Error::Failed(_)
@@ -391,6 +407,10 @@ pub(crate) fn all() -> Vec<Error> {
         Error::InvalidDowngradeTarget,
         Error::DowngradeInProgress,
         Error::UnknownMethod,
+        Error::SessionExpired,
+        Error::NotElected,
+        Error::NoneElected,
+        Error::LeaderKeyMissing,
         Error::WrongDisk("the disk is of another cluster".into()),
     ];
     refusals.into_iter().map(Error::from).chain(failures.into_iter().map(Error::from)).chain(checks).collect()
@@ -410,11 +430,13 @@ mod tests {
 
     #[test]
     fn every_text_has_the_prefix_that_clients_match_on() {
+        // Those of etcd's concurrency package, which runs above its server.
+        let above = [Error::SessionExpired, Error::NotElected, Error::NoneElected, Error::LeaderKeyMissing];
         for error in all() {
             let row = error.row();
             // These two etcd itself sends bare.
-            let bare = matches!(error, Error::StreamSorted | Error::StreamFiltered);
-            assert!(bare || row.text.starts_with("etcdserver: "), "{error:?}: {}", row.text);
+            let bare = matches!(error, Error::StreamSorted | Error::StreamFiltered) || above.contains(&error);
+            assert!(bare != row.text.starts_with("etcdserver: "), "{error:?}: {}", row.text);
             assert_ne!(row.text, "etcdserver: internal error", "{error:?} has no row of its own");
         }
     }

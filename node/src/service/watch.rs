@@ -141,7 +141,7 @@ where
         if require_leader && status.leader == 0 {
             return Err(Failure::NoLeader.into());
         }
-        let patience = settings.election_timeout * ELECTION_TIMEOUTS_WITHOUT_LEADER;
+        let patience = patience(settings.election_timeout);
         let cut = cut(require_leader.then(|| member.clone()), patience, stopping);
         let stream = member.watch_hub().open();
         let ticks = ticks(settings.progress_interval);
@@ -309,8 +309,13 @@ fn ticks(interval: Duration) -> Interval {
     ticks
 }
 
+/// How long a stream that asked for a leader goes on without one.
+pub(super) fn patience(election_timeout: Duration) -> Duration {
+    election_timeout * ELECTION_TIMEOUTS_WITHOUT_LEADER
+}
+
 /// Resolves when a stream must end: the process stops, or `led`, given if the client requires a leader, lost its own.
-async fn cut<M: Watched>(led: Option<M>, patience: Duration, stopping: CancellationToken) -> Failure {
+pub(super) async fn cut<M: Watched>(led: Option<M>, patience: Duration, stopping: CancellationToken) -> Failure {
     let leader_lost = async {
         match led {
             Some(member) => leader_lost(member, patience).await,

@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::etcdserverpb::cluster_client::ClusterClient;
 use balsa_proto::etcdserverpb::kv_client::KvClient;
+use balsa_proto::etcdserverpb::lease_client::LeaseClient;
 use balsa_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use balsa_proto::etcdserverpb::watch_client::WatchClient;
+use balsa_proto::v3electionpb::election_client::ElectionClient;
+use balsa_proto::v3lockpb::lock_client::LockClient;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
@@ -82,6 +85,18 @@ impl Member {
 
     pub(crate) fn watch(&self) -> WatchClient<Channel> {
         WatchClient::new(self.channel())
+    }
+
+    pub(crate) fn lease(&self) -> LeaseClient<Channel> {
+        LeaseClient::new(self.channel())
+    }
+
+    pub(crate) fn lock(&self) -> LockClient<Channel> {
+        LockClient::new(self.channel())
+    }
+
+    pub(crate) fn election(&self) -> ElectionClient<Channel> {
+        ElectionClient::new(self.channel())
     }
 
     pub(crate) fn cluster(&self) -> ClusterClient<Channel> {

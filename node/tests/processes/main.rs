@@ -4,6 +4,7 @@
 mod cluster;
 mod linearizable;
 mod proxy;
+mod etcdctl;
 mod writer;
 
 mod damage;
@@ -13,6 +14,8 @@ mod flags;
 mod gateway;
 mod kv;
 mod maintenance;
+mod lease;
+mod lock;
 mod membership;
 mod nemesis;
 mod restart;

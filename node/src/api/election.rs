@@ -1,0 +1,66 @@
+//! v3electionpb.Election over gRPC.
+
+use std::pin::Pin;
+
+use balsa_proto::v3electionpb as wire;
+use futures::{Stream, stream};
+use tonic::{Request, Response, Status};
+use wire::election_server;
+
+use super::status::{admit, etcd, untyped};
+use crate::service::election::Election;
+
+/// Presents the use cases of elections.
+pub struct ElectionApi {
+    election: Election,
+}
+
+impl ElectionApi {
+    /// The presenter of one member.
+    pub fn new(election: Election) -> Self {
+        Self { election }
+    }
+}
+
+#[tonic::async_trait]
+impl election_server::Election for ElectionApi {
+    async fn campaign(
+        &self,
+        request: Request<wire::CampaignRequest>,
+    ) -> Result<Response<wire::CampaignResponse>, Status> {
+        admit(self.election.queue().member(), request.metadata())?;
+        self.election.campaign(request.into_inner()).await.map(Response::new).map_err(untyped)
+    }
+
+    async fn proclaim(
+        &self,
+        request: Request<wire::ProclaimRequest>,
+    ) -> Result<Response<wire::ProclaimResponse>, Status> {
+        admit(self.election.queue().member(), request.metadata())?;
+        self.election.proclaim(request.into_inner()).await.map(Response::new).map_err(untyped)
+    }
+
+    async fn leader(&self, request: Request<wire::LeaderRequest>) -> Result<Response<wire::LeaderResponse>, Status> {
+        admit(self.election.queue().member(), request.metadata())?;
+        self.election.leader(request.into_inner()).await.map(Response::new).map_err(untyped)
+    }
+
+    type ObserveStream = Pin<Box<dyn Stream<Item = Result<wire::LeaderResponse, Status>> + Send>>;
+
+    async fn observe(&self, request: Request<wire::LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
+        let member = self.election.queue().member();
+        admit(member, request.metadata())?;
+        member.voter().map_err(etcd)?;
+        let observation = self.election.observe(request.get_ref());
+        let responses = stream::unfold(observation, |mut observation| async move {
+            let next = observation.next().await?;
+            Some((Ok(next), observation))
+        });
+        Ok(Response::new(Box::pin(responses)))
+    }
+
+    async fn resign(&self, request: Request<wire::ResignRequest>) -> Result<Response<wire::ResignResponse>, Status> {
+        admit(self.election.queue().member(), request.metadata())?;
+        self.election.resign(request.into_inner()).await.map(Response::new).map_err(untyped)
+    }
+}

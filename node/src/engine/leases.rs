@@ -1,0 +1,345 @@
+//! The clock of leases at work: started when this member leads, told what is applied, asked by renewals, and looked at
+//! for leases that are over, which are then revoked through the log.
+//!
+//! A renewal makes no entry of the log. It is answered only after a read index of the same term, so a leader that was
+//! deposed without noticing promises nothing. What the clock decides is logged with its term and counts in no other, so
+//! such a leader ends nothing either.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use balsa_proto::log;
+use bytes::Bytes;
+use futures::future::join_all;
+use parking_lot::Mutex;
+use tracing::{debug, info, warn};
+
+use super::{Failure, Handle};
+use crate::domain::command::Command;
+use crate::domain::lease::{ClockOptions, LeaseChange, LeaseClock, Renewal, table};
+use crate::domain::refusal::Refusal;
+use crate::metrics;
+use crate::storage::View;
+
+/// Leases revoked together at most. The next ones wait until these are applied, so a put waits for no more than these.
+const ROUND_LEASES: usize = 64;
+/// Keys that the leases of a round have together, unless a single one has more: what is applied at once.
+const ROUND_KEYS: usize = 512;
+/// From the start of a round to the next, at least. With [`ROUND_LEASES`] it bounds the rate to 3,200 leases/s.
+const ROUND_EVERY: Duration = Duration::from_millis(20);
+/// Longest sleep between two looks at the clock. No lease that is granted meanwhile is over before that.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Leases in one checkpoint; etcd's own.
+const CHECKPOINT_LEASES: usize = 1000;
+/// The most leases that may be over within one second when this member begins to lead, three quarters of the rate.
+const EXPIRIES_PER_SECOND: usize = 2400;
+
+/// How the clock of a member is configured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LeaseOptions {
+    /// What long leases have left is written down this often; None: never, and every new leader begins with the TTL.
+    pub checkpoint_every: Option<Duration>,
+}
+
+/// What is left of a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimeToLive {
+    /// Seconds left, cut towards zero.
+    pub ttl: i64,
+    /// The whole TTL.
+    pub granted_ttl: i64,
+    /// Its keys, if they were asked for.
+    pub keys: Vec<Bytes>,
+}
+
+/// The leases of a running member.
+pub(crate) struct Leases {
+    /// What the clock's times count from.
+    origin: Instant,
+    options: ClockOptions,
+    /// While this member leads and its clock is started.
+    clock: Mutex<Option<LeaseClock>>,
+}
+
+impl Leases {
+    /// No clock yet.
+    pub(crate) fn new(options: LeaseOptions, election_timeout: Duration) -> Self {
+        let options = ClockOptions {
+            grace: election_timeout,
+            expiries_per_second: EXPIRIES_PER_SECOND,
+            checkpoint_every: options.checkpoint_every,
+        };
+        Self { origin: Instant::now(), options, clock: Mutex::new(None) }
+    }
+
+    /// Takes in what was applied; called after it is visible.
+    pub(crate) fn applied(&self, changes: &[LeaseChange]) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut clock = self.clock.lock();
+        for change in changes {
+            count(change);
+            if let Some(clock) = clock.as_mut() {
+                clock.apply(self.now(), *change);
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    /// Starts the clock with the leases of `view`. What is applied meanwhile waits for the lock and is taken in after it,
+    /// whether the view has it already or not.
+    fn start(
+        &self,
+        term: u64,
+        view: impl FnOnce() -> Result<Vec<(i64, log::Lease)>, Failure>,
+    ) -> Result<usize, Failure> {
+        let mut clock = self.clock.lock();
+        let leases = view()?;
+        let count = leases.len();
+        let leases = leases.into_iter().map(|(id, lease)| (id, lease.ttl, lease.remaining_ttl));
+        *clock = Some(LeaseClock::start(term, self.options, self.now(), leases));
+        Ok(count)
+    }
+
+    fn end(&self) {
+        *self.clock.lock() = None;
+    }
+
+    /// Asks the clock of `term`, if it runs.
+    fn ask<T>(&self, term: u64, question: impl FnOnce(&mut LeaseClock, Duration) -> T) -> Option<T> {
+        let mut clock = self.clock.lock();
+        let clock = clock.as_mut().filter(|clock| clock.term() == term)?;
+        Some(question(clock, self.now()))
+    }
+}
+
+fn count(change: &LeaseChange) {
+    match change {
+        LeaseChange::Granted { ttl, .. } => {
+            metrics::LEASES_GRANTED.inc();
+            metrics::LEASE_TTL.observe(*ttl as f64);
+        }
+        LeaseChange::Revoked { .. } => metrics::LEASES_REVOKED.inc(),
+        LeaseChange::Checkpointed { .. } => {}
+    }
+}
+
+/// What a service may ask of leases. Grants and revocations are commands, see [`Handle::propose`].
+impl Handle {
+    /// Renews leases by this member's clock; the answers are in the order of the ids.
+    ///
+    /// # Errors
+    /// `NotLeader` on any other member, and while a new leader has not started its clock; those of a read index.
+    pub async fn renew_leases(&self, ids: &[i64]) -> Result<Vec<Renewal>, Failure> {
+        let term = self.leading_term().await?;
+        let renew = |clock: &mut LeaseClock, now| ids.iter().map(|id| clock.renew(now, *id)).collect();
+        let mut renewals: Vec<Renewal> = self.ask_clock(term, renew)?;
+        let renewed = |renewal: &&Renewal| matches!(renewal, Renewal::Renewed { .. });
+        let checkpointed = ids.iter().zip(&renewals).filter(|(_, renewal)| **renewal == Renewal::Checkpointed);
+        let checkpointed: Vec<i64> = checkpointed.map(|(id, _)| *id).collect();
+        if !checkpointed.is_empty() {
+            self.checkpoint(term, checkpointed.into_iter().map(|id| (id, 0))).await?;
+            let again = |clock: &mut LeaseClock, now| {
+                for (id, renewal) in ids.iter().zip(&mut renewals).filter(|(_, r)| **r == Renewal::Checkpointed) {
+                    *renewal = clock.renew(now, *id);
+                }
+            };
+            self.ask_clock(term, again)?;
+        }
+        metrics::LEASES_RENEWED.inc_by(renewals.iter().filter(renewed).count() as u64);
+        Ok(renewals)
+    }
+
+    /// What a lease has left by this member's clock; None when there is no such lease.
+    ///
+    /// # Errors
+    /// Those of [`renew_leases`](Self::renew_leases).
+    pub async fn lease_time_to_live(&self, id: i64, with_keys: bool) -> Result<Option<TimeToLive>, Failure> {
+        let term = self.leading_term().await?;
+        let keys = if with_keys { table::keys(&self.view()?, id, usize::MAX)? } else { Vec::new() };
+        let left = self.ask_clock(term, |clock, now| clock.time_to_live(now, id))?;
+        Ok(left.map(|(ttl, granted_ttl)| TimeToLive { ttl, granted_ttl, keys }))
+    }
+
+    /// The ids of all leases as applied here; on the leader the one that is over first is at the head.
+    ///
+    /// # Errors
+    /// `Storage`.
+    pub fn leases(&self) -> Result<Vec<i64>, Failure> {
+        let (_, term) = self.leader_now();
+        if let Some(ids) = self.0.leases.ask(term, |clock, _| clock.ids()) {
+            return Ok(ids);
+        }
+        Ok(table::leases(&self.view()?)?.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// The term in which this member leads, confirmed by a quorum after the call was made.
+    async fn leading_term(&self) -> Result<u64, Failure> {
+        let not_leader = |leader| Failure::NotLeader { leader: Some(leader).filter(|id| *id != 0) };
+        let (leader, term) = self.leader_now();
+        if leader != self.member_id() {
+            return Err(not_leader(leader));
+        }
+        self.read_index().await?;
+        match self.leader_now() {
+            now if now == (leader, term) => Ok(term),
+            (leader, _) => Err(not_leader(leader)),
+        }
+    }
+
+    fn ask_clock<T>(&self, term: u64, question: impl FnOnce(&mut LeaseClock, Duration) -> T) -> Result<T, Failure> {
+        self.0.leases.ask(term, question).ok_or(Failure::NotLeader { leader: None })
+    }
+
+    async fn checkpoint(&self, term: u64, rests: impl Iterator<Item = (i64, i64)>) -> Result<(), Failure> {
+        let checkpoints = rests.map(|(id, remaining_ttl)| log::LeaseCheckpoint { id, remaining_ttl }).collect();
+        self.propose(Command::LeaseCheckpoint(log::CheckpointLeases { term, checkpoints })).await.map(drop)
+    }
+}
+
+/// Runs the clock whenever this member leads, until the engine stops.
+pub(crate) async fn keep(handle: Handle) {
+    tokio::select! {
+        () = handle.stopped() => {}
+        () = keep_while_leading(&handle) => {}
+    }
+}
+
+async fn keep_while_leading(handle: &Handle) {
+    let leases = handle.0.leases.clone();
+    let mut role = handle.leader_now();
+    loop {
+        if role.0 == handle.member_id() {
+            tokio::select! {
+                () = lead(handle, &leases, role.1) => return,
+                now = handle.leader_changed(role) => role = now,
+            }
+            leases.end();
+        } else {
+            role = handle.leader_changed(role).await;
+        }
+    }
+}
+
+/// Ends only with the engine; dropped at the end of the term.
+async fn lead(handle: &Handle, leases: &Arc<Leases>, term: u64) {
+    while let Err(failure) = begin(handle, leases, term).await {
+        if failure == Failure::Stopped {
+            return;
+        }
+        debug!(%failure, term, "the clock of leases is not started yet");
+        tokio::time::sleep(ROUND_EVERY).await;
+    }
+    loop {
+        let started = Instant::now();
+        if let Err(failure) = round(handle, leases, term).await {
+            warn!(%failure, "leases that are over are not revoked yet");
+            if failure == Failure::Stopped {
+                return;
+            }
+        }
+        let now = leases.now();
+        let next = leases.ask(term, |clock, _| clock.next()).flatten();
+        let sleep = next.map_or(LOOK_EVERY, |at| at.saturating_sub(now).min(LOOK_EVERY));
+        tokio::time::sleep(sleep.max(ROUND_EVERY.saturating_sub(started.elapsed()))).await;
+    }
+}
+
+/// Starts the clock once all that earlier leaders have committed is applied here.
+async fn begin(handle: &Handle, leases: &Arc<Leases>, term: u64) -> Result<(), Failure> {
+    handle.leading_term().await?;
+    let (view, leases) = (handle.clone(), leases.clone());
+    // Reading many leases takes a while, and blocks.
+    let started = tokio::task::spawn_blocking(move || leases.start(term, || Ok(table::leases(&view.view()?)?)));
+    let count = started.await.map_err(|_| Failure::Stopped)??;
+    info!(count, term, "leases are counted by this member");
+    Ok(())
+}
+
+/// Revokes some of the leases that are over, and writes down what others have left.
+async fn round(handle: &Handle, leases: &Leases, term: u64) -> Result<(), Failure> {
+    let over = leases.ask(term, |clock, now| clock.take_expired(now, ROUND_LEASES)).unwrap_or_default();
+    if !over.is_empty() {
+        let view = handle.view()?;
+        for together in by_keys(&view, over)? {
+            let revoked = together.into_iter().map(|id| revoke(handle, id, term));
+            join_all(revoked).await.into_iter().collect::<Result<(), _>>()?;
+        }
+    }
+    let rests = leases.ask(term, |clock, now| clock.take_checkpoints(now, CHECKPOINT_LEASES)).unwrap_or_default();
+    if !rests.is_empty() {
+        handle.checkpoint(term, rests.into_iter()).await?;
+    }
+    Ok(())
+}
+
+/// Groups of leases with at most [`ROUND_KEYS`] keys, or of a single lease.
+fn by_keys(view: &impl View, ids: Vec<i64>) -> Result<Vec<Vec<i64>>, Failure> {
+    let mut groups: Vec<Vec<i64>> = Vec::new();
+    let mut keys = 0;
+    for id in ids {
+        let own = table::count_keys(view, id, ROUND_KEYS + 1)?;
+        keys += own;
+        match groups.last_mut() {
+            Some(group) if keys <= ROUND_KEYS => group.push(id),
+            _ => {
+                groups.push(vec![id]);
+                keys = own;
+            }
+        }
+    }
+    Ok(groups)
+}
+
+/// Somebody else may have revoked it; a lease that could not be revoked comes out of the clock again.
+async fn revoke(handle: &Handle, id: i64, term: u64) -> Result<(), Failure> {
+    match handle.propose(Command::LeaseExpire(log::ExpireLease { id, term })).await {
+        Ok(_) => {
+            metrics::LEASES_EXPIRED.inc();
+            debug!(id = format!("{id:016x}"), "a lease was over");
+            Ok(())
+        }
+        Err(Failure::Refused(Refusal::LeaseNotFound | Refusal::OtherTerm { .. })) => Ok(()),
+        Err(failure) => Err(failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::MemoryKeySpace;
+    use crate::storage::{KeySpace, Table, WriteBatch};
+
+    #[test]
+    fn a_round_is_bounded_by_keys_and_a_large_lease_goes_alone() {
+        let space = MemoryKeySpace::default();
+        let mut batch = WriteBatch::default();
+        for (id, keys) in [(1, 300), (2, 212), (3, 1), (4, 2_000), (5, 0), (6, 512)] {
+            for key in 0..keys {
+                batch.put(Table::Lease, table::key_row(id, format!("{key}").as_bytes()), Vec::new());
+            }
+        }
+        space.write(batch).unwrap();
+        let groups = by_keys(&space.view().unwrap(), (1..=6).collect()).unwrap();
+        assert_eq!(groups, [vec![1, 2], vec![3], vec![4], vec![5, 6]]);
+    }
+
+    #[test]
+    fn what_was_applied_while_the_clock_started_counts_once() {
+        let leases = Leases::new(LeaseOptions::default(), Duration::from_secs(1));
+        leases.applied(&[LeaseChange::Granted { id: 1, ttl: 10 }]);
+        assert_eq!(leases.ask(4, |clock, _| clock.ids()), None, "nobody counts before this member leads");
+        let stored = log::Lease { ttl: 10, remaining_ttl: 0 };
+        assert_eq!(leases.start(4, || Ok(vec![(1, stored), (2, stored)])), Ok(2));
+        leases.applied(&[LeaseChange::Granted { id: 2, ttl: 10 }, LeaseChange::Revoked { id: 1 }]);
+        leases.applied(&[LeaseChange::Revoked { id: 1 }]);
+        assert_eq!(leases.ask(4, |clock, _| clock.ids()), Some(vec![2]));
+        assert_eq!(leases.ask(5, |clock, _| clock.ids()), None, "the clock of another term is none");
+        leases.end();
+        assert_eq!(leases.ask(4, |clock, _| clock.ids()), None);
+    }
+}

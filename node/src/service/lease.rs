@@ -1,0 +1,208 @@
+//! Leases. Grants and revocations are commands through the log, on any member; renewals and the time left are asked of
+//! the leader's clock, by any member on behalf of its clients.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use balsa_proto::{etcdserverpb as pb, peer};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::failure::Error;
+use super::forward::{Answer, Place, place};
+use super::member::{Member, complete, header};
+use crate::domain::command::{Command, Outcome};
+use crate::domain::lease::Renewal;
+use crate::engine::{Failure, Handle, node};
+
+/// Between two attempts to reach a leader.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
+/// The TTL in the answer for a lease that does not exist.
+const NO_LEASE: i64 = -1;
+
+/// The way to the leader's clock. Implementations try each URL in order until one connects.
+pub trait Clock: Send + Sync + 'static {
+    /// Renews leases there; one renewal for each id, in their order.
+    fn renew(&self, urls: Vec<String>, request: peer::RenewLeasesRequest) -> Answer<Vec<Renewal>>;
+    /// Asks for the time left there.
+    fn time_to_live(
+        &self,
+        urls: Vec<String>,
+        request: peer::LeaseTimeToLiveRequest,
+    ) -> Answer<pb::LeaseTimeToLiveResponse>;
+}
+
+/// etcd's Lease service as use cases.
+#[derive(Clone)]
+pub struct Leases {
+    member: Arc<Member>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Leases {
+    /// Use cases of one member, which reaches the leader's clock through `clock`.
+    pub fn new(member: Arc<Member>, clock: Arc<dyn Clock>) -> Self {
+        Self { member, clock }
+    }
+
+    /// Grants a lease; id 0 lets the member choose one. The TTL is at least what outlasts an election.
+    ///
+    /// # Errors
+    /// `LeaseExists`, `LeaseTtlTooLarge`; those of a write.
+    pub async fn grant(&self, mut request: pb::LeaseGrantRequest) -> Result<pb::LeaseGrantResponse, Error> {
+        let handle = self.member.voter()?;
+        request.ttl = request.ttl.max(least_ttl(handle.election_timeout()));
+        while request.id == 0 {
+            request.id = (node::random() >> 1) as i64;
+        }
+        match handle.propose(Command::LeaseGrant(request)).await? {
+            Outcome::LeaseGrant(mut response) => {
+                response.header = complete(response.header, &handle.status());
+                Ok(response)
+            }
+            other => Err(Error::Internal(format!("a grant had the outcome {other:?}"))),
+        }
+    }
+
+    /// Revokes a lease and deletes its keys.
+    ///
+    /// # Errors
+    /// `LeaseNotFound`; those of a write.
+    pub async fn revoke(&self, request: pb::LeaseRevokeRequest) -> Result<pb::LeaseRevokeResponse, Error> {
+        let handle = self.member.voter()?;
+        match handle.propose(Command::LeaseRevoke(request)).await? {
+            Outcome::LeaseRevoke(mut response) => {
+                response.header = complete(response.header, &handle.status());
+                Ok(response)
+            }
+            other => Err(Error::Internal(format!("a revocation had the outcome {other:?}"))),
+        }
+    }
+
+    /// The time that a lease has left, and its keys if they are asked for. TTL -1 when there is no such lease.
+    ///
+    /// # Errors
+    /// `NoLeader`, `TimedOut`; `Learner`.
+    pub async fn time_to_live(
+        &self,
+        request: pb::LeaseTimeToLiveRequest,
+    ) -> Result<pb::LeaseTimeToLiveResponse, Error> {
+        let handle = self.member.voter()?;
+        let mut response = ask_leader(&handle, || async {
+            match place(&handle, false)? {
+                Place::Here => time_to_live_here(&handle, request).await,
+                Place::At(urls) => {
+                    let (cluster_id, to) = (handle.cluster_id(), handle.status().leader);
+                    let asked = peer::LeaseTimeToLiveRequest { cluster_id, to, request: Some(request) };
+                    self.clock.time_to_live(urls, asked).await
+                }
+            }
+        })
+        .await?;
+        let status = handle.status();
+        response.header = Some(header(&status, status.revision));
+        Ok(response)
+    }
+
+    /// The ids of all leases that this member has applied.
+    ///
+    /// # Errors
+    /// `Learner`; `Storage`.
+    pub async fn list(&self) -> Result<pb::LeaseLeasesResponse, Error> {
+        let handle = self.member.voter()?;
+        let reader = handle.clone();
+        let ids = tokio::task::spawn_blocking(move || reader.leases())
+            .await
+            .map_err(|error| Error::Internal(error.to_string()))??;
+        let status = handle.status();
+        let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
+        Ok(pb::LeaseLeasesResponse { header: Some(header(&status, status.revision)), leases })
+    }
+
+    /// Renews leases by the leader's clock, wherever it is; one answer for each id, in their order.
+    ///
+    /// # Errors
+    /// `NoLeader`, `TimedOut`; `Learner`.
+    pub async fn renew(&self, ids: &[i64]) -> Result<Vec<Renewal>, Error> {
+        let handle = self.member.voter()?;
+        ask_leader(&handle, || async {
+            match place(&handle, false)? {
+                Place::Here => Ok(handle.renew_leases(ids).await?),
+                Place::At(urls) => {
+                    let (cluster_id, to) = (handle.cluster_id(), handle.status().leader);
+                    self.clock.renew(urls, peer::RenewLeasesRequest { cluster_id, to, ids: ids.to_vec() }).await
+                }
+            }
+        })
+        .await
+    }
+
+    /// The member below.
+    pub fn member(&self) -> &Arc<Member> {
+        &self.member
+    }
+}
+
+/// What a lease has left by this member's own clock.
+///
+/// # Errors
+/// `NotLeader`; those of a read index.
+pub async fn time_to_live_here(
+    handle: &Handle,
+    request: pb::LeaseTimeToLiveRequest,
+) -> Result<pb::LeaseTimeToLiveResponse, Error> {
+    let left = handle.lease_time_to_live(request.id, request.keys).await?;
+    let none = pb::LeaseTimeToLiveResponse { id: request.id, ttl: NO_LEASE, ..Default::default() };
+    Ok(match left {
+        Some(left) => {
+            pb::LeaseTimeToLiveResponse { ttl: left.ttl, granted_ttl: left.granted_ttl, keys: left.keys, ..none }
+        }
+        None => none,
+    })
+}
+
+/// Asks again while there is no leader, or another one, or none that has started its clock. What is asked may be
+/// repeated.
+async fn ask_leader<T, F>(handle: &Handle, ask: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let deadline = Instant::now() + handle.request_timeout();
+    loop {
+        match timeout_at(deadline, ask()).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) if !passes(&error) => return Err(error),
+            Ok(Err(_)) if Instant::now() + ASK_AGAIN < deadline => sleep(ASK_AGAIN).await,
+            _ if handle.status().leader == 0 => return Err(Failure::NoLeader.into()),
+            _ => return Err(Failure::TimedOut.into()),
+        }
+    }
+}
+
+/// Whether it may go better next time.
+fn passes(error: &Error) -> bool {
+    match error {
+        Error::Remote { .. } => true,
+        Error::Failed(failure) => matches!(
+            failure,
+            Failure::NotLeader { .. } | Failure::NoLeader | Failure::TimedOut | Failure::LeaderChanged
+        ),
+        _ => false,
+    }
+}
+
+/// A lease must outlast an election, or nobody could renew it in time: one and a half election time-outs, in whole
+/// seconds.
+fn least_ttl(election_timeout: Duration) -> i64 {
+    (election_timeout * 3 / 2).as_millis().div_ceil(1000) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_ttl_is_etcds() {
+        let of = |millis| least_ttl(Duration::from_millis(millis));
+        assert_eq!([of(1_000), of(500), of(2_000), of(10_000), of(667)], [2, 1, 3, 15, 2]);
+    }
+}

@@ -1,0 +1,226 @@
+//! Leases over the wire: through any member, over the end of a leader, over a restart of all.
+//!
+//! "Too early" is measured: no lease may be over before its last promise. "Too late" is only bounded by patience, because
+//! the machine may be busy.
+
+use std::time::{Duration, Instant};
+
+use balsa_proto::etcdserverpb as pb;
+use futures::{StreamExt, stream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use crate::cluster::{Cluster, Member, PATIENCE};
+
+/// Grants a lease and puts a key under it.
+async fn hold(member: &Member, id: i64, ttl: i64, key: &str) -> i64 {
+    let granted = member.lease().lease_grant(pb::LeaseGrantRequest { ttl, id }).await.expect("granted").into_inner();
+    let put = pb::PutRequest { key: key.to_owned().into(), lease: granted.id, ..Default::default() };
+    member.kv().put(put).await.expect("a write");
+    granted.id
+}
+
+async fn time_to_live(member: &Member, id: i64, keys: bool) -> Result<pb::LeaseTimeToLiveResponse, Status> {
+    let answer = member.lease().lease_time_to_live(pb::LeaseTimeToLiveRequest { id, keys }).await?;
+    Ok(answer.into_inner())
+}
+
+/// One stream of renewals.
+struct Renewals {
+    requests: mpsc::Sender<pb::LeaseKeepAliveRequest>,
+    answers: Streaming<pb::LeaseKeepAliveResponse>,
+}
+
+impl Renewals {
+    async fn open(member: &Member) -> Result<Self, Status> {
+        let (requests, stream) = mpsc::channel(1024);
+        let answers = member.lease().lease_keep_alive(ReceiverStream::new(stream)).await?.into_inner();
+        Ok(Self { requests, answers })
+    }
+
+    /// The TTL that the answer promises.
+    async fn renew(&mut self, id: i64) -> Result<i64, Status> {
+        let gone = || Status::unavailable("the stream has ended");
+        self.requests.send(pb::LeaseKeepAliveRequest { id }).await.map_err(|_| gone())?;
+        let answer = self.answers.message().await?.ok_or_else(gone)?;
+        assert_eq!(answer.id, id);
+        Ok(answer.ttl)
+    }
+}
+
+/// Waits until the key is deleted, and answers when.
+async fn wait_until_gone(cluster: &Cluster, key: &str) -> Instant {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let asked = Instant::now();
+        for member in cluster.members.iter().filter(|member| member.is_running()) {
+            if let Ok(Ok(None)) = tokio::time::timeout(Duration::from_secs(2), member.get(key)).await {
+                return asked;
+            }
+        }
+        assert!(Instant::now() < deadline, "{key} is still there\n{}", cluster.logs());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_granted_renewed_described_and_revoked_through_any_member() {
+    let cluster = Cluster::start(3).await;
+    let [a, b, c] = &cluster.members[..] else { panic!("three members") };
+    let id = hold(a, 0, 60, "l/b").await;
+    assert!(id > 0, "a member chooses positive ids");
+    let put = pb::PutRequest { key: "l/a".into(), lease: id, ..Default::default() };
+    b.kv().put(put).await.expect("a write");
+    for member in &cluster.members {
+        let left = time_to_live(member, id, true).await.expect("described");
+        assert_eq!((left.id, left.granted_ttl), (id, 60));
+        assert!((50..=60).contains(&left.ttl), "{left:?}");
+        assert_eq!(left.keys, ["l/a", "l/b"]);
+        assert!(time_to_live(member, id, false).await.expect("described").keys.is_empty());
+        assert_eq!(Renewals::open(member).await.expect("a stream").renew(id).await.expect("renewed"), 60);
+        member.get("l/a").await.expect("a linearizable read");
+        let list = member.lease().lease_leases(pb::LeaseLeasesRequest {}).await.expect("a list").into_inner();
+        assert_eq!(list.leases, [pb::LeaseStatus { id }]);
+    }
+    let before = a.put("l/c", "stays").await.expect("a write");
+    let revoked = c.lease().lease_revoke(pb::LeaseRevokeRequest { id }).await.expect("revoked").into_inner();
+    assert_eq!(revoked.header.expect("a header").revision, before + 1, "all keys go in one revision");
+    for member in &cluster.members {
+        assert_eq!(member.get("l/a").await.expect("a read"), None);
+        assert_eq!(member.get("l/b").await.expect("a read"), None);
+        assert_eq!(member.get("l/c").await.expect("a read").as_deref(), Some("stays"));
+        assert_eq!(time_to_live(member, id, true).await.expect("described").ttl, -1);
+        assert_eq!(Renewals::open(member).await.expect("a stream").renew(id).await.expect("answered"), 0);
+    }
+    cluster.assert_hashes_agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_etcd_refuses_of_leases_is_refused_in_its_words() {
+    let cluster = Cluster::start(1).await;
+    let member = &cluster.members[0];
+    let grant = |id, ttl| async move { member.lease().lease_grant(pb::LeaseGrantRequest { ttl, id }).await };
+    let error = |status: Status| (status.code(), status.message().to_owned());
+    assert_eq!(grant(7, 1).await.expect("granted").into_inner().ttl, 2, "at least what outlasts an election");
+    assert_eq!(
+        error(grant(7, 60).await.expect_err("taken")),
+        (Code::FailedPrecondition, "etcdserver: lease already exists".to_owned())
+    );
+    assert_eq!(
+        error(grant(8, 9_000_000_001).await.expect_err("too long")),
+        (Code::OutOfRange, "etcdserver: too large lease TTL".to_owned())
+    );
+    grant(9, 9_000_000_000).await.expect("the longest");
+    let missing = (Code::NotFound, "etcdserver: requested lease not found".to_owned());
+    let revoke = member.lease().lease_revoke(pb::LeaseRevokeRequest { id: 99 }).await;
+    assert_eq!(error(revoke.expect_err("no such lease")), missing);
+    let put = pb::PutRequest { key: "a".into(), lease: 99, ..Default::default() };
+    assert_eq!(error(member.kv().put(put).await.expect_err("no such lease")), missing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_over_when_nobody_renews_it_and_not_while_somebody_does() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let (leader, follower) = (&cluster.members[leader], &cluster.members[(leader + 1) % 3]);
+    let granted = Instant::now();
+    hold(follower, 1, 2, "e/left").await;
+    hold(follower, 2, 4, "e/renewed").await;
+    let mut renewals = Renewals::open(follower).await.expect("a stream");
+    let renewing = async {
+        while granted.elapsed() < Duration::from_secs(9) {
+            let ttl = renewals.renew(2).await.expect("renewed");
+            assert_eq!(ttl, 4, "renewed in time, it is never over");
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    };
+    let leaving = async {
+        let gone = wait_until_gone(&cluster, "e/left").await;
+        assert!(gone - granted >= Duration::from_secs(2), "over after {:?}", gone - granted);
+        assert_eq!(Renewals::open(leader).await.expect("a stream").renew(1).await.expect("answered"), 0);
+    };
+    tokio::join!(renewing, leaving);
+    assert!(follower.get("e/renewed").await.expect("a read").is_some());
+    wait_until_gone(&cluster, "e/renewed").await;
+}
+
+/// The leases of the killed leader are counted by the next one: none is over before the last promise, all are after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_outlive_their_leader_and_are_over_under_the_next_one() {
+    let mut cluster = Cluster::start(3).await;
+    for round in 0..2 {
+        let victim = cluster.leader().await;
+        let other = &cluster.members[(victim + 1) % 3];
+        let (id, key) = (100 + round, format!("k/{round}"));
+        hold(other, id, 4, &key).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let mut promised = Instant::now();
+        let ttl = Renewals::open(other).await.expect("a stream").renew(id).await.expect("renewed");
+        assert_eq!(ttl, 4);
+        cluster.members[victim].kill();
+        let other = &cluster.members[(victim + 1) % 3];
+        if round == 1 {
+            // A renewal that is asked for while there is no leader waits for the next one.
+            promised = Instant::now();
+            assert_eq!(Renewals::open(other).await.expect("a stream").renew(id).await.expect("renewed"), 4);
+        }
+        let gone = wait_until_gone(&cluster, &key).await;
+        assert!(gone - promised >= Duration::from_secs(4), "over {:?} after the promise", gone - promised);
+        cluster.restart(victim);
+        cluster.leader().await;
+    }
+    cluster.assert_hashes_agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_outlive_a_restart_of_all_members() {
+    let mut cluster = Cluster::start(3).await;
+    let id = hold(&cluster.members[0], 0, 3, "r/key").await;
+    let other = hold(&cluster.members[0], 0, 600, "r/long").await;
+    cluster.members.iter_mut().for_each(Member::kill);
+    let killed = Instant::now();
+    for index in 0..3 {
+        cluster.restart(index);
+    }
+    cluster.leader().await;
+    let gone = wait_until_gone(&cluster, "r/key").await;
+    assert!(gone - killed >= Duration::from_secs(3), "the next leader begins with the whole TTL");
+    for member in &cluster.members {
+        assert_eq!(time_to_live(member, id, true).await.expect("described").ttl, -1);
+        let left = time_to_live(member, other, true).await.expect("described");
+        assert_eq!((left.granted_ttl, &left.keys[..]), (600, &["r/long".into()][..]));
+    }
+    cluster.assert_hashes_agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_leases_on_one_stream_are_renewed_and_then_over_while_puts_go_on() {
+    const LEASES: i64 = 2_000;
+    let cluster = Cluster::start(3).await;
+    let member = &cluster.members[(cluster.leader().await + 1) % 3];
+    let grants = (1..=LEASES).map(|id| hold(member, id, 5, "m/0"));
+    stream::iter(grants).buffer_unordered(100).collect::<Vec<_>>().await;
+    let mut renewals = Renewals::open(member).await.expect("a stream");
+    let requests = renewals.requests.clone();
+    tokio::spawn(async move {
+        for id in 1..=LEASES {
+            let _ = requests.send(pb::LeaseKeepAliveRequest { id }).await;
+        }
+    });
+    let mut renewed = 0;
+    for _ in 0..LEASES {
+        renewed += i64::from(renewals.answers.message().await.expect("open").expect("more").ttl == 5);
+    }
+    assert!(renewed > 0, "those that were granted last are not over");
+    let count = || async {
+        let list = member.lease().lease_leases(pb::LeaseLeasesRequest {}).await.expect("a list").into_inner();
+        list.leases.len()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while count().await > 0 {
+        member.put("m/put", "goes on").await.expect("a write");
+        assert!(Instant::now() < deadline, "{} leases are left\n{}", count().await, cluster.logs());
+    }
+    cluster.assert_hashes_agree().await;
+}
