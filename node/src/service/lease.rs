@@ -193,7 +193,7 @@ fn passes(error: &Error) -> bool {
 /// A lease must outlast an election, or nobody could renew it in time: one and a half election time-outs, in whole
 /// seconds.
 fn least_ttl(election_timeout: Duration) -> i64 {
-    (election_timeout * 3 / 2).as_millis().div_ceil(1000) as i64
+    (election_timeout.as_millis() * 3).div_ceil(2000) as i64
 }
 
 #[cfg(test)]

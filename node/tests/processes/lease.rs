@@ -168,7 +168,7 @@ async fn leases_outlive_their_leader_and_are_over_under_the_next_one() {
         let gone = wait_until_gone(&cluster, &key).await;
         assert!(gone - promised >= Duration::from_secs(4), "over {:?} after the promise", gone - promised);
         cluster.restart(victim);
-        cluster.leader().await;
+        cluster.eventually("it is back", || async { cluster.members[victim].status().await.is_some() }).await;
     }
     cluster.assert_hashes_agree().await;
 }

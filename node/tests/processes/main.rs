@@ -2,9 +2,9 @@
 //! Nothing here knows the inside of a node; it speaks etcd's API and looks at exit codes.
 
 mod cluster;
+mod etcdctl;
 mod linearizable;
 mod proxy;
-mod etcdctl;
 mod writer;
 
 mod damage;
@@ -13,9 +13,9 @@ mod faults;
 mod flags;
 mod gateway;
 mod kv;
-mod maintenance;
 mod lease;
 mod lock;
+mod maintenance;
 mod membership;
 mod nemesis;
 mod restart;
