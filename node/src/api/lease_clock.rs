@@ -92,8 +92,11 @@ fn from_wire(renewal: peer::Renewal) -> Renewal {
 /// does not answer.
 #[derive(Debug, Default)]
 pub struct GrpcClock {
-    kept: Arc<Mutex<Option<(Vec<String>, Channel)>>>,
+    kept: Arc<Mutex<Option<Kept>>>,
 }
+
+/// The URLs of a leader and the connection to it.
+type Kept = (Vec<String>, Channel);
 
 impl GrpcClock {
     fn call<T, F>(&self, urls: Vec<String>, ask: impl FnOnce(Channel) -> F + Send + 'static) -> Answer<T>
