@@ -17,7 +17,6 @@ use tracing::{debug, info, warn};
 use super::{Failure, Handle};
 use crate::domain::command::Command;
 use crate::domain::lease::{ClockOptions, LeaseChange, LeaseClock, Renewal, table};
-use crate::domain::refusal::Refusal;
 use crate::metrics;
 use crate::storage::View;
 
@@ -295,7 +294,7 @@ fn by_keys(view: &impl View, ids: Vec<i64>) -> Result<Vec<Vec<i64>>, Failure> {
     Ok(groups)
 }
 
-/// Somebody else may have revoked it; a lease that could not be revoked comes out of the clock again.
+/// Somebody else may have revoked it, or an alarm forbids it; a lease that is still there comes out of the clock again.
 async fn revoke(handle: &Handle, id: i64, term: u64) -> Result<(), Failure> {
     match handle.propose(Command::LeaseExpire(log::ExpireLease { id, term })).await {
         Ok(_) => {
@@ -303,7 +302,10 @@ async fn revoke(handle: &Handle, id: i64, term: u64) -> Result<(), Failure> {
             debug!(id = format!("{id:016x}"), "a lease was over");
             Ok(())
         }
-        Err(Failure::Refused(Refusal::LeaseNotFound | Refusal::OtherTerm { .. })) => Ok(()),
+        Err(Failure::Refused(refusal)) => {
+            debug!(id = format!("{id:016x}"), %refusal, "a lease that was over was not revoked");
+            Ok(())
+        }
         Err(failure) => Err(failure),
     }
 }

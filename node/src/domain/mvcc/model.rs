@@ -16,6 +16,7 @@ use raft::eraftpb::Entry;
 use super::{Changes, KeyRange, ReadError, RevisionEvents, changes, compaction, hash_kv, range};
 use crate::domain::apply::StateMachine;
 use crate::domain::command::{Command, Outcome};
+use crate::domain::lease::table;
 use crate::domain::refusal::Refusal;
 use crate::storage::memory::MemoryKeySpace;
 use crate::storage::{KeySpace, Table, View, WriteBatch};
@@ -58,6 +59,14 @@ struct Model {
     compacted: i64,
     /// Revision, key, and the pair or None for a delete; in the order of the changes.
     versions: Vec<(i64, Bytes, Option<KeyValue>)>,
+    /// Id to TTL.
+    leases: BTreeMap<i64, i64>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { revision: 1, compacted: -1, versions: Vec::new(), leases: BTreeMap::new() }
+    }
 }
 
 impl Model {
@@ -76,12 +85,13 @@ impl Model {
         self.at(revision).into_values().filter(|kv| range.contains(&kv.key)).collect()
     }
 
-    fn put(&mut self, key: &Bytes, value: &Bytes) {
+    fn put(&mut self, pb::PutRequest { key, value, lease, .. }: &pb::PutRequest) {
+        let lease = *lease;
         let made = self.revision + 1;
         let (create_revision, version) =
             self.at(made).get(key).map_or((made, 1), |kv| (kv.create_revision, kv.version + 1));
         let kv =
-            KeyValue { key: key.clone(), value: value.clone(), create_revision, mod_revision: made, version, lease: 0 };
+            KeyValue { key: key.clone(), value: value.clone(), create_revision, mod_revision: made, version, lease };
         self.versions.push((made, key.clone(), Some(kv)));
     }
 
@@ -92,16 +102,22 @@ impl Model {
         doomed.len()
     }
 
+    /// The keys that were last written under a lease.
+    fn keys_of(&self, lease: i64) -> Vec<Bytes> {
+        let state = self.at(self.revision + 1);
+        state.into_values().filter(|kv| kv.lease == lease).map(|kv| kv.key).collect()
+    }
+
     fn execute(&mut self, command: &Command) {
         match command {
-            Command::Put(put) => self.put(&put.key, &put.value),
+            Command::Put(put) => self.put(put),
             Command::DeleteRange(delete) => {
                 self.delete(&KeyRange::of(&delete.key, &delete.range_end));
             }
             Command::Txn(txn) => {
                 for op in &txn.success {
                     match op.request.as_ref().unwrap() {
-                        Request::RequestPut(put) => self.put(&put.key, &put.value),
+                        Request::RequestPut(put) => self.put(put),
                         Request::RequestDeleteRange(delete) => {
                             self.delete(&KeyRange::of(&delete.key, &delete.range_end));
                         }
@@ -110,6 +126,15 @@ impl Model {
                 }
             }
             Command::Compact(compact) => self.compacted = compact.revision,
+            Command::LeaseGrant(grant) => {
+                self.leases.insert(grant.id, grant.ttl);
+            }
+            Command::LeaseRevoke(revoke) => {
+                self.leases.remove(&revoke.id);
+                let made = self.revision + 1;
+                let doomed = self.keys_of(revoke.id);
+                self.versions.extend(doomed.into_iter().map(|key| (made, key, None)));
+            }
             other => panic!("not generated: {other:?}"),
         }
         if self.versions.last().is_some_and(|(made, ..)| *made > self.revision) {
@@ -178,8 +203,11 @@ impl Replica {
 }
 
 fn random_command(random: &mut Random, model: &Model, value: usize) -> Command {
+    // Half of the puts are under a lease, if there is one.
+    let any_lease = |random: &mut Random| model.leases.keys().nth(random.below(8)).copied().unwrap_or(0);
     let put = |random: &mut Random| pb::PutRequest {
         key: random.key(),
+        lease: any_lease(random),
         value: format!("v{value}").into(),
         prev_kv: random.one_in(2),
         ..Default::default()
@@ -188,7 +216,7 @@ fn random_command(random: &mut Random, model: &Model, value: usize) -> Command {
         let (key, range_end) = random.range();
         pb::DeleteRangeRequest { key, range_end, prev_kv: random.one_in(2) }
     };
-    match random.below(12) {
+    match random.below(14) {
         0 => Command::DeleteRange(delete(random)),
         1 | 2 => {
             let mut ops = Vec::new();
@@ -206,6 +234,13 @@ fn random_command(random: &mut Random, model: &Model, value: usize) -> Command {
             let revision = model.compacted + 1 + random.below(behind) as i64;
             Command::Compact(pb::CompactionRequest { revision, physical: false })
         }
+        4 => match (1 + random.below(6) as i64, any_lease(random)) {
+            (id, _) if !model.leases.contains_key(&id) => {
+                Command::LeaseGrant(pb::LeaseGrantRequest { id, ttl: 60 + id })
+            }
+            (_, 0) => Command::Put(put(random)),
+            (_, id) => Command::LeaseRevoke(pb::LeaseRevokeRequest { id }),
+        },
         _ => Command::Put(put(random)),
     }
 }
@@ -238,6 +273,16 @@ fn compare_reads(random: &mut Random, model: &Model, replica: &Replica) {
     assert_eq!(catch_up(&view, &range, from, 1 + random.below(4)), model.events(from, &range));
 }
 
+fn compare_leases(model: &Model, replica: &Replica) {
+    let view = replica.view();
+    let leases: BTreeMap<i64, i64> = table::leases(&view).unwrap().into_iter().map(|(id, l)| (id, l.ttl)).collect();
+    assert_eq!(leases, model.leases);
+    for id in 0..8 {
+        let expected = if id == 0 { Vec::new() } else { model.keys_of(id) };
+        assert_eq!(table::keys(&view, id, usize::MAX).unwrap(), expected, "lease {id}");
+    }
+}
+
 /// Reads all changes in pieces.
 fn catch_up(view: &impl View, range: &KeyRange, mut from: i64, limit: usize) -> Vec<RevisionEvents> {
     let to = super::current(view).unwrap().revision;
@@ -253,7 +298,7 @@ fn catch_up(view: &impl View, range: &KeyRange, mut from: i64, limit: usize) -> 
 
 fn simulate(seed: u64) {
     let random = &mut Random(seed);
-    let mut model = Model { revision: 1, compacted: -1, versions: Vec::new() };
+    let mut model = Model::default();
     let mut replicas: Vec<_> = (0..2).map(|_| Replica::over(MemoryKeySpace::default())).collect();
     let mut entries: Vec<Entry> = Vec::new();
     let mut value = 0;
@@ -287,6 +332,7 @@ fn simulate(seed: u64) {
             while !random.one_in(3) && replica.step(1 + random.below(6)) {}
             assert_eq!((replica.state.revision(), replica.state.compacted()), (model.revision, model.compacted));
             compare_reads(random, &model, replica);
+            compare_leases(&model, replica);
         }
         let hash = |replica: &Replica, revision| hash_kv(&replica.view(), revision).unwrap();
         let pinned =
@@ -320,7 +366,7 @@ fn every_read_agrees_with_a_list_of_all_versions_and_every_replica_with_the_othe
 #[test]
 fn answers_of_writes_tell_what_the_model_did() {
     let random = &mut Random(4711);
-    let mut model = Model { revision: 1, compacted: -1, versions: Vec::new() };
+    let mut model = Model::default();
     let mut replica = Replica::over(MemoryKeySpace::default());
     for index in 1..400 {
         let command = random_command(random, &model, index);
@@ -343,6 +389,8 @@ fn answers_of_writes_tell_what_the_model_did() {
             }
             (Outcome::Txn(response), _) => (&response.header, Vec::new()),
             (Outcome::Compact(response), _) => (&response.header, Vec::new()),
+            (Outcome::LeaseGrant(response), _) => (&response.header, Vec::new()),
+            (Outcome::LeaseRevoke(response), _) => (&response.header, Vec::new()),
             other => panic!("{other:?}"),
         };
         drop(prev);

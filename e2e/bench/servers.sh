@@ -1,0 +1,48 @@
+# Three local processes of etcd or of Balsa, for the benchmarks beside this file. Sourced, not run.
+
+state=$(mktemp -d /var/tmp/balsa-bench.XXXXXX)
+pids=()
+trap 'kill -9 "${pids[@]}" 2>/dev/null || true; rm -rf "$state"' EXIT
+
+# start PROGRAM: three members on ports 24379… ; sets pids and endpoints.
+start() {
+    local program=$1 i cluster="" endpoint
+    pids=() endpoints=""
+    for i in 0 1 2; do cluster+="${cluster:+,}m$i=http://127.0.0.1:$((24380 + 10 * i))"; done
+    for i in 0 1 2; do
+        endpoint="http://127.0.0.1:$((24379 + 10 * i))"
+        endpoints+="${endpoints:+,}$endpoint"
+        "$program" --name="m$i" --data-dir="$state/m$i" \
+            --listen-client-urls="$endpoint" --advertise-client-urls="$endpoint" \
+            --listen-peer-urls="http://127.0.0.1:$((24380 + 10 * i))" \
+            --initial-advertise-peer-urls="http://127.0.0.1:$((24380 + 10 * i))" \
+            --initial-cluster="$cluster" >"$state/m$i.log" 2>&1 &
+        pids+=($!)
+    done
+    for _ in $(seq 200); do
+        etcdctl --endpoints="$endpoints" --command-timeout=1s endpoint health >/dev/null 2>&1 && return
+        sleep 0.1
+    done
+    tail -n 5 "$state"/m*.log >&2
+    return 1
+}
+
+stop() {
+    kill -9 "${pids[@]}" 2>/dev/null || true
+    wait "${pids[@]}" 2>/dev/null || true
+    rm -rf "${state:?}"/m*
+    pids=()
+}
+
+# CPU time of the servers so far, in clock ticks of 10 ms.
+ticks() {
+    local pid sum=0
+    for pid in "${pids[@]}"; do
+        sum=$((sum + $(awk '{print $14 + $15}' "/proc/$pid/stat")))
+    done
+    echo "$sum"
+}
+
+machine() {
+    echo "$(nproc) cores, $(awk -F': ' '/model name/ {print $2; exit}' /proc/cpuinfo)"
+}
