@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use std::time::Duration;
+
 use crate::config::gates::GATES;
 use crate::config::hot::{AutoCompaction, HotConfig};
 use crate::config::{self, Config};
@@ -14,6 +16,9 @@ use crate::service::Settings;
 use crate::service::metrics::Metrics;
 use crate::storage::rocks::KeySpaceOptions;
 use crate::transport::tonic::PeerMetrics;
+
+/// How often the gate LeaseCheckpoint has the time left of long leases written down; etcd's own interval.
+const LEASE_CHECKPOINT: Duration = Duration::from_secs(300);
 
 impl From<&Config> for NodeConfig {
     /// With the limits as they are at the start.
@@ -39,7 +44,7 @@ impl From<&Config> for NodeConfig {
             max_request_bytes: Limit::new(move || bytes),
             quota_bytes: Limit::new(move || quota),
             watch: WatchOptions::default(),
-            leases: LeaseOptions::default(),
+            leases: LeaseOptions { checkpoint_every: config.gates["LeaseCheckpoint"].then_some(LEASE_CHECKPOINT) },
             key_space: KeySpaceOptions::default(),
             peer_metrics: PeerMetrics::default(),
         }

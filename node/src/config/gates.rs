@@ -1,4 +1,4 @@
-//! etcd's feature gates: which there are, whether they are on, and why none of them changes anything here. They are
+//! etcd's feature gates: which there are, whether they are on, and why those that change nothing do not. They are
 //! accepted, checked as etcd checks them, and published as metrics, because manifests and dashboards name them.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ pub struct Gate {
     pub default: bool,
     /// The flag of etcd 3.5 that became the gate.
     flag: Option<&'static str>,
-    /// Why it changes nothing.
+    /// Why it changes nothing; empty for one that has its effect.
     reason: &'static str,
 }
 
@@ -49,14 +49,14 @@ pub const GATES: [Gate; 9] = [
         stage: "ALPHA",
         default: false,
         flag: Some("experimental-enable-lease-checkpoint"),
-        reason: "the time that leases have left survives a change of the leader always",
+        reason: SERVED,
     },
     Gate {
         name: "LeaseCheckpointPersist",
         stage: "ALPHA",
         default: false,
         flag: Some("experimental-enable-lease-checkpoint-persist"),
-        reason: "the time that leases have left survives a change of the leader always",
+        reason: "what LeaseCheckpoint writes down survives a restart always",
     },
     Gate {
         name: "PriorityRequest",
@@ -87,6 +87,9 @@ pub const GATES: [Gate; 9] = [
         reason: "transactions have no buffer to share",
     },
 ];
+
+/// The reason of a gate that has its effect.
+const SERVED: &str = "";
 
 /// Which gates are on.
 pub type Gates = BTreeMap<&'static str, bool>;
@@ -119,7 +122,7 @@ pub(super) fn read(raw: &Raw, warnings: &mut Vec<String>) -> Result<Gates, Confi
         let text = "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint";
         return Err(invalid(text));
     }
-    let changed = GATES.iter().filter(|gate| gates[gate.name] != gate.default);
+    let changed = GATES.iter().filter(|gate| gates[gate.name] != gate.default && gate.reason != SERVED);
     warnings.extend(changed.map(|gate| format!("feature gate {} has no effect: {}", gate.name, gate.reason)));
     Ok(gates)
 }
