@@ -14,6 +14,7 @@ use balsa_node::service::metrics::Metrics;
 use balsa_node::service::settings::SettingsFile;
 use balsa_node::service::{Member, auto_compaction, corruption, settings, stop};
 use balsa_node::storage::marker;
+use balsa_node::transport::tonic::Dialer;
 use balsa_node::wiring;
 
 #[global_allocator]
@@ -76,8 +77,11 @@ fn work_on_snapshot() {
 async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> {
     let mut signals = StopSignals::listen().map_err(failed)?;
     let (fatal, metrics) = (Fatal::default(), Arc::new(Metrics::of(config).map_err(failed)?));
+    let (client_tls, peer_tls) =
+        (wiring::client_tls(config).map_err(failed)?, wiring::peer_tls(config).map_err(failed)?);
+    let dialer = Dialer::new(peer_tls.clone());
     let node = tokio::select! {
-        node = Node::open(wiring::engine(config, hot), fatal.clone()) => node.map_err(|error| {
+        node = Node::open(wiring::engine(config, hot, dialer.clone()), fatal.clone()) => node.map_err(|error| {
             Termination::typed(error.exit_code(), error.reason(), error.to_string())
         })?,
         signal = signals.next() => return Ok(signal),
@@ -85,14 +89,16 @@ async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> 
     let member = Arc::new(Member::new(node.clone(), wiring::service(config, hot)));
     tokio::spawn(auto_compaction::run(member.clone(), wiring::retention(hot)));
     tokio::spawn(corruption::run(member.clone(), config.corrupt_check_time));
-    let services = Services::new(member.clone(), metrics, config);
+    let services = Services::new(member.clone(), metrics, config, dialer);
 
-    let mut listeners = Listeners::new(config.http2);
+    let mut listeners = Listeners::new(config.http2, config.reuse_port);
     let (client, client_http) = services.client_routes().map_err(failed)?;
-    listeners.serve(&config.listen_metrics_urls, &services.metrics_routes(), Closing::AtExit).map_err(failed)?;
-    listeners.serve(&config.listen_peer_urls, &services.peer_routes(), Closing::AtExit).map_err(failed)?;
-    listeners.serve(&config.listen_client_http_urls, &client_http, Closing::Gracefully).map_err(failed)?;
-    listeners.serve(&config.listen_client_urls, &client, Closing::Gracefully).map_err(failed)?;
+    let (client_tls, peer_tls) = (client_tls.as_ref(), peer_tls.as_ref());
+    let (metrics, peer) = (services.metrics_routes(), services.peer_routes());
+    listeners.serve(&config.listen_metrics_urls, client_tls, &metrics, Closing::AtExit).map_err(failed)?;
+    listeners.serve(&config.listen_peer_urls, peer_tls, &peer, Closing::AtExit).map_err(failed)?;
+    listeners.serve(&config.listen_client_http_urls, client_tls, &client_http, Closing::Gracefully).map_err(failed)?;
+    listeners.serve(&config.listen_client_urls, client_tls, &client, Closing::Gracefully).map_err(failed)?;
 
     let signal = tokio::select! {
         signal = signals.next() => signal,

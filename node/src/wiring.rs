@@ -1,12 +1,15 @@
 //! What `main` hands to the layers, out of the configuration. Stands above all of them, so that none knows another's
 //! settings.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use std::time::Duration;
 
 use crate::config::gates::GATES;
 use crate::config::hot::{AutoCompaction, HotConfig};
+use crate::config::tls::{TlsSide, TlsVersion};
+use crate::config::url::Url;
 use crate::config::{self, Config};
 use crate::domain::auto_compaction::Retention;
 use crate::engine::leases::LeaseOptions;
@@ -15,7 +18,8 @@ use crate::engine::{self, Limit, NodeConfig};
 use crate::service::Settings;
 use crate::service::metrics::Metrics;
 use crate::storage::rocks::KeySpaceOptions;
-use crate::transport::tonic::PeerMetrics;
+use crate::transport::tls::{Identity, Tls, TlsError, TlsOptions, Version, self_signed};
+use crate::transport::tonic::{Dialer, PeerMetrics};
 
 /// How often the gate LeaseCheckpoint has the time left of long leases written down; etcd's own interval.
 const LEASE_CHECKPOINT: Duration = Duration::from_secs(300);
@@ -46,6 +50,7 @@ impl From<&Config> for NodeConfig {
             watch: WatchOptions::default(),
             leases: LeaseOptions { checkpoint_every: config.gates["LeaseCheckpoint"].then_some(LEASE_CHECKPOINT) },
             key_space: KeySpaceOptions::default(),
+            dialer: Dialer::default(),
             peer_metrics: PeerMetrics::default(),
         }
     }
@@ -67,11 +72,12 @@ impl Metrics {
 }
 
 /// What the engine needs to know. Limits that can change are read from `hot` at each use.
-pub fn engine(config: &Config, hot: &Arc<HotConfig>) -> NodeConfig {
+pub fn engine(config: &Config, hot: &Arc<HotConfig>, dialer: Dialer) -> NodeConfig {
     let (bytes, quota) = (hot.clone(), hot.clone());
     NodeConfig {
         max_request_bytes: Limit::new(move || bytes.load().values.max_request_bytes),
         quota_bytes: Limit::new(move || quota.load().values.quota_bytes),
+        dialer,
         ..NodeConfig::from(config)
     }
 }
@@ -95,4 +101,60 @@ pub fn retention(hot: &Arc<HotConfig>) -> impl Fn() -> Retention + Send + use<> 
         AutoCompaction::Periodic(period) => Retention::Period(period),
         AutoCompaction::Revision(revisions) => Retention::Revisions(revisions),
     }
+}
+
+/// TLS of the client port, if there is any.
+///
+/// # Errors
+/// A file that is missing or is not what it should be.
+pub fn client_tls(config: &Config) -> Result<Option<Arc<Tls>>, TlsError> {
+    tls("client", config, &config.tls.client, &config.listen_client_urls)
+}
+
+/// TLS of the peer port and of connections to peers, if there is any.
+///
+/// # Errors
+/// A file that is missing or is not what it should be.
+pub fn peer_tls(config: &Config) -> Result<Option<Arc<Tls>>, TlsError> {
+    tls("peer", config, &config.tls.peer, &config.listen_peer_urls)
+}
+
+fn tls(port: &'static str, config: &Config, side: &TlsSide, urls: &[Url]) -> Result<Option<Arc<Tls>>, TlsError> {
+    let (is_peer, given) = (port == "peer", pair(&side.cert_file, &side.key_file));
+    if side.is_empty() && !(is_peer && side.trusted_ca_file.is_some()) {
+        return Ok(None);
+    }
+    let made = side.auto && given.is_none();
+    let identity = if made {
+        let hosts: Vec<String> = urls.iter().map(|url| url.host.clone()).collect();
+        let directory = config.data_dir.join("fixtures").join(port);
+        Some(self_signed(&directory, &hosts, config.tls.self_signed_years)?)
+    } else {
+        given
+    };
+    let version = |version| match version {
+        TlsVersion::Tls12 => Version::Tls12,
+        TlsVersion::Tls13 => Version::Tls13,
+    };
+    let options = TlsOptions {
+        identity,
+        client_identity: pair(&side.client_cert_file, &side.client_key_file),
+        // A certificate that nobody has signed is for those that trust anybody.
+        trusted_ca: side.trusted_ca_file.clone().filter(|_| !made),
+        crl: side.crl_file.clone(),
+        client_cert_auth: side.client_cert_auth && !made,
+        allowed_names: side.allowed_names.clone(),
+        allowed_hosts: side.allowed_hosts.clone(),
+        self_signed: made,
+        checks_origin: is_peer && !side.skip_client_san_verification,
+        dials: is_peer,
+        cipher_suites: config.tls.cipher_suites.clone(),
+        min_version: version(config.tls.min_version),
+        max_version: version(config.tls.max_version),
+    };
+    Ok(Some(Arc::new(Tls::new(port, options)?)))
+}
+
+fn pair(cert: &Option<PathBuf>, key: &Option<PathBuf>) -> Option<Identity> {
+    Some(Identity { cert: cert.clone()?, key: key.clone()? })
 }

@@ -14,6 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::http::plain_error;
+use super::listener::Connection;
 
 /// The prefix of etcd 3.3 and before.
 const OLD_PREFIX: &str = "/v3beta/";
@@ -25,13 +26,11 @@ pub struct Access {
     pub origins: BTreeSet<String>,
     /// `--host-whitelist`: hosts, or `*`; none is any.
     pub hosts: BTreeSet<String>,
-    /// Whether the listener speaks TLS: then its certificate says whose it is, and every host is right.
-    pub secure: bool,
 }
 
 impl Access {
     fn admits_host(&self, host: &str) -> bool {
-        self.secure || self.hosts.is_empty() || self.hosts.contains("*") || self.hosts.contains(host)
+        self.hosts.is_empty() || self.hosts.contains("*") || self.hosts.contains(host)
     }
 
     /// The origin that the answer names, if it names one.
@@ -47,7 +46,9 @@ impl Access {
 /// Checks a request and passes it on.
 pub async fn check(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
     let host = host(&request);
-    if !access.admits_host(&host) {
+    // Behind TLS the certificate says whose the listener is, and every host is right.
+    let secure = request.extensions().get::<Connection>().is_some_and(|connection| connection.secure);
+    if !secure && !access.admits_host(&host) {
         tracing::warn!(host, "rejecting HTTP request to prevent DNS rebinding attacks");
         return plain_error(StatusCode::MISDIRECTED_REQUEST, &foreign_host(&host));
     }
@@ -124,19 +125,20 @@ mod tests {
 
     #[tokio::test]
     async fn only_hosts_of_the_list_are_served_without_tls() {
-        let access = Access { origins: set(&["*"]), hosts: set(&["a.example"]), secure: false };
+        let access = Access { origins: set(&["*"]), hosts: set(&["a.example"]) };
         let request = |host: &str| Request::get("/version").header(HOST, host.to_owned());
         assert_eq!(ask(access.clone(), request("a.example:2379")).await.0, StatusCode::OK);
         let (status, headers, body) = ask(access.clone(), request("b.example")).await;
         assert_eq!(status, StatusCode::MISDIRECTED_REQUEST);
         assert!(body.contains("--host-whitelist \"b.example\""), "{body}");
         assert!(!headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN));
-        assert_eq!(ask(Access { secure: true, ..access }, request("b.example")).await.0, StatusCode::OK);
+        let connection = Connection { remote: "127.0.0.1:1".parse().unwrap(), secure: true, certificate: None };
+        assert_eq!(ask(access, request("b.example").extension(connection)).await.0, StatusCode::OK);
     }
 
     #[tokio::test]
     async fn an_origin_of_the_list_may_read_the_answer() {
-        let access = Access { origins: set(&["http://a"]), hosts: set(&["*"]), secure: false };
+        let access = Access { origins: set(&["http://a"]), hosts: set(&["*"]) };
         let request = |origin: &str| Request::get("/version").header(ORIGIN, origin.to_owned());
         let (_, headers, _) = ask(access.clone(), request("http://a")).await;
         assert_eq!(headers[ACCESS_CONTROL_ALLOW_ORIGIN], "http://a");
@@ -146,7 +148,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_old_prefix_is_the_new_one_and_options_are_answered_here() {
-        let access = Access { origins: set(&["*"]), hosts: set(&["*"]), secure: false };
+        let access = Access { origins: set(&["*"]), hosts: set(&["*"]) };
         let (_, _, path) = ask(access.clone(), Request::post("/v3beta/kv/range?a=b")).await;
         assert_eq!(path, "/v3/kv/range?a=b");
         let (status, headers, body) = ask(access, Request::options("/v3/kv/range")).await;

@@ -8,7 +8,7 @@ use balsa_proto::node as wire;
 use pb::cluster_client::ClusterClient;
 use tokio::time::timeout;
 use tonic::metadata::MetadataValue;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use wire::node_client::NodeClient;
 
@@ -16,45 +16,45 @@ use super::status::{FORWARDED, remote};
 use crate::engine::Failure;
 use crate::service::failure::Error;
 use crate::service::forward::{Answer, Leader};
-
-/// Longest wait for a connection to one URL.
-const CONNECT_BOUND: Duration = Duration::from_secs(2);
+use crate::transport::tonic::Dialer;
 
 /// Longest wait for the leader's answer: its own bound on a request, and a little for the way.
 const ANSWER_BOUND: Duration = Duration::from_secs(8);
 
 /// Reaches the leader over gRPC. Connects for each call: they are rare, and the leader may be another one each time.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct GrpcLeader;
+#[derive(Debug, Clone)]
+pub struct GrpcLeader(Dialer);
+
+impl GrpcLeader {
+    /// Reaches it by `dialer`.
+    pub fn new(dialer: Dialer) -> Self {
+        Self(dialer)
+    }
+
+    /// Connects, calls, and turns what comes back into this side's words.
+    fn call<T, C, F>(&self, urls: Vec<String>, ask: C) -> Answer<T>
+    where
+        T: 'static,
+        C: FnOnce(Channel) -> F + Send + 'static,
+        F: Future<Output = Result<Response<T>, Status>> + Send,
+    {
+        let dialer = self.0.clone();
+        Box::pin(async move {
+            let channel = connect(&dialer, &urls).await?;
+            in_time(ask(channel)).await
+        })
+    }
+}
 
 /// The first of the URLs that accepts a connection. Nothing has been asked yet when none does.
-pub(super) async fn connect(urls: Vec<String>) -> Result<Channel, Error> {
-    for url in urls {
-        let Ok(endpoint) = Endpoint::from_shared(url) else { continue };
-        if let Ok(channel) = endpoint.connect_timeout(CONNECT_BOUND).tcp_nodelay(true).connect().await {
-            return Ok(channel);
-        }
-    }
-    Err(Failure::NoLeader.into())
+pub(super) async fn connect(dialer: &Dialer, urls: &[String]) -> Result<Channel, Error> {
+    dialer.connect_any(urls).await.map_err(|_| Failure::NoLeader.into())
 }
 
 fn marked<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert(FORWARDED, MetadataValue::from_static("1"));
     request
-}
-
-/// Connects, calls, and turns what comes back into this side's words.
-fn call<T, C, F>(urls: Vec<String>, ask: C) -> Answer<T>
-where
-    T: 'static,
-    C: FnOnce(Channel) -> F + Send + 'static,
-    F: Future<Output = Result<Response<T>, Status>> + Send,
-{
-    Box::pin(async move {
-        let channel = connect(urls).await?;
-        in_time(ask(channel)).await
-    })
 }
 
 /// The answer of another member, in this side's words.
@@ -68,15 +68,15 @@ pub(super) async fn in_time<T>(asked: impl Future<Output = Result<Response<T>, S
 
 impl Leader for GrpcLeader {
     fn member_add(&self, urls: Vec<String>, request: pb::MemberAddRequest) -> Answer<pb::MemberAddResponse> {
-        call(urls, move |channel| async move { ClusterClient::new(channel).member_add(marked(request)).await })
+        self.call(urls, move |channel| async move { ClusterClient::new(channel).member_add(marked(request)).await })
     }
 
     fn member_remove(&self, urls: Vec<String>, request: pb::MemberRemoveRequest) -> Answer<pb::MemberRemoveResponse> {
-        call(urls, move |channel| async move { ClusterClient::new(channel).member_remove(marked(request)).await })
+        self.call(urls, move |channel| async move { ClusterClient::new(channel).member_remove(marked(request)).await })
     }
 
     fn member_update(&self, urls: Vec<String>, request: pb::MemberUpdateRequest) -> Answer<pb::MemberUpdateResponse> {
-        call(urls, move |channel| async move { ClusterClient::new(channel).member_update(marked(request)).await })
+        self.call(urls, move |channel| async move { ClusterClient::new(channel).member_update(marked(request)).await })
     }
 
     fn member_promote(
@@ -84,26 +84,26 @@ impl Leader for GrpcLeader {
         urls: Vec<String>,
         request: pb::MemberPromoteRequest,
     ) -> Answer<pb::MemberPromoteResponse> {
-        call(urls, move |channel| async move { ClusterClient::new(channel).member_promote(marked(request)).await })
+        self.call(urls, move |channel| async move { ClusterClient::new(channel).member_promote(marked(request)).await })
     }
 
     fn list(&self, urls: Vec<String>, request: wire::ListRequest) -> Answer<wire::ListResponse> {
-        call(urls, move |channel| async move { NodeClient::new(channel).list(marked(request)).await })
+        self.call(urls, move |channel| async move { NodeClient::new(channel).list(marked(request)).await })
     }
 
     fn add(&self, urls: Vec<String>, request: wire::AddRequest) -> Answer<wire::ChangeResponse> {
-        call(urls, move |channel| async move { NodeClient::new(channel).add(marked(request)).await })
+        self.call(urls, move |channel| async move { NodeClient::new(channel).add(marked(request)).await })
     }
 
     fn promote(&self, urls: Vec<String>, request: wire::PromoteRequest) -> Answer<wire::ChangeResponse> {
-        call(urls, move |channel| async move { NodeClient::new(channel).promote(marked(request)).await })
+        self.call(urls, move |channel| async move { NodeClient::new(channel).promote(marked(request)).await })
     }
 
     fn remove(&self, urls: Vec<String>, request: wire::RemoveRequest) -> Answer<wire::ChangeResponse> {
-        call(urls, move |channel| async move { NodeClient::new(channel).remove(marked(request)).await })
+        self.call(urls, move |channel| async move { NodeClient::new(channel).remove(marked(request)).await })
     }
 
     fn move_leader(&self, urls: Vec<String>, request: wire::MoveLeaderRequest) -> Answer<wire::MoveLeaderResponse> {
-        call(urls, move |channel| async move { NodeClient::new(channel).move_leader(marked(request)).await })
+        self.call(urls, move |channel| async move { NodeClient::new(channel).move_leader(marked(request)).await })
     }
 }

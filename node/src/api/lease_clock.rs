@@ -17,6 +17,7 @@ use crate::service::Member;
 use crate::service::failure::Error;
 use crate::service::forward::Answer;
 use crate::service::lease::{Clock, time_to_live_here};
+use crate::transport::tonic::Dialer;
 
 /// Largest number of ids in one request; [`keep_alive`](crate::service::keep_alive) sends at most as many as it keeps.
 const MAX_IDS: usize = 4096;
@@ -90,8 +91,9 @@ fn from_wire(renewal: peer::Renewal) -> Renewal {
 
 /// Reaches the leader's clock over gRPC. Renewals are many, so the connection is kept until the leader is another or
 /// does not answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct GrpcClock {
+    dialer: Dialer,
     kept: Arc<Mutex<Option<Kept>>>,
 }
 
@@ -99,18 +101,23 @@ pub struct GrpcClock {
 type Kept = (Vec<String>, Channel);
 
 impl GrpcClock {
+    /// Reaches it by `dialer`.
+    pub fn new(dialer: Dialer) -> Self {
+        Self { dialer, kept: Arc::default() }
+    }
+
     fn call<T, F>(&self, urls: Vec<String>, ask: impl FnOnce(Channel) -> F + Send + 'static) -> Answer<T>
     where
         T: 'static,
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
-        let kept = self.kept.clone();
+        let (dialer, kept) = (self.dialer.clone(), self.kept.clone());
         Box::pin(async move {
             let known = kept.lock().as_ref().filter(|(known, _)| *known == urls).map(|(_, channel)| channel.clone());
             let channel = match known {
                 Some(channel) => channel,
                 None => {
-                    let channel = connect(urls.clone()).await?;
+                    let channel = connect(&dialer, &urls).await?;
                     *kept.lock() = Some((urls, channel.clone()));
                     channel
                 }

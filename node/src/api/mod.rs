@@ -2,6 +2,7 @@
 //! decides anything.
 
 pub mod access;
+mod certificate_hosts;
 pub mod cluster;
 pub mod decode_limit;
 pub mod election;
@@ -13,10 +14,12 @@ pub mod http;
 pub mod kv;
 pub mod lease;
 pub mod lease_clock;
+pub mod listener;
 pub mod lock;
 pub mod maintenance;
 pub mod node;
 pub mod peer;
+pub mod ping_guard;
 pub mod server;
 pub mod snapshot_command;
 pub mod status;

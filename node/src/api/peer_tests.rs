@@ -48,6 +48,7 @@ impl Served {
             watch: Default::default(),
             leases: Default::default(),
             key_space: Default::default(),
+            dialer: Default::default(),
             peer_metrics: PeerMetrics::default(),
         };
         let node = Node::open(config, Fatal::default()).await.unwrap();
@@ -233,7 +234,8 @@ async fn a_member_that_joins_gets_a_snapshot_and_then_the_log() {
 async fn a_snapshot_goes_over_the_transport_and_a_damaged_one_is_refused() {
     let served = Served::founded().await;
     let metrics = PeerMetrics::default();
-    let config = TonicPeersConfig { cluster_id: CLUSTER, member_id: 2, incarnation: 1, metrics };
+    let config =
+        TonicPeersConfig { cluster_id: CLUSTER, member_id: 2, incarnation: 1, dialer: Default::default(), metrics };
     let peers = TonicPeers::new(config, tokio::runtime::Handle::current(), Arc::new(|_| {}));
     peers.update(&[(1, vec![served.url.clone()])]);
     let scratch = tempfile::tempdir().unwrap();

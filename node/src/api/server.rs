@@ -23,13 +23,14 @@ use pb::maintenance_server::MaintenanceServer;
 use pb::watch_server::WatchServer;
 use peer::leases_server::LeasesServer;
 use prost_reflect::DescriptorError;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use wire::node_server::NodeServer;
 
 use super::access::{self, Access};
@@ -43,10 +44,12 @@ use super::http;
 use super::kv::KvApi;
 use super::lease::LeaseApi;
 use super::lease_clock::{GrpcClock, LeaseClockApi};
+use super::listener;
 use super::lock::LockApi;
 use super::maintenance::MaintenanceApi;
 use super::node::NodeApi;
 use super::peer::PeerApi;
+use super::ping_guard::Guarded;
 use super::watch::WatchApi;
 use crate::config::url::Url;
 use crate::config::{Config, Http2};
@@ -60,7 +63,8 @@ use crate::service::metrics::Metrics;
 use crate::service::peer::PeerService;
 use crate::service::queue::Queue;
 use crate::service::watch::WatchSettings;
-use crate::transport::tonic as tonic_peers;
+use crate::transport::tls::Tls;
+use crate::transport::tonic::{self as tonic_peers, Dialer};
 
 /// Flow-control windows of clients: large enough that a list of several MiB is not held up by round trips.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -71,9 +75,14 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 /// requests over one connection. An idle one is pinged after 2 h; one that dies silently under load is found by TCP.
 const PEERS: Http2 = Http2 {
     max_concurrent_streams: u32::MAX,
+    // Members ping each other every second.
+    ping_min_time: Duration::ZERO,
     keepalive_interval: Some(Duration::from_secs(2 * 3600)),
     keepalive_timeout: Duration::from_secs(20),
 };
+
+/// Connections that the system holds for us until they are accepted.
+const BACKLOG: u32 = 1_024;
 
 /// Longest wait for open connections once the listeners are told to close.
 const CLOSE_BOUND: Duration = Duration::from_secs(5);
@@ -101,11 +110,12 @@ pub struct Services {
     gateway: bool,
     split_http: bool,
     slow_call: Duration,
+    dialer: Dialer,
 }
 
 impl Services {
-    /// Serves `member`, with the limits of `config`.
-    pub fn new(member: Arc<Member>, metrics: Arc<Metrics>, config: &Config) -> Self {
+    /// Serves `member`, with the limits of `config`. What only the leader may do is passed on by `dialer`.
+    pub fn new(member: Arc<Member>, metrics: Arc<Metrics>, config: &Config, dialer: Dialer) -> Self {
         let watch = WatchSettings {
             progress_interval: config.watch_progress_notify_interval,
             election_timeout: config.election_timeout,
@@ -116,8 +126,8 @@ impl Services {
         let (origins, hosts) = (config.cors.clone(), config.host_whitelist.clone());
         let (gateway, split_http) = (config.enable_grpc_gateway, !config.listen_client_http_urls.is_empty());
         let slow_call = config.warning_unary_request_duration;
-        let access = Arc::new(Access { origins, hosts, secure: false });
-        Self { member, metrics, max_request_bytes, watch, data_dir, access, gateway, split_http, slow_call }
+        let access = Arc::new(Access { origins, hosts });
+        Self { member, metrics, max_request_bytes, watch, data_dir, dialer, access, gateway, split_http, slow_call }
     }
 
     /// What the client port serves, and what the port of plain HTTP does if there is one: then the former is gRPC alone.
@@ -137,9 +147,9 @@ impl Services {
     /// The services of the client port.
     fn grpc(&self) -> Result<Router, BuildError> {
         let limit = || self.max_request_bytes.clone();
-        let leader = Arc::new(GrpcLeader);
+        let leader = Arc::new(GrpcLeader::new(self.dialer.clone()));
         let kv = KvServer::new(KvApi::new(self.member.clone()));
-        let leases = Leases::new(self.member.clone(), Arc::new(GrpcClock::default()));
+        let leases = Leases::new(self.member.clone(), Arc::new(GrpcClock::new(self.dialer.clone())));
         let queue = Queue::new(Kv::new(self.member.clone()), leases.clone());
         let lock = LockServer::new(LockApi::new(Lock::new(queue.clone())));
         let election = ElectionServer::new(ElectionApi::new(Election::new(queue)));
@@ -188,7 +198,7 @@ impl Services {
 
     /// gRPC of the peer port: the peer and node services, and etcd's membership calls for members that pass them on.
     pub fn peer_routes(&self) -> Routes {
-        let leader = Arc::new(GrpcLeader);
+        let leader = Arc::new(GrpcLeader::new(self.dialer.clone()));
         let member = self.member.clone();
         let peers = PeerService::new(&self.data_dir, Arc::new(move || member.handle()));
         Routes::new(PeerApi::new(Arc::new(peers)).into_server())
@@ -218,26 +228,37 @@ pub struct Listeners {
     until_exit: JoinSet<Result<(), tonic::transport::Error>>,
     closing: CancellationToken,
     clients: Http2,
+    reuse_port: bool,
 }
 
 impl Listeners {
     /// None yet. Those that close gracefully are for clients, whose connections obey `clients`.
-    pub fn new(clients: Http2) -> Self {
-        Self { servers: JoinSet::new(), until_exit: JoinSet::new(), closing: CancellationToken::new(), clients }
+    pub fn new(clients: Http2, reuse_port: bool) -> Self {
+        let (servers, until_exit) = (JoinSet::new(), JoinSet::new());
+        Self { servers, until_exit, closing: CancellationToken::new(), clients, reuse_port }
     }
 
-    /// Binds each address and serves `routes` there. Bound when it returns.
+    /// Binds each address and serves `routes` there, behind `tls` where the URL is https. Bound when it returns.
     ///
     /// # Errors
     /// An address that cannot be bound, with the address in the text.
-    pub fn serve(&mut self, urls: &[Url], routes: &Routes, closing: Closing) -> io::Result<Vec<SocketAddr>> {
+    pub fn serve(
+        &mut self,
+        urls: &[Url],
+        tls: Option<&Arc<Tls>>,
+        routes: &Routes,
+        closing: Closing,
+    ) -> io::Result<Vec<SocketAddr>> {
         let mut bound = Vec::with_capacity(urls.len());
         for url in urls {
             let address = url.listen_address().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
             let in_context = |error: io::Error| io::Error::new(error.kind(), format!("listen on {url}: {error}"));
-            let incoming = TcpIncoming::bind(address).map_err(in_context)?.with_nodelay(Some(true));
-            bound.push(incoming.local_addr()?);
+            let listener = bind(address, self.reuse_port).map_err(in_context)?;
+            bound.push(listener.local_addr()?);
             let limits = if closing == Closing::Gracefully { self.clients } else { PEERS };
+            let incoming = listener::incoming(listener, tls.filter(|_| url.is_https()).cloned());
+            let incoming =
+                incoming.map(move |accepted| accepted.map(|stream| Guarded::new(stream, limits.ping_min_time)));
             let server = server(closing, limits).add_routes(routes.clone());
             match closing {
                 Closing::AtExit => self.until_exit.spawn(server.serve_with_incoming(incoming)),
@@ -273,6 +294,15 @@ impl Listeners {
             tracing::warn!("some connections were still open and end with the process");
         }
     }
+}
+
+/// Go's listeners, and so etcd's, take a port over from connections that are still closing.
+fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(reuse_port)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// What no path of `http.rs` serves: the gateway's paths, `Unimplemented` for gRPC, 404 for anything else.

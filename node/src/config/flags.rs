@@ -62,7 +62,7 @@ const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
 use Kind::{Bool, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 46] = [
+const SERVED: [Flag; 72] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -94,14 +94,40 @@ const SERVED: [Flag; 46] = [
         Number("0"),
         "Version of what can change at run time; higher than the active one to take effect",
     ),
+    flag("cert-file", Text(""), "Client port: certificate to show"),
+    flag("key-file", Text(""), "Client port: its key"),
+    flag("client-cert-file", Text(""), "Accepted and checked; the client port makes no connections"),
+    flag("client-key-file", Text(""), "See client-cert-file"),
+    flag("client-cert-auth", Bool("false"), "Client port: demand a certificate"),
+    flag("trusted-ca-file", Text(""), "Client port: who must have signed the client's certificate; demands one"),
+    flag("client-crl-file", Text(""), "Client port: revoked certificates"),
+    flag("client-cert-allowed-hostname", Text(""), "Client port: hosts of which a certificate must name one"),
+    flag("auto-tls", Bool("false"), "Client port: make a certificate"),
+    flag("peer-cert-file", Text(""), "Peer port: certificate to show"),
+    flag("peer-key-file", Text(""), "Peer port: its key"),
+    flag("peer-client-cert-file", Text(""), "Certificate to show to peers, if not peer-cert-file"),
+    flag("peer-client-key-file", Text(""), "Its key"),
+    flag("peer-client-cert-auth", Bool("false"), "Peer port: demand a certificate"),
+    flag("peer-trusted-ca-file", Text(""), "Who must have signed a peer's certificate; demands one"),
+    flag("peer-crl-file", Text(""), "Peer port: revoked certificates"),
+    flag("peer-cert-allowed-cn", Text(""), "Common names of which a peer's certificate must bear one"),
+    flag("peer-cert-allowed-hostname", Text(""), "Hosts of which a peer's certificate must name one"),
+    flag("peer-skip-client-san-verification", Bool("false"), "Let peers connect from other hosts than they name"),
+    flag("peer-auto-tls", Bool("false"), "Peer port: make a certificate"),
+    flag("self-signed-cert-validity", Number("1"), "Years that a certificate made here is valid"),
+    flag("cipher-suites", Text(""), "Suites of TLS 1.2, by Go's names [default: all]"),
+    flag("tls-min-version", Text("TLS1.2"), "TLS1.2 or TLS1.3"),
+    flag("tls-max-version", Text(""), "TLS1.2 or TLS1.3 [default: the highest]"),
     flag("config-file", Text(""), "Read everything from this YAML file instead"),
     flag("corrupt-check-time", Duration("0s"), "How often the leader compares the members' data; 0 is never"),
     flag("quota-backend-bytes", Number("0"), "Bytes of the key space above which puts are refused; 0 is off"),
     flag("listen-client-http-urls", Text(""), "Port of its own for plain HTTP, which the client port then has not"),
     flag("enable-grpc-gateway", Bool("true"), "Serve the JSON gateway"),
     flag("max-concurrent-streams", Number("4294967295"), "Streams that a client may have open on one connection"),
+    flag("grpc-keepalive-min-time", Duration("5s"), "How far apart the pings of a client must be; 0 is any"),
     flag("grpc-keepalive-interval", Duration("2h"), "How often an idle client is pinged; 0 is never"),
     flag("grpc-keepalive-timeout", Duration("20s"), "How long it may take to answer"),
+    flag("socket-reuse-port", Bool("false"), "Share listening ports with other processes"),
     flag("metrics", Text("basic"), "basic, or extensive with histograms of gRPC calls"),
     flag("warning-unary-request-duration", Duration("300ms"), "Log a call that takes longer"),
     flag("feature-gates", Text(""), "Gate=true,…; see docs/flags.md"),
@@ -116,7 +142,7 @@ const SERVED: [Flag; 46] = [
 ];
 
 /// Accepted, because manifests pass them, and without meaning here: the reason of each.
-const INERT: [Flag; 51] = [
+const INERT: [Flag; 47] = [
     inert("wal-dir", Text(""), "the Raft log lies in the data directory"),
     inert("max-wals", Number("5"), "the Raft log is trimmed as a whole, not in files"),
     inert("max-snapshots", Number("5"), "a snapshot lives only while it is being sent"),
@@ -125,8 +151,6 @@ const INERT: [Flag; 51] = [
     inert("initial-election-tick-advance", Bool("true"), "a starting member waits a whole election timeout"),
     inert("raft-read-timeout", Duration("5s"), "members ping each other over gRPC"),
     inert("raft-write-timeout", Duration("5s"), "members ping each other over gRPC"),
-    inert("grpc-keepalive-min-time", Duration("5s"), "clients may ping as often as they like"),
-    inert("socket-reuse-port", Bool("false"), "ports are taken by one process"),
     inert("socket-reuse-address", Bool("false"), "it is always on"),
     inert("backend-bbolt-freelist-type", Text("map"), "there is no bbolt"),
     inert("backend-batch-interval", Duration("0s"), "every run of log entries is one batch"),
@@ -150,8 +174,6 @@ const INERT: [Flag; 51] = [
     inert("compaction-sleep-interval", Duration("10ms"), "compaction is paced by what it finds"),
     inert("compact-hash-check-time", Duration("1m"), "the leader compares on the clock, see --corrupt-check-time"),
     inert("warning-apply-duration", Duration("100ms"), "the time of applying is in metrics"),
-    inert("self-signed-cert-validity", Number("1"), "there is no TLS"),
-    inert("peer-skip-client-san-verification", Bool("false"), "there is no TLS"),
     inert("v2-deprecation", Text("write-only"), "there is no v2 store"),
     inert("enable-v2", Bool("false"), "there is no v2 store"),
     inert("proxy", Text("off"), "there is no v2 proxy"),
@@ -171,29 +193,7 @@ const INERT: [Flag; 51] = [
 ];
 
 /// Refused: a node that took them and did nothing would be open, or alone, or less durable than its owner believes.
-const REFUSED: [Flag; 34] = [
-    refused("cert-file", Text(""), "there is no TLS"),
-    refused("key-file", Text(""), "there is no TLS"),
-    refused("client-cert-file", Text(""), "there is no TLS"),
-    refused("client-key-file", Text(""), "there is no TLS"),
-    refused("client-cert-auth", Bool("false"), "there is no TLS"),
-    refused("client-crl-file", Text(""), "there is no TLS"),
-    refused("client-cert-allowed-hostname", Text(""), "there is no TLS"),
-    refused("trusted-ca-file", Text(""), "there is no TLS"),
-    refused("auto-tls", Bool("false"), "there is no TLS"),
-    refused("peer-cert-file", Text(""), "there is no TLS"),
-    refused("peer-key-file", Text(""), "there is no TLS"),
-    refused("peer-client-cert-file", Text(""), "there is no TLS"),
-    refused("peer-client-key-file", Text(""), "there is no TLS"),
-    refused("peer-client-cert-auth", Bool("false"), "there is no TLS"),
-    refused("peer-trusted-ca-file", Text(""), "there is no TLS"),
-    refused("peer-auto-tls", Bool("false"), "there is no TLS"),
-    refused("peer-crl-file", Text(""), "there is no TLS"),
-    refused("peer-cert-allowed-cn", Text(""), "there is no TLS"),
-    refused("peer-cert-allowed-hostname", Text(""), "there is no TLS"),
-    refused("cipher-suites", Text(""), "there is no TLS"),
-    refused("tls-min-version", Text("TLS1.2"), "there is no TLS"),
-    refused("tls-max-version", Text(""), "there is no TLS"),
+const REFUSED: [Flag; 12] = [
     refused("force-new-cluster", Bool("false"), "restore a snapshot into a new cluster instead"),
     refused("discovery", Text(""), "there is no discovery: list the members in --initial-cluster"),
     refused("discovery-proxy", Text(""), "there is no discovery: list the members in --initial-cluster"),
@@ -296,7 +296,7 @@ pub fn is_switch(flag: Flag) -> bool {
 
 /// Flags that say who and where a member is, and so differ between members that are configured alike.
 pub fn is_identity(name: &str) -> bool {
-    const IDENTITY: [&str; 11] = [
+    const IDENTITY: [&str; 10] = [
         "name",
         "data-dir",
         "listen-client-urls",
@@ -306,11 +306,10 @@ pub fn is_identity(name: &str) -> bool {
         "listen-client-http-urls",
         "listen-metrics-urls",
         "log-outputs",
-        "config-file",
         // A number for the same content.
         "config-version",
     ];
-    IDENTITY.contains(&name) || name.starts_with("initial-cluster")
+    IDENTITY.contains(&name) || name.starts_with("initial-cluster") || name.ends_with("-file")
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod hot;
 pub mod log_line;
 pub mod logging;
 pub mod sources;
+pub mod tls;
 pub mod url;
 pub mod version;
 
@@ -23,6 +24,7 @@ use sha2::{Digest, Sha256};
 use self::gates::Gates;
 use self::hot::Hot;
 use self::sources::Raw;
+use self::tls::{Listened, Tls};
 use self::url::Url;
 
 /// Why the process does not start. The text names the flag and what is wrong with it.
@@ -76,6 +78,8 @@ pub enum LogFormat {
 pub struct Http2 {
     /// Streams on one connection.
     pub max_concurrent_streams: u32,
+    /// How far apart the pings of a client must be; zero for any.
+    pub ping_min_time: Duration,
     /// How often an idle client is pinged.
     pub keepalive_interval: Option<Duration>,
     /// How long it may take to answer.
@@ -126,6 +130,10 @@ pub struct Config {
     pub cors: BTreeSet<String>,
     /// Hosts that plain HTTP is served under; `*` for all.
     pub host_whitelist: BTreeSet<String>,
+    /// TLS of the ports.
+    pub tls: Tls,
+    /// Whether other processes may listen on the same ports.
+    pub reuse_port: bool,
     /// How an empty disk becomes a member's.
     pub bootstrap: Bootstrap,
     /// Raft's tick.
@@ -211,14 +219,26 @@ impl Config {
         let bootstrap = bootstrap(raw, &name, &initial_advertise_peer_urls)?;
         let mut warnings = raw.warnings.clone();
         let gates = gates::read(raw, &mut warnings)?;
+        let listen_client_urls = listened(raw, "listen-client-urls")?;
+        let listen_peer_urls = listened(raw, "listen-peer-urls")?;
+        let listen_client_http_urls = listened(raw, "listen-client-http-urls")?;
+        let listen_metrics_urls = listened(raw, "listen-metrics-urls")?;
+        let listened = Listened {
+            client: &[&listen_client_urls[..], &listen_client_http_urls].concat(),
+            peer: &listen_peer_urls,
+            metrics: &listen_metrics_urls,
+        };
+        let tls = Tls::check(raw, &listened, &mut warnings)?;
         Ok(Self {
+            tls,
+            reuse_port: raw.boolean("socket-reuse-port")?,
             data_dir,
-            listen_client_urls: listened(raw, "listen-client-urls")?,
+            listen_client_urls,
             advertise_client_urls: advertised(raw, "advertise-client-urls")?,
-            listen_peer_urls: listened(raw, "listen-peer-urls")?,
+            listen_peer_urls,
             initial_advertise_peer_urls,
-            listen_client_http_urls: listened(raw, "listen-client-http-urls")?,
-            listen_metrics_urls: listened(raw, "listen-metrics-urls")?,
+            listen_client_http_urls,
+            listen_metrics_urls,
             enable_grpc_gateway: raw.boolean("enable-grpc-gateway")?,
             http2: http2(raw)?,
             extensive_metrics: extensive(raw.text("metrics"))?,
@@ -339,6 +359,7 @@ fn http2(raw: &Raw) -> Result<Http2, ConfigError> {
     let interval = raw.duration("grpc-keepalive-interval")?;
     Ok(Http2 {
         max_concurrent_streams: raw.number("max-concurrent-streams")?,
+        ping_min_time: raw.duration("grpc-keepalive-min-time")?,
         keepalive_interval: (!interval.is_zero()).then_some(interval),
         keepalive_timeout: raw.duration("grpc-keepalive-timeout")?,
     })

@@ -301,7 +301,7 @@ pub fn file(path: &str) -> Result<Raw, ConfigError> {
         _ => serde_yaml::from_str(&text).map_err(|error| invalid(error.to_string()))?,
     };
     let mut raw = Raw { file: Some(PathBuf::from(path)), ..Raw::new() };
-    for (name, value) in values {
+    for (name, value) in flattened(values) {
         let Some(value) = scalar(&value).or_else(|| list(&value)) else {
             if is_empty(&value) {
                 continue;
@@ -321,6 +321,32 @@ pub fn file(path: &str) -> Result<Raw, ConfigError> {
         raw.take(flag, value, &format!("{path}: {name}"))?;
     }
     Ok(raw)
+}
+
+/// The two sections of a file as the flags that they stand for.
+fn flattened(values: BTreeMap<String, Value>) -> Vec<(String, Value)> {
+    let mut flat = Vec::new();
+    for (name, value) in values {
+        match (name.as_str(), value) {
+            ("client-transport-security", Value::Mapping(section)) => flat.extend(section_flags(&section, "")),
+            ("peer-transport-security", Value::Mapping(section)) => flat.extend(section_flags(&section, "peer-")),
+            (_, value) => flat.push((name, value)),
+        }
+    }
+    flat
+}
+
+fn section_flags<'a>(section: &'a serde_yaml::Mapping, prefix: &'a str) -> impl Iterator<Item = (String, Value)> + 'a {
+    section.iter().map(move |(key, value)| {
+        let key = key.as_str().unwrap_or_default();
+        let flag = match (key, prefix) {
+            ("allowed-hostname", "") => "client-cert-allowed-hostname".to_owned(),
+            ("allowed-hostname", _) => "peer-cert-allowed-hostname".to_owned(),
+            ("allowed-cn", "peer-") => "peer-cert-allowed-cn".to_owned(),
+            _ => format!("{prefix}{key}"),
+        };
+        (flag, value.clone())
+    })
 }
 
 fn scalar(value: &Value) -> Option<String> {
@@ -419,19 +445,23 @@ mod tests {
         let raw = merged(&[&flag, "--name=a", "--max-txn-ops=1"], &[("ETCD_DATA_DIR", "x")]).unwrap();
         assert_eq!((raw.text("name"), raw.text("max-txn-ops"), raw.text("data-dir")), ("f", "128", ""));
         assert_eq!(raw.duration("watch-progress-notify-interval"), Ok(Duration::from_secs(5)));
-        std::fs::write(&path, "client-transport-security:\n  cert-file: x\n").unwrap();
-        assert_eq!(merged(&[&flag], &[]).unwrap_err().exit_code(), 1);
         std::fs::write(&path, "nonsense: 1\nlog-outputs: [stdout, /x]\n").unwrap();
         let raw = merged(&[&flag], &[]).unwrap();
         assert_eq!((raw.warnings.len(), raw.text("log-outputs")), (1, "stdout,/x"), "etcd reads over the first");
+        let text = "client-transport-security:\n  cert-file: x\n  client-cert-auth: true\n\
+                    peer-transport-security:\n  cert-file: y\n  allowed-cn: [a, b]\n  skip-client-san-verification: true\n";
+        std::fs::write(&path, text).unwrap();
+        let raw = merged(&[&flag], &[]).unwrap();
+        assert_eq!((raw.text("cert-file"), raw.text("peer-cert-file")), ("x", "y"));
+        assert_eq!((raw.text("peer-cert-allowed-cn"), raw.boolean("client-cert-auth")), ("a,b", Ok(true)));
+        assert_eq!(raw.boolean("peer-skip-client-san-verification"), Ok(true));
     }
 
     #[test]
     fn what_would_weaken_the_node_is_refused_and_the_rest_ignored() {
-        assert!(merged(&["--cert-file", "x"], &[]).is_err());
         assert!(merged(&["--force-new-cluster"], &[]).is_err());
-        assert!(merged(&[], &[("ETCD_CERT_FILE", "x")]).is_err());
-        assert!(merged(&["--client-cert-auth=false"], &[]).is_ok());
+        assert!(merged(&[], &[("ETCD_FORCE_NEW_CLUSTER", "true")]).is_err());
+        assert!(merged(&["--force-new-cluster=false"], &[]).is_ok());
         let raw = merged(&["--enable-v2", "--experimental-compact-hash-check-time=1h", "--max-wals=5"], &[]).unwrap();
         assert_eq!(
             raw.warnings,

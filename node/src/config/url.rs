@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 /// A parsed URL. Its text form is canonical: scheme, host and port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Url {
-    /// `http`; TLS is not built yet.
+    /// `http` or `https`.
     pub scheme: String,
     /// A name, an IPv4 address, or an IPv6 address without brackets.
     pub host: String,
@@ -26,14 +26,13 @@ impl Url {
     /// Parses one URL.
     ///
     /// # Errors
-    /// Another scheme than `http`, no host, no port, or anything behind the port but one slash.
+    /// Another scheme than `http` and `https`, no host, no port, or anything behind the port but one slash.
     pub fn parse(text: &str) -> Result<Self, UrlError> {
         let error = |why| UrlError { url: text.to_owned(), why };
         let (scheme, rest) = text.trim().split_once("://").ok_or(error("there is no scheme"))?;
         match scheme {
-            "http" => {}
-            "https" | "unixs" => return Err(error("TLS is not supported yet")),
-            _ => return Err(error("the scheme must be http")),
+            "http" | "https" => {}
+            _ => return Err(error("the scheme must be http or https")),
         }
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.contains(['/', '?', '#', '@']) {
@@ -50,6 +49,11 @@ impl Url {
             return Err(error("there is no host"));
         }
         Ok(Self { scheme: scheme.to_owned(), host: host.to_owned(), port })
+    }
+
+    /// Whether the connection is behind TLS.
+    pub fn is_https(&self) -> bool {
+        self.scheme == "https"
     }
 
     /// The address to listen on: an IP address or `localhost`, as etcd demands.
@@ -92,7 +96,7 @@ mod tests {
     #[test]
     fn scheme_host_and_port_are_needed() {
         for bad in
-            ["", "localhost:1", "ftp://a:1", "https://a:1", "http://a", "http://:1", "http://a:65536", "http://a:1/x"]
+            ["", "localhost:1", "ftp://a:1", "unixs://a:1", "http://a", "http://:1", "http://a:65536", "http://a:1/x"]
         {
             assert!(Url::parse(bad).is_err(), "{bad}");
         }

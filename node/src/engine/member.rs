@@ -311,6 +311,7 @@ impl Disk<'_> {
             cluster_id: self.marker.cluster_id,
             member_id: self.marker.member_id,
             incarnation,
+            dialer: self.config.dialer.clone(),
             metrics: self.config.peer_metrics.clone(),
         };
         let on_unreachable = Arc::new(move |id| lost.report(Input::Unreachable(id)));

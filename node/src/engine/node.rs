@@ -22,7 +22,7 @@ use crate::domain::command::{Command, Outcome};
 use crate::storage::rocks::KeySpaceOptions;
 use crate::storage::{StorageError, marker};
 use crate::transport;
-use crate::transport::tonic::PeerMetrics;
+use crate::transport::tonic::{Dialer, PeerMetrics};
 
 /// Version of all formats on the disk.
 const FORMAT_VERSION: u32 = 1;
@@ -78,6 +78,8 @@ pub struct NodeConfig {
     pub leases: LeaseOptions,
     /// Memory of the key space.
     pub key_space: KeySpaceOptions,
+    /// How other members are connected to.
+    pub dialer: Dialer,
     /// Counters of the peer transport.
     pub peer_metrics: PeerMetrics,
 }
@@ -277,11 +279,12 @@ impl Node {
             return Err(StartError::WrongDisk(format!("{place} has format {found}, this version knows {known}")));
         }
         let disk = member::open(&self.config, &marker)?;
-        check_not_removed(&marker, &ask(&disk.peer_urls()).await)?;
+        check_not_removed(&marker, &ask(&self.config.dialer, &disk.peer_urls()).await)?;
         check_place(&marker, disk.membership(), &self.config)?;
         let handle = disk.start(&self.fatal)?;
         tokio::spawn(publish(handle.clone(), self.config.name.clone(), self.config.client_urls.clone()));
-        tokio::spawn(notice_removal(handle.clone(), marker.clone(), self.fatal.clone()));
+        let dialer = self.config.dialer.clone();
+        tokio::spawn(notice_removal(handle.clone(), marker.clone(), dialer, self.fatal.clone()));
         info!(
             cluster = format!("{:x}", marker.cluster_id),
             member = format!("{:x}", marker.member_id),
@@ -318,7 +321,7 @@ impl Node {
         for url in &self.config.peer_urls {
             siblings.extend(transport::siblings::siblings(url, ASK_TIMEOUT).await);
         }
-        check_not_started(&self.config.peer_urls, &ask(&siblings).await)
+        check_not_started(&self.config.peer_urls, &ask(&self.config.dialer, &siblings).await)
     }
 
     // ---- told by flags
@@ -334,7 +337,7 @@ impl Node {
         };
         let others: Vec<String> =
             membership.members.iter().filter(|member| member.id != id).flat_map(|m| m.peer_urls.clone()).collect();
-        let answers = ask(&others).await;
+        let answers = ask(&self.config.dialer, &others).await;
         check_not_started(&self.config.peer_urls, &answers)?;
         let _becoming = self.becoming.lock().await;
         self.found(&membership, id).await.map(|_| ())
@@ -345,7 +348,7 @@ impl Node {
             members.iter().filter(|(name, _)| *name != self.config.name).flat_map(|(_, urls)| urls.clone()).collect();
         let deadline = tokio::time::Instant::now() + FIND_CLUSTER;
         loop {
-            let answers = ask(&others).await;
+            let answers = ask(&self.config.dialer, &others).await;
             check_not_started(&self.config.peer_urls, &answers)?;
             if let Some(marker) = find_own(&self.config.peer_urls, &answers) {
                 return self.join(marker).await.map(|_| ());
@@ -405,8 +408,8 @@ pub(super) fn static_membership(members: &[(String, Vec<String>)], token: &str) 
 }
 
 /// What each peer that answers says of the membership.
-async fn ask(urls: &[String]) -> Vec<MembersResponse> {
-    let asked = urls.iter().map(|url| transport::tonic::members(url, ASK_TIMEOUT));
+async fn ask(dialer: &Dialer, urls: &[String]) -> Vec<MembersResponse> {
+    let asked = urls.iter().map(|url| dialer.members(url, ASK_TIMEOUT));
     futures::future::join_all(asked).await.into_iter().flatten().filter(|answer| answer.initialized).collect()
 }
 
@@ -505,7 +508,7 @@ async fn publish(handle: Handle, name: String, client_urls: Vec<String>) {
 }
 
 /// The leader stops talking to a member that it removed, so the member has to ask.
-async fn notice_removal(handle: Handle, marker: Marker, fatal: Fatal) {
+async fn notice_removal(handle: Handle, marker: Marker, dialer: Dialer, fatal: Fatal) {
     loop {
         tokio::time::sleep(ASK_EVERY).await;
         let status = handle.status();
@@ -514,7 +517,7 @@ async fn notice_removal(handle: Handle, marker: Marker, fatal: Fatal) {
         }
         let others = status.membership.members.iter().filter(|member| member.id != marker.member_id);
         let urls: Vec<String> = others.flat_map(|member| member.peer_urls.clone()).collect();
-        if let Err(error) = check_not_removed(&marker, &ask(&urls).await) {
+        if let Err(error) = check_not_removed(&marker, &ask(&dialer, &urls).await) {
             fatal.end(ExitCode::ExitMemberRemoved, error.to_string());
             return;
         }

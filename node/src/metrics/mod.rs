@@ -299,6 +299,18 @@ pub static COMPACTION_MS: LazyLock<Histogram> = LazyLock::new(|| {
     histogram(name, "Bucketed histogram of db compaction total duration.", 100.0, 14)
 });
 
+/// TLS files that changed and are in use, by port.
+pub static TLS_RELOADS: LazyLock<IntCounterVec> =
+    LazyLock::new(|| counters("balsa_tls_reloads_total", "Changed TLS files that were taken over.", "port"));
+
+/// TLS files that changed and cannot be used, by port; the old ones stay.
+pub static TLS_RELOAD_FAILURES: LazyLock<IntCounterVec> =
+    LazyLock::new(|| counters("balsa_tls_reload_failures_total", "Changed TLS files that cannot be used.", "port"));
+
+/// TLS handshakes of clients or peers that failed, by port.
+pub static TLS_HANDSHAKE_FAILURES: LazyLock<IntCounterVec> =
+    LazyLock::new(|| counters("balsa_tls_handshake_failures_total", "TLS handshakes that failed.", "port"));
+
 /// Makes every metric exist from the start, with 0, so that a rate over it is right from the first event on.
 pub fn register_all() {
     for counter in [
@@ -355,4 +367,7 @@ pub fn register_all() {
     LazyLock::force(&LEASES_RENEWED);
     LazyLock::force(&LEASE_TTL);
     LazyLock::force(&LEASES_EXPIRED);
+    LazyLock::force(&TLS_RELOADS);
+    LazyLock::force(&TLS_RELOAD_FAILURES);
+    LazyLock::force(&TLS_HANDSHAKE_FAILURES);
 }

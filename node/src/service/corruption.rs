@@ -15,7 +15,7 @@ use crate::domain::command::Command;
 use crate::domain::corruption::{PeerHash, suspect};
 use crate::domain::mvcc::{self, HashKv};
 use crate::engine::Handle;
-use crate::transport;
+use crate::transport::tonic::Dialer;
 
 /// How long a peer may take to hash its data.
 const PEER_BOUND: Duration = Duration::from_secs(60);
@@ -31,17 +31,17 @@ pub async fn run(member: Arc<Member>, interval: Duration) {
         if !handle.status().is_leader() {
             continue;
         }
-        if let Err(error) = check(&handle).await {
+        if let Err(error) = check(&handle, &member.node().config().dialer).await {
             tracing::warn!(%error, "the members' data could not be compared");
         }
     }
 }
 
-async fn check(handle: &Handle) -> Result<(), Error> {
+async fn check(handle: &Handle, dialer: &Dialer) -> Result<(), Error> {
     let first = own_hash(handle, 0).await?;
     let status = handle.status();
     let others = status.membership.members.iter().filter(|member| member.id != status.raft_id);
-    let asked = others.map(|member| ask(member.id, &member.peer_urls, status.cluster_id, first.hash_revision));
+    let asked = others.map(|member| ask(dialer, member.id, &member.peer_urls, status.cluster_id, first.hash_revision));
     let peers: Vec<PeerHash> = futures::future::join_all(asked).await.into_iter().flatten().collect();
     handle.read_index().await?;
     let second = own_hash(handle, 0).await?;
@@ -69,10 +69,10 @@ pub async fn own_hash(handle: &Handle, revision: i64) -> Result<HashKv, Error> {
 }
 
 /// What a peer says; none when it does not answer or is not as far.
-async fn ask(id: u64, urls: &[String], cluster_id: u64, revision: i64) -> Option<PeerHash> {
+async fn ask(dialer: &Dialer, id: u64, urls: &[String], cluster_id: u64, revision: i64) -> Option<PeerHash> {
     let request = peer::HashRequest { cluster_id, to: id, revision };
     for url in urls {
-        match transport::tonic::hash(url, request, PEER_BOUND).await {
+        match dialer.hash(url, request, PEER_BOUND).await {
             Ok(answer) => {
                 let hash = HashKv {
                     hash: answer.hash,

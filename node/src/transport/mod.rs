@@ -3,6 +3,7 @@
 
 pub mod messages;
 pub mod siblings;
+pub mod tls;
 pub mod tonic;
 
 use balsa_proto::peer;

@@ -9,7 +9,8 @@ pub async fn siblings(url: &str, timeout: Duration) -> Vec<String> {
     let Some((domain, port)) = domain_and_port(url) else { return Vec::new() };
     let found = tokio::time::timeout(timeout, tokio::net::lookup_host((domain, port))).await;
     let Ok(Ok(addresses)) = found else { return Vec::new() };
-    addresses.map(|address: SocketAddr| format!("http://{address}")).collect()
+    let scheme = url.split_once("://").map_or("http", |(scheme, _)| scheme);
+    addresses.map(|address: SocketAddr| format!("{scheme}://{address}")).collect()
 }
 
 fn domain_and_port(url: &str) -> Option<(&str, u16)> {

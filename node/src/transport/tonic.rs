@@ -19,7 +19,7 @@ use prost::Message as _;
 use tokio::sync::watch;
 
 pub use counters::PeerMetrics;
-pub use dial::{AskError, CONNECTION_WINDOW, STREAM_WINDOW, hash, members};
+pub use dial::{AskError, CONNECTION_WINDOW, Dialer, STREAM_WINDOW};
 pub use snapshot::SnapshotError;
 
 use self::queue::Queue;
@@ -43,6 +43,8 @@ pub struct TonicPeersConfig {
     pub member_id: u64,
     /// This process's incarnation.
     pub incarnation: u64,
+    /// How peers are connected to.
+    pub dialer: Dialer,
     /// What is counted.
     pub metrics: PeerMetrics,
 }

@@ -3,9 +3,11 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use balsa_node::transport::tls::Tls;
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::etcdserverpb::cluster_client::ClusterClient;
 use balsa_proto::etcdserverpb::kv_client::KvClient;
@@ -14,7 +16,11 @@ use balsa_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use balsa_proto::etcdserverpb::watch_client::WatchClient;
 use balsa_proto::v3electionpb::election_client::ElectionClient;
 use balsa_proto::v3lockpb::lock_client::LockClient;
+use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint};
 
 /// How long anything may take before a test says that it does not happen.
@@ -29,15 +35,23 @@ pub(crate) struct Member {
     pub(crate) data: PathBuf,
     pub(crate) log: PathBuf,
     process: Option<Child>,
+    /// Further flags of this member alone.
+    pub(crate) flags: Vec<String>,
+    /// With it, both ports are behind TLS, and this is what a client shows and trusts.
+    pub(crate) tls: Option<Arc<Tls>>,
 }
 
 impl Member {
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
     pub(crate) fn peer_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.advertised_port.unwrap_or(self.peer_port))
+        format!("{}://127.0.0.1:{}", self.scheme(), self.advertised_port.unwrap_or(self.peer_port))
     }
 
     pub(crate) fn client_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        format!("{}://127.0.0.1:{}", self.scheme(), self.client_port)
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -76,7 +90,16 @@ impl Member {
     }
 
     fn channel(&self) -> Channel {
-        Endpoint::from_shared(self.client_url()).expect("a URL").connect_timeout(Duration::from_secs(1)).connect_lazy()
+        let endpoint = Endpoint::from_shared(self.client_url()).expect("a URL").connect_timeout(Duration::from_secs(5));
+        let Some(tls) = self.tls.clone() else { return endpoint.connect_lazy() };
+        endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
+            let config = tls.client().expect("it dials");
+            async move {
+                let stream = TcpStream::connect(("127.0.0.1", uri.port_u16().expect("a port"))).await?;
+                let name = "127.0.0.1".try_into().expect("an address");
+                TlsConnector::from(config).connect(name, stream).await.map(TokioIo::new)
+            }
+        }))
     }
 
     pub(crate) fn kv(&self) -> KvClient<Channel> {
@@ -186,6 +209,8 @@ impl Cluster {
             log: data.with_extension("log"),
             data,
             process: None,
+            flags: Vec::new(),
+            tls: None,
         });
         self.members.len() - 1
     }
@@ -222,13 +247,14 @@ impl Cluster {
             .arg(format!("--data-dir={}", member.data.display()))
             .arg(format!("--listen-client-urls={}", member.client_url()))
             .arg(format!("--advertise-client-urls={}", member.client_url()))
-            .arg(format!("--listen-peer-urls=http://127.0.0.1:{}", member.peer_port))
+            .arg(format!("--listen-peer-urls={}://127.0.0.1:{}", member.scheme(), member.peer_port))
             .arg(format!("--initial-advertise-peer-urls={}", member.peer_url()))
             .arg(format!("--initial-cluster={initial_cluster}"))
             .arg(format!("--initial-cluster-state={state}"))
             .arg("--initial-cluster-token=processes")
             .arg("--drain-delay=0s")
-            .args(self.flags);
+            .args(self.flags)
+            .args(&member.flags);
         self.launch(index, command);
     }
 

@@ -27,6 +27,24 @@ async fn garbage_on_either_port_harms_nobody() {
     assert!(cluster.members.iter().all(|member| !member.log_text().contains("panicked")), "{}", cluster.logs());
 }
 
+/// As a client of gRPC with a keepalive that is too short: four pings on one open call.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_pings_too_often_is_sent_away_in_grpcs_words() {
+    let cluster = Cluster::start(1).await;
+    let member = &cluster.members[0];
+    let mut stream = TcpStream::connect(("127.0.0.1", member.client_port)).expect("connects");
+    stream.set_read_timeout(Some(crate::cluster::PATIENCE)).expect("a time-out");
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    let pings = ping.repeat(4);
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("written");
+    stream.write_all(&[&settings[..], &pings].concat()).expect("written");
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    assert!(answer.ends_with(b"\0\0\0\x0btoo_many_pings"), "{answer:?}");
+    member.put("others", "stay").await.expect("a write");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_over_the_bound_is_refused_with_etcds_words() {
     let cluster = Cluster::start(1).await;

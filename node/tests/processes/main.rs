@@ -21,5 +21,6 @@ mod nemesis;
 mod restart;
 mod settings;
 mod snapshot;
+mod tls;
 mod trace;
 mod unread;

@@ -48,7 +48,7 @@ async fn a_push_is_active_on_each_node_that_acknowledged_it_and_survives_its_res
         let error = member.put("k", &"v".repeat(1_000)).await.expect_err("too large");
         assert_eq!(error.message(), "etcdserver: request is too large");
     }
-    assert!(cluster.members[0].log_text().contains(r#""level":"DEBUG""#), "the level has changed");
+    assert!(cluster.members[0].log_text().contains(r#""level":"debug""#), "the level has changed");
 
     cluster.members[1].kill();
     cluster.restart(1);

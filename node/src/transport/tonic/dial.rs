@@ -1,13 +1,23 @@
 //! Addresses and connections. Each connection resolves its name anew: a pod that comes back has another address.
 
+use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 
 use balsa_proto::peer::peer_client::PeerClient;
 use balsa_proto::peer::{HashRequest, HashResponse, MembersRequest, MembersResponse};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::codegen::http::Uri;
 use tonic::transport::{Channel, Endpoint, Error as TransportError};
+use tower::service_fn;
 
 use super::MAX_FRAME_BYTES;
+use crate::transport::tls::Tls;
 
 /// Longest wait for one connection, name resolution included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -45,8 +55,97 @@ pub enum AskError {
     },
 }
 
+/// How other members are connected to.
+#[derive(Clone, Default)]
+pub struct Dialer {
+    tls: Option<Arc<Tls>>,
+}
+
+impl Dialer {
+    /// Connects to https URLs by `tls`.
+    pub fn new(tls: Option<Arc<Tls>>) -> Self {
+        Self { tls }
+    }
+
+    /// A new connection to `url`.
+    ///
+    /// # Errors
+    /// `Unreachable`.
+    pub async fn connect(&self, url: &str) -> Result<Channel, AskError> {
+        let unreachable = |cause: String| AskError::Unreachable { url: url.to_owned(), cause };
+        let endpoint = endpoint(url).map_err(|error| unreachable(words(&error)))?;
+        let connected = async {
+            if !is_https(&endpoint) {
+                return endpoint.connect().await;
+            }
+            let tls = self.tls.clone();
+            endpoint.connect_with_connector(service_fn(move |uri| secured(uri, tls.clone()))).await
+        };
+        match timeout(CONNECT_TIMEOUT, connected).await {
+            Err(_) => Err(unreachable(format!("no connection within {CONNECT_TIMEOUT:?}"))),
+            Ok(connected) => connected.map_err(|error| unreachable(words(&error))),
+        }
+    }
+
+    /// A new connection to the first of the URLs that accepts one.
+    ///
+    /// # Errors
+    /// `Unreachable`, of the last one.
+    pub async fn connect_any(&self, urls: &[String]) -> Result<Channel, AskError> {
+        let mut last = AskError::Unreachable { url: "a peer".to_owned(), cause: "it has no URL".to_owned() };
+        for url in urls {
+            match self.connect(url).await {
+                Ok(channel) => return Ok(channel),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// What the peer at `url` says of the membership, without consensus: enough to refuse, never enough to join on.
+    ///
+    /// # Errors
+    /// No answer within `bound`.
+    pub async fn members(&self, url: &str, bound: Duration) -> Result<MembersResponse, AskError> {
+        let ask = async {
+            let answer = peer_client(self.connect(url).await?).members(MembersRequest {}).await;
+            answer.map_err(|status| AskError::Refused { url: url.to_owned(), cause: status.message().to_owned() })
+        };
+        match timeout(bound, ask).await {
+            Err(_) => Err(AskError::TimedOut(url.to_owned())),
+            Ok(answer) => Ok(answer?.into_inner()),
+        }
+    }
+
+    /// The hash of the key history of the peer at `url`.
+    ///
+    /// # Errors
+    /// No answer within `bound`; the peer's refusal.
+    pub async fn hash(&self, url: &str, request: HashRequest, bound: Duration) -> Result<HashResponse, AskError> {
+        let ask = async {
+            let answer = peer_client(self.connect(url).await?).hash(request).await;
+            answer.map_err(|status| AskError::Refused { url: url.to_owned(), cause: status.message().to_owned() })
+        };
+        match timeout(bound, ask).await {
+            Err(_) => Err(AskError::TimedOut(url.to_owned())),
+            Ok(answer) => Ok(answer?.into_inner()),
+        }
+    }
+}
+
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.tls.is_some() { "with TLS" } else { "without TLS" })
+    }
+}
+
+/// The peer service behind a connection.
+pub(super) fn peer_client(channel: Channel) -> PeerClient<Channel> {
+    PeerClient::new(channel).max_encoding_message_size(MAX_FRAME_BYTES).max_decoding_message_size(MAX_FRAME_BYTES)
+}
+
 /// How a URL is connected to.
-pub(super) fn endpoint(url: &str) -> Result<Endpoint, TransportError> {
+fn endpoint(url: &str) -> Result<Endpoint, TransportError> {
     Ok(Endpoint::from_shared(url.to_owned())?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -57,59 +156,20 @@ pub(super) fn endpoint(url: &str) -> Result<Endpoint, TransportError> {
         .initial_connection_window_size(CONNECTION_WINDOW))
 }
 
-/// A new connection to `url`.
-pub(super) async fn connect(url: &str) -> Result<PeerClient<Channel>, AskError> {
-    let unreachable = |cause: String| AskError::Unreachable { url: url.to_owned(), cause };
-    let endpoint = endpoint(url).map_err(|error| unreachable(words(&error)))?;
-    let channel = match timeout(CONNECT_TIMEOUT, endpoint.connect()).await {
-        Err(_) => return Err(unreachable(format!("no connection within {CONNECT_TIMEOUT:?}"))),
-        Ok(connected) => connected.map_err(|error| unreachable(words(&error)))?,
-    };
-    Ok(PeerClient::new(channel).max_encoding_message_size(MAX_FRAME_BYTES).max_decoding_message_size(MAX_FRAME_BYTES))
+fn is_https(endpoint: &Endpoint) -> bool {
+    endpoint.uri().scheme_str() == Some("https")
 }
 
-/// A new connection to the first of the URLs that accepts one.
-pub(super) async fn connect_any(urls: &[String]) -> Result<PeerClient<Channel>, AskError> {
-    let mut last = AskError::Unreachable { url: "a peer".to_owned(), cause: "it has no URL".to_owned() };
-    for url in urls {
-        match connect(url).await {
-            Ok(client) => return Ok(client),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-/// What the peer at `url` says of the membership, without consensus: enough to refuse, never enough to join on.
-///
-/// # Errors
-/// No answer within `bound`.
-pub async fn members(url: &str, bound: Duration) -> Result<MembersResponse, AskError> {
-    let ask = async {
-        let mut client = connect(url).await?;
-        let answer = client.members(MembersRequest {}).await;
-        answer.map_err(|status| AskError::Refused { url: url.to_owned(), cause: status.message().to_owned() })
-    };
-    match timeout(bound, ask).await {
-        Err(_) => Err(AskError::TimedOut(url.to_owned())),
-        Ok(answer) => Ok(answer?.into_inner()),
-    }
-}
-
-/// The hash of the key history of the peer at `url`.
-///
-/// # Errors
-/// No answer within `bound`; the peer's refusal.
-pub async fn hash(url: &str, request: HashRequest, bound: Duration) -> Result<HashResponse, AskError> {
-    let ask = async {
-        let mut client = connect(url).await?;
-        let answer = client.hash(request).await;
-        answer.map_err(|status| AskError::Refused { url: url.to_owned(), cause: status.message().to_owned() })
-    };
-    match timeout(bound, ask).await {
-        Err(_) => Err(AskError::TimedOut(url.to_owned())),
-        Ok(answer) => Ok(answer?.into_inner()),
-    }
+/// A TLS connection. The certificates are those of this moment, so that a new one counts from the next connection on.
+async fn secured(uri: Uri, tls: Option<Arc<Tls>>) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+    let config = tls.and_then(|tls| tls.client());
+    let config =
+        config.ok_or_else(|| io::Error::other("the URL is https, and this member has no TLS for its peers"))?;
+    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+    let stream = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await?;
+    stream.set_nodelay(true)?;
+    let name = ServerName::try_from(host).map_err(io::Error::other)?;
+    Ok(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
 }
 
 /// An error with its causes: tonic says only "transport error" by itself.
@@ -131,10 +191,10 @@ mod tests {
     async fn a_peer_that_is_not_there_is_told_from_one_that_is_silent() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let silent = members(&url, Duration::from_millis(300)).await;
+        let silent = Dialer::default().members(&url, Duration::from_millis(300)).await;
         assert!(matches!(silent, Err(AskError::TimedOut(_))), "{silent:?}");
         drop(listener);
-        let absent = members(&url, Duration::from_secs(3)).await;
+        let absent = Dialer::default().members(&url, Duration::from_secs(3)).await;
         assert!(matches!(absent, Err(AskError::Unreachable { .. })), "{absent:?}");
     }
 }

@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 use tracing::{debug, info, warn};
 
 use super::Shared;
-use super::dial::{connect_any, words};
+use super::dial::{peer_client, words};
 use super::queue::Queue;
 
 /// First wait after a failure; it doubles up to [`MAX_BACKOFF`].
@@ -86,8 +86,8 @@ async fn changed(urls: &mut watch::Receiver<Vec<String>>) -> End {
 
 /// One connection from its dial to its end.
 async fn connection(id: u64, shared: &Arc<Shared>, queue: &Arc<Queue>, urls: &[String]) -> End {
-    match connect_any(urls).await {
-        Ok(client) => frames(id, shared, queue, client).await,
+    match shared.config.dialer.connect_any(urls).await {
+        Ok(channel) => frames(id, shared, queue, peer_client(channel)).await,
         Err(error) => End::Lost { cause: error.to_string(), lasted: false },
     }
 }

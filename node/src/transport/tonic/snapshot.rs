@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::dial::connect_any;
+use super::dial::peer_client;
 use super::{AskError, TonicPeers};
 use crate::storage::snapshot::MAX_CHUNK_BYTES;
 
@@ -65,8 +65,8 @@ impl TonicPeers {
         term: u64,
     ) -> Result<bool, SnapshotError> {
         let urls = self.urls_of(to).ok_or(SnapshotError::UnknownPeer(to))?;
-        let mut client = connect_any(&urls).await?;
         let config = &self.shared.config;
+        let mut client = peer_client(config.dialer.connect_any(&urls).await?);
         let head = SnapshotChunk { cluster_id: config.cluster_id, from: config.member_id, to, term, body: None };
         let (chunks, outgoing) = mpsc::channel(CHUNKS_IN_MEMORY);
         let reader = tokio::task::spawn_blocking(move || read(&directory, &manifest, &head, &chunks));

@@ -112,7 +112,13 @@ fn metrics() -> PeerMetrics {
 
 fn peers() -> (Arc<TonicPeers>, mpsc::UnboundedReceiver<u64>) {
     let (sender, unreachable) = mpsc::unbounded_channel();
-    let config = TonicPeersConfig { cluster_id: 7, member_id: 1, incarnation: 11, metrics: metrics() };
+    let config = TonicPeersConfig {
+        cluster_id: 7,
+        member_id: 1,
+        incarnation: 11,
+        dialer: Dialer::default(),
+        metrics: metrics(),
+    };
     let told = Arc::new(move |id| {
         let _ = sender.send(id);
     });
@@ -278,7 +284,7 @@ async fn a_peer_that_is_no_longer_listed_gets_what_is_queued_and_no_more() {
 #[tokio::test]
 async fn members_are_asked_at_the_peers_url() {
     let listener = Running::at("127.0.0.1:0");
-    assert_eq!(members(&listener.url, SOON).await.expect("an answer").term, 4);
+    assert_eq!(Dialer::default().members(&listener.url, SOON).await.expect("an answer").term, 4);
 }
 
 fn checkpoint() -> (tempfile::TempDir, SnapshotManifest) {

@@ -1,0 +1,227 @@
+//! A port: accepted connections, behind a TLS handshake where the URL says https, as a stream for the server.
+//!
+//! Handshakes run beside each other and never in the way of the next connection. Each has [`HANDSHAKE_BOUND`]; of more than
+//! [`MAX_HANDSHAKES`] the oldest is given up, because a client that means well is done in milliseconds.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+use super::certificate_hosts;
+use crate::metrics::{QUEUE_FULL, TLS_HANDSHAKE_FAILURES};
+use crate::transport::tls::{Subject, Tls};
+
+/// etcd's bound on one handshake.
+const HANDSHAKE_BOUND: Duration = Duration::from_secs(10);
+/// Handshakes under way at once, per port; about 20 KiB each.
+const MAX_HANDSHAKES: usize = 1_024;
+/// Connections that are ready and that the server has not taken yet. A handshake that finds it full waits within its bound.
+const READY: usize = 64;
+/// First byte of a TLS handshake.
+const HANDSHAKE: u8 = 22;
+/// Pause after an accept that failed, mostly for want of file descriptors.
+const AFTER_FAILURE: Duration = Duration::from_millis(50);
+
+/// Who is at the other end of a connection; every request on it carries this in its extensions.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// Where it comes from.
+    pub remote: SocketAddr,
+    /// Whether it is behind TLS.
+    pub secure: bool,
+    /// What it showed, if a certificate was demanded and its chain is good.
+    pub certificate: Option<Arc<ClientCertificate>>,
+}
+
+/// The verified certificate of a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Its common name: the user that it stands for.
+    pub common_name: String,
+}
+
+impl ClientCertificate {
+    /// The certificate behind a request, by its extensions.
+    pub fn of(extensions: &axum::http::Extensions) -> Option<&Self> {
+        extensions.get::<Connection>()?.certificate.as_deref()
+    }
+}
+
+/// The bytes of a connection.
+pub struct Stream {
+    bytes: Bytes,
+    connection: Connection,
+}
+
+enum Bytes {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connected for Stream {
+    type ConnectInfo = Connection;
+
+    fn connect_info(&self) -> Connection {
+        self.connection.clone()
+    }
+}
+
+/// Serves connections of `listener` until the stream is dropped.
+pub fn incoming(listener: TcpListener, tls: Option<Arc<Tls>>) -> ReceiverStream<io::Result<Stream>> {
+    let (ready, stream) = mpsc::channel(READY);
+    tokio::spawn(accept(listener, tls, ready));
+    ReceiverStream::new(stream)
+}
+
+async fn accept(listener: TcpListener, tls: Option<Arc<Tls>>, ready: mpsc::Sender<io::Result<Stream>>) {
+    let mut handshakes = Handshakes::default();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = ready.closed() => return,
+        };
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                sleep(AFTER_FAILURE).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        match &tls {
+            None => {
+                let connection = Connection { remote, secure: false, certificate: None };
+                if ready.send(Ok(Stream { bytes: Bytes::Plain(stream), connection })).await.is_err() {
+                    return;
+                }
+            }
+            Some(tls) => handshakes.start(tls.clone(), stream, remote, ready.clone()),
+        }
+    }
+}
+
+/// The handshakes under way; they end with it.
+#[derive(Default)]
+struct Handshakes {
+    tasks: JoinSet<()>,
+    oldest_first: VecDeque<AbortHandle>,
+}
+
+impl Handshakes {
+    fn start(&mut self, tls: Arc<Tls>, stream: TcpStream, remote: SocketAddr, ready: mpsc::Sender<io::Result<Stream>>) {
+        while self.tasks.try_join_next().is_some() {}
+        if self.oldest_first.len() >= MAX_HANDSHAKES {
+            self.oldest_first.retain(|task| !task.is_finished());
+        }
+        if self.oldest_first.len() >= MAX_HANDSHAKES
+            && let Some(oldest) = self.oldest_first.pop_front()
+        {
+            QUEUE_FULL.with_label_values(&["handshakes"]).inc();
+            oldest.abort();
+        }
+        self.oldest_first.push_back(self.tasks.spawn(async move {
+            let shaken = timeout(HANDSHAKE_BOUND, handshake(&tls, stream, remote)).await;
+            match shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(stream) => drop(timeout(HANDSHAKE_BOUND, ready.send(Ok(stream))).await),
+                Err(error) => {
+                    TLS_HANDSHAKE_FAILURES.with_label_values(&[tls.port()]).inc();
+                    tracing::warn!(%remote, %error, "rejected connection on {} endpoint", tls.port());
+                }
+            }
+        }));
+    }
+}
+
+async fn handshake(tls: &Tls, stream: TcpStream, remote: SocketAddr) -> io::Result<Stream> {
+    let config = tls.server().ok_or_else(|| io::Error::other("there is no certificate to serve with"))?;
+    let mut first = [0];
+    // Whoever speaks another protocol could not read an alert either: as with etcd the connection just ends.
+    if stream.peek(&mut first).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if first[0] != HANDSHAKE {
+        return Err(io::Error::other("tls: first record does not look like a TLS handshake"));
+    }
+    let stream = TlsAcceptor::from(config).accept(stream).await?;
+    let certificate = match stream.get_ref().1.peer_certificates() {
+        Some([leaf, ..]) => Some(admitted(tls, leaf, remote).await?),
+        _ => None,
+    };
+    let connection = Connection { remote, secure: true, certificate };
+    Ok(Stream { bytes: Bytes::Tls(Box::new(stream)), connection })
+}
+
+/// The certificate of a client whose chain is good already. A peer's must be of the host that it connects from.
+async fn admitted(tls: &Tls, leaf: &CertificateDer<'_>, remote: SocketAddr) -> io::Result<Arc<ClientCertificate>> {
+    let subject = Subject::of(leaf).map_err(io::Error::other)?;
+    if tls.options().checks_origin {
+        certificate_hosts::check(&subject, remote.ip()).await.map_err(io::Error::other)?;
+    }
+    Ok(Arc::new(ClientCertificate { common_name: subject.common_name }))
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.bytes {
+            Bytes::Plain(stream) => Pin::new(stream).poll_read(context, into),
+            Bytes::Tls(stream) => Pin::new(stream).poll_read(context, into),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.bytes {
+            Bytes::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Bytes::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.bytes {
+            Bytes::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
+            Bytes::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.bytes {
+            Bytes::Plain(stream) => stream.is_write_vectored(),
+            Bytes::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.bytes {
+            Bytes::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Bytes::Tls(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.bytes {
+            Bytes::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Bytes::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What is looked at beyond a certificate's chain: revoked numbers, allowed names, allowed hosts.
+
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+
+use super::names::Subject;
+
+/// Which certificates of those with a good chain are taken.
+#[derive(Debug)]
+pub(super) struct Allowed {
+    names: Vec<String>,
+    hosts: Vec<String>,
+    revoked: Vec<Vec<u8>>,
+}
+
+impl Allowed {
+    /// Empty lists allow everything.
+    pub(super) fn new(names: Vec<String>, hosts: Vec<String>, mut revoked: Vec<Vec<u8>>) -> Self {
+        revoked.sort_unstable();
+        Self { names, hosts, revoked }
+    }
+
+    fn check(&self, leaf: &CertificateDer<'_>, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
+        if self.names.is_empty() && self.hosts.is_empty() && self.revoked.is_empty() {
+            return Ok(());
+        }
+        let subject = subject(leaf)?;
+        self.check_serial(&subject)?;
+        for certificate in chain {
+            self.check_serial(&self::subject(certificate)?)?;
+        }
+        let by_name = self.names.is_empty() || self.names.contains(&subject.common_name);
+        let by_host = self.hosts.is_empty() || self.hosts.iter().any(|host| subject.is_valid_for(host));
+        if by_name && by_host { Ok(()) } else { Err(CertificateError::ApplicationVerificationFailure.into()) }
+    }
+
+    fn check_serial(&self, subject: &Subject) -> Result<(), Error> {
+        match self.revoked.binary_search(&subject.serial) {
+            Ok(_) => Err(CertificateError::Revoked.into()),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+fn subject(certificate: &CertificateDer<'_>) -> Result<Subject, Error> {
+    Subject::of(certificate).map_err(|_| CertificateError::BadEncoding.into())
+}
+
+/// Those that connect to us.
+#[derive(Debug)]
+pub(super) struct CheckedClient {
+    chain: Arc<dyn ClientCertVerifier>,
+    allowed: Allowed,
+}
+
+impl CheckedClient {
+    pub(super) fn new(chain: Arc<dyn ClientCertVerifier>, allowed: Allowed) -> Self {
+        Self { chain, allowed }
+    }
+}
+
+impl ClientCertVerifier for CheckedClient {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        self.allowed.check(leaf, intermediates)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// Those that we connect to. etcd holds them to the same names and lists.
+#[derive(Debug)]
+pub(super) struct CheckedServer {
+    chain: Arc<WebPkiServerVerifier>,
+    allowed: Allowed,
+}
+
+impl CheckedServer {
+    pub(super) fn new(chain: Arc<WebPkiServerVerifier>, allowed: Allowed) -> Self {
+        Self { chain, allowed }
+    }
+}
+
+impl ServerCertVerifier for CheckedServer {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = self.chain.verify_server_cert(leaf, intermediates, name, ocsp, now)?;
+        self.allowed.check(leaf, intermediates)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// Any server that has the key of the certificate it shows: members that made their certificates themselves know none of
+/// each other's. The link is private and whole, the other side unknown, as etcd's auto-TLS has it.
+#[derive(Debug)]
+pub(super) struct AnyServer(pub(super) Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,252 @@
+//! Both ports behind TLS: who gets in, over which protocol, and what happens while certificates change.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use balsa_node::transport::tls::{Identity, Tls, TlsOptions};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+use crate::cluster::{Cluster, Member};
+
+/// An authority and a directory with what it signs.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    directory: PathBuf,
+}
+
+impl Authority {
+    fn new(directory: PathBuf) -> Self {
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let (key, mut parameters) = (KeyPair::generate().expect("a key"), CertificateParams::default());
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let certificate = parameters.self_signed(&key).expect("signed");
+        std::fs::write(directory.join("ca.pem"), certificate.pem()).expect("written");
+        Self { issuer: Issuer::new(parameters, key), directory }
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.directory.join("ca.pem")
+    }
+
+    /// Signs a certificate for the loopback, in place of one of that name.
+    fn sign(&self, name: &str, common_name: &str) -> Identity {
+        let hosts = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+        let (key, mut parameters) =
+            (KeyPair::generate().expect("a key"), CertificateParams::new(hosts).expect("hosts"));
+        parameters.distinguished_name.push(DnType::CommonName, common_name);
+        let certificate = parameters.signed_by(&key, &self.issuer).expect("signed");
+        let path = |what: &str| self.directory.join(format!("{name}{what}.pem"));
+        std::fs::write(path(""), certificate.pem()).expect("written");
+        std::fs::write(path("-key"), key.serialize_pem()).expect("written");
+        Identity { cert: path(""), key: path("-key") }
+    }
+
+    fn client(&self, identity: Option<Identity>) -> Arc<Tls> {
+        let options = TlsOptions { identity, trusted_ca: Some(self.ca()), dials: true, ..TlsOptions::default() };
+        Arc::new(Tls::new("test", options).expect("good files"))
+    }
+}
+
+fn flag(name: &str, path: &Path) -> String {
+    format!("--{name}={}", path.display())
+}
+
+/// A cluster that demands certificates on both ports, and a client's.
+async fn secured(size: usize) -> (Cluster, Authority, Identity) {
+    let mut cluster = Cluster::unstarted(size);
+    let authority = Authority::new(cluster.directory.path().join("tls"));
+    let client = authority.sign("client", "client");
+    let tls = authority.client(Some(client.clone()));
+    for member in &mut cluster.members {
+        let identity = authority.sign(&member.name, &member.name);
+        member.flags = vec![
+            flag("cert-file", &identity.cert),
+            flag("key-file", &identity.key),
+            flag("trusted-ca-file", &authority.ca()),
+            "--client-cert-auth".to_owned(),
+            flag("peer-cert-file", &identity.cert),
+            flag("peer-key-file", &identity.key),
+            flag("peer-trusted-ca-file", &authority.ca()),
+            "--peer-client-cert-auth".to_owned(),
+        ];
+        member.tls = Some(tls.clone());
+    }
+    cluster.found().await;
+    (cluster, authority, client)
+}
+
+/// A tool of the tests' cache, or of the system.
+fn tool(name: &str) -> Command {
+    let cache = std::env::var("BALSA_CACHE").map(PathBuf::from);
+    let cache = cache.or_else(|_| std::env::var("HOME").map(|home| Path::new(&home).join(".cache/balsa")));
+    let cached = cache.expect("a home").join("bin").join(name);
+    Command::new(if cached.exists() { cached } else { PathBuf::from(name) })
+}
+
+fn etcdctl(member: &Member, authority: &Authority, identity: Option<&Identity>, words: &[&str]) -> Output {
+    let mut command = tool("etcdctl");
+    command.arg(format!("--endpoints={}", member.client_url())).arg(flag("cacert", &authority.ca()));
+    if let Some(identity) = identity {
+        command.arg(flag("cert", &identity.cert)).arg(flag("key", &identity.key));
+    }
+    command.args(["--dial-timeout=5s", "--command-timeout=10s"]).args(words).output().expect("etcdctl runs")
+}
+
+fn curl(url: &str, words: &[&str]) -> Output {
+    tool("curl").args(["-sS", "-m", "20"]).args(words).arg(url).output().expect("curl runs")
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_protocols_are_served_to_those_with_a_certificate() {
+    let (cluster, authority, client) = secured(3).await;
+    let [first, second, third] = &cluster.members[..] else { panic!("three members") };
+    first.put("a", "over grpc").await.expect("a write");
+    let put = etcdctl(second, &authority, Some(&client), &["put", "b", "by etcdctl"]);
+    assert_eq!(text(&put), "OK\n");
+    assert_eq!(third.get("b").await.expect("a read").as_deref(), Some("by etcdctl"));
+    assert_eq!(text(&etcdctl(third, &authority, Some(&client), &["get", "a"])), "a\nover grpc\n");
+
+    let (ca, cert, key) = (authority.ca(), client.cert.display().to_string(), client.key.display().to_string());
+    let trusted = ["--cacert", &ca.display().to_string()];
+    let shown = ["--cert", &cert, "--key", &key];
+    for protocol in ["--http1.1", "--http2"] {
+        let health = curl(&format!("{}/health", first.client_url()), &[&trusted[..], &shown, &[protocol]].concat());
+        assert_eq!(text(&health), r#"{"health":"true","reason":""}"#, "{protocol}");
+    }
+
+    let refused = curl(&format!("{}/health", first.client_url()), &trusted);
+    assert!(!refused.status.success(), "without a certificate: {}", text(&refused));
+    assert!(!etcdctl(first, &authority, None, &["get", "a"]).status.success());
+    let stranger = Authority::new(cluster.directory.path().join("stranger"));
+    let stranger = stranger.sign("client", "client");
+    assert!(!etcdctl(first, &authority, Some(&stranger), &["get", "a"]).status.success());
+    let rejected = || async { first.log_text().contains("rejected connection on client endpoint") };
+    cluster.eventually("the log says so", rejected).await;
+    cluster.assert_hashes_agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_change_under_writes_and_nothing_fails() {
+    let (cluster, authority, _) = secured(3).await;
+    let (done, written) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let writer = async {
+        while !done.load(Ordering::Relaxed) {
+            // Each call makes a connection of its own.
+            let number = written.fetch_add(1, Ordering::Relaxed);
+            let member = &cluster.members[number % cluster.members.len()];
+            member.put(&format!("w/{number}"), "x").await.expect("no write fails");
+        }
+    };
+    let rotation = async {
+        for round in 0..3 {
+            let target = written.load(Ordering::Relaxed) + 20;
+            for member in &cluster.members {
+                // The two files are not of one moment: in between they do not fit together.
+                authority.sign(&member.name, &format!("{}-{round}", member.name));
+            }
+            authority.sign("client", &format!("client-{round}"));
+            cluster.eventually("writes go on", || async { written.load(Ordering::Relaxed) >= target }).await;
+        }
+        for member in &cluster.members {
+            let shown = || async { shown_name(member).await == format!("{}-2", member.name) };
+            cluster.eventually("the newest certificate is shown", shown).await;
+        }
+        done.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(writer, rotation);
+    cluster.assert_hashes_agree().await;
+}
+
+/// The common name of the certificate that a member shows.
+async fn shown_name(member: &Member) -> String {
+    let config = member.tls.as_ref().expect("TLS").client().expect("it dials");
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", member.client_port)).await.expect("connects");
+    let name = "127.0.0.1".try_into().expect("an address");
+    let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.expect("a handshake");
+    let leaf = &stream.get_ref().1.peer_certificates().expect("a certificate")[0];
+    balsa_node::transport::tls::Subject::of(leaf).expect("a certificate").common_name
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_make_their_own_certificates_when_told_to() {
+    let mut cluster = Cluster::unstarted(3);
+    let anybody = TlsOptions { self_signed: true, dials: true, ..TlsOptions::default() };
+    let anybody = Arc::new(Tls::new("test", anybody).expect("no files"));
+    for member in &mut cluster.members {
+        member.flags = vec!["--auto-tls".to_owned(), "--peer-auto-tls".to_owned()];
+        member.tls = Some(anybody.clone());
+    }
+    cluster.found().await;
+    cluster.members[0].put("a", "b").await.expect("a write");
+    let health = curl(&format!("{}/health", cluster.members[1].client_url()), &["-k"]);
+    assert_eq!(text(&health), r#"{"health":"true","reason":""}"#);
+    assert!(cluster.members[2].data.join("fixtures/peer/cert.pem").exists());
+    cluster.assert_hashes_agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_and_slow_handshakes_are_cut_off_and_harm_nobody() {
+    let (cluster, _authority, _) = secured(1).await;
+    let member = &cluster.members[0];
+    let connect = |port| {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
+        stream.set_read_timeout(Some(crate::cluster::PATIENCE)).expect("a time-out");
+        stream
+    };
+    // A record of a handshake that never goes on.
+    let slow: Vec<TcpStream> = (0..200)
+        .map(|number| {
+            let mut stream = connect(if number % 2 == 0 { member.client_port } else { member.peer_port });
+            stream.write_all(&[22, 3, 1]).expect("written");
+            stream
+        })
+        .collect();
+    for port in [member.client_port, member.peer_port] {
+        for garbage in [&b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0; 512], &[22, 3, 1, 0xff, 0xff, 1, 2, 3]] {
+            let mut stream = connect(port);
+            stream.write_all(garbage).expect("written");
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer);
+            let plain = garbage[0] != 22;
+            assert!(!plain || answer.is_empty(), "another protocol gets no answer, as with etcd: {answer:?}");
+        }
+    }
+    member.put("still", "here").await.expect("a write while 200 handshakes hang");
+    let first = "tls: first record does not look like a TLS handshake";
+    cluster.eventually("the log says so", || async { member.log_text().contains(first) }).await;
+    for mut stream in slow {
+        let ended = tokio::task::spawn_blocking(move || stream.read_to_end(&mut Vec::new()));
+        let ended = ended.await.expect("a thread");
+        // Closed, or reset because of the bytes that nobody read.
+        assert!(ended.is_ok() || ended.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset), "still open");
+    }
+    assert!(!member.log_text().contains("panicked"), "{}", cluster.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_are_not_there_end_the_start_in_etcds_words() {
+    let mut cluster = Cluster::unstarted(1);
+    let nobody = TlsOptions { self_signed: true, dials: true, ..TlsOptions::default() };
+    cluster.members[0].tls = Some(Arc::new(Tls::new("test", nobody).expect("no files")));
+    for (flags, words) in [
+        (&["--cert-file=/no/c", "--key-file=/no/k", "--peer-auto-tls"][..], "open /no/c: no such file or directory"),
+        (&["--peer-auto-tls"], "TLS key/cert (--cert-file, --key-file) must be provided for client url"),
+        (&["--auto-tls", "--peer-auto-tls", "--cipher-suites=X"], r#"unexpected TLS cipher suite \"X\""#),
+    ] {
+        cluster.members[0].flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let all = cluster.initial_cluster();
+        cluster.run(0, &all, "new");
+        assert_eq!(cluster.members[0].wait_for_exit().code(), Some(1), "{}", cluster.logs());
+        assert!(cluster.members[0].log_text().contains(words), "{words}\n{}", cluster.logs());
+    }
+}
