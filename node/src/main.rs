@@ -86,7 +86,8 @@ async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> 
         })?,
         signal = signals.next() => return Ok(signal),
     };
-    let member = Arc::new(Member::new(node.clone(), wiring::service(config, hot)));
+    let settings = wiring::service(config, hot).map_err(failed)?;
+    let member = Arc::new(Member::new(node.clone(), settings));
     tokio::spawn(auto_compaction::run(member.clone(), wiring::retention(hot)));
     tokio::spawn(corruption::run(member.clone(), config.corrupt_check_time));
     let services = Services::new(member.clone(), metrics, config, dialer);

@@ -16,7 +16,10 @@ use crate::engine::leases::LeaseOptions;
 use crate::engine::watch::WatchOptions;
 use crate::engine::{self, Limit, NodeConfig};
 use crate::service::Settings;
+use crate::service::caller::AuthSettings;
+use crate::service::jwt::TokenKeyError;
 use crate::service::metrics::Metrics;
+use crate::service::tokens::Tokens;
 use crate::storage::rocks::KeySpaceOptions;
 use crate::transport::tls::{Identity, Tls, TlsError, TlsOptions, Version, self_signed};
 use crate::transport::tonic::{Dialer, PeerMetrics};
@@ -49,6 +52,7 @@ impl From<&Config> for NodeConfig {
             quota_bytes: Limit::new(move || quota),
             watch: WatchOptions::default(),
             leases: LeaseOptions { checkpoint_every: config.gates["LeaseCheckpoint"].then_some(LEASE_CHECKPOINT) },
+            token_ttl: config.auth_token_ttl,
             key_space: KeySpaceOptions::default(),
             dialer: Dialer::default(),
             peer_metrics: PeerMetrics::default(),
@@ -83,14 +87,23 @@ pub fn engine(config: &Config, hot: &Arc<HotConfig>, dialer: Dialer) -> NodeConf
 }
 
 /// What the use cases need to know.
-pub fn service(config: &Config, hot: &Arc<HotConfig>) -> Settings {
-    Settings {
+///
+/// # Errors
+/// The keys of tokens cannot be read.
+pub fn service(config: &Config, hot: &Arc<HotConfig>) -> Result<Settings, TokenKeyError> {
+    Ok(Settings {
         name: config.name.clone(),
         hot: hot.clone(),
         strict_reconfig_check: config.strict_reconfig_check,
         data_dir: config.data_dir.clone(),
         scratch_dir: config.data_dir.join("snapshot"),
-    }
+        auth: AuthSettings {
+            tokens: Tokens::open(&config.auth_token)?,
+            client_cert_auth: config.tls.client.client_cert_auth,
+            bcrypt_cost: config.bcrypt_cost,
+            password_threads: std::thread::available_parallelism().map_or(1, usize::from),
+        },
+    })
 }
 
 /// How much history is kept, read from `hot` at each use.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use balsa_proto::etcdserverpb as pb;
 use tonic::{Request, Response, Status};
 
+use super::caller::caller;
 use super::status::{admit, etcd, is_forwarded};
+use crate::service::cluster::Origin;
 use crate::service::forward::Leader;
 use crate::service::{Member, cluster};
 
@@ -13,12 +15,26 @@ use crate::service::{Member, cluster};
 pub struct ClusterApi {
     member: Arc<Member>,
     cluster: cluster::Cluster,
+    on_peer_port: bool,
 }
 
 impl ClusterApi {
-    /// The presenter of one member.
+    /// The presenter of one member for its clients.
     pub fn new(member: Arc<Member>, leader: Arc<dyn Leader>) -> Self {
-        Self { cluster: cluster::Cluster::new(member.clone(), leader), member }
+        Self { cluster: cluster::Cluster::new(member.clone(), leader), member, on_peer_port: false }
+    }
+
+    /// The presenter of one member for the others.
+    pub fn of_peers(member: Arc<Member>, leader: Arc<dyn Leader>) -> Self {
+        Self { on_peer_port: true, ..Self::new(member, leader) }
+    }
+
+    /// The port decides, never what the request says of itself.
+    fn origin<T>(&self, request: &Request<T>) -> Origin {
+        match self.on_peer_port {
+            true => Origin::Peer { forwarded: is_forwarded(request.metadata()) },
+            false => Origin::Client(caller(request)),
+        }
     }
 }
 
@@ -29,8 +45,8 @@ impl pb::cluster_server::Cluster for ClusterApi {
         request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        let forwarded = is_forwarded(request.metadata());
-        self.cluster.add(request.into_inner(), forwarded).await.map(Response::new).map_err(etcd)
+        let origin = self.origin(&request);
+        self.cluster.add(&origin, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn member_remove(
@@ -38,8 +54,8 @@ impl pb::cluster_server::Cluster for ClusterApi {
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        let forwarded = is_forwarded(request.metadata());
-        self.cluster.remove(request.into_inner(), forwarded).await.map(Response::new).map_err(etcd)
+        let origin = self.origin(&request);
+        self.cluster.remove(&origin, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn member_update(
@@ -47,8 +63,8 @@ impl pb::cluster_server::Cluster for ClusterApi {
         request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        let forwarded = is_forwarded(request.metadata());
-        self.cluster.update(request.into_inner(), forwarded).await.map(Response::new).map_err(etcd)
+        let origin = self.origin(&request);
+        self.cluster.update(&origin, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn member_list(
@@ -56,7 +72,7 @@ impl pb::cluster_server::Cluster for ClusterApi {
         request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        self.cluster.list(request.into_inner()).await.map(Response::new).map_err(etcd)
+        self.cluster.list(&self.origin(&request), request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn member_promote(
@@ -64,7 +80,7 @@ impl pb::cluster_server::Cluster for ClusterApi {
         request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        let forwarded = is_forwarded(request.metadata());
-        self.cluster.promote(request.into_inner(), forwarded).await.map(Response::new).map_err(etcd)
+        let origin = self.origin(&request);
+        self.cluster.promote(&origin, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 }

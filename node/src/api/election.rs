@@ -7,6 +7,7 @@ use futures::{Stream, stream};
 use tonic::{Request, Response, Status};
 use wire::election_server;
 
+use super::caller::caller;
 use super::status::{admit, etcd, untyped};
 use crate::service::election::Election;
 
@@ -29,7 +30,7 @@ impl election_server::Election for ElectionApi {
         request: Request<wire::CampaignRequest>,
     ) -> Result<Response<wire::CampaignResponse>, Status> {
         admit(self.election.queue().member(), request.metadata())?;
-        self.election.campaign(request.into_inner()).await.map(Response::new).map_err(untyped)
+        self.election.of(caller(&request)).campaign(request.into_inner()).await.map(Response::new).map_err(untyped)
     }
 
     async fn proclaim(
@@ -37,12 +38,12 @@ impl election_server::Election for ElectionApi {
         request: Request<wire::ProclaimRequest>,
     ) -> Result<Response<wire::ProclaimResponse>, Status> {
         admit(self.election.queue().member(), request.metadata())?;
-        self.election.proclaim(request.into_inner()).await.map(Response::new).map_err(untyped)
+        self.election.of(caller(&request)).proclaim(request.into_inner()).await.map(Response::new).map_err(untyped)
     }
 
     async fn leader(&self, request: Request<wire::LeaderRequest>) -> Result<Response<wire::LeaderResponse>, Status> {
         admit(self.election.queue().member(), request.metadata())?;
-        self.election.leader(request.into_inner()).await.map(Response::new).map_err(untyped)
+        self.election.of(caller(&request)).leader(request.into_inner()).await.map(Response::new).map_err(untyped)
     }
 
     type ObserveStream = Pin<Box<dyn Stream<Item = Result<wire::LeaderResponse, Status>> + Send>>;
@@ -51,7 +52,7 @@ impl election_server::Election for ElectionApi {
         let member = self.election.queue().member();
         admit(member, request.metadata())?;
         member.voter().map_err(etcd)?;
-        let observation = self.election.observe(request.get_ref());
+        let observation = self.election.of(caller(&request)).observe(request.get_ref());
         let responses = stream::unfold(observation, |mut observation| async move {
             let next = observation.next().await?;
             Some((Ok(next), observation))
@@ -61,6 +62,6 @@ impl election_server::Election for ElectionApi {
 
     async fn resign(&self, request: Request<wire::ResignRequest>) -> Result<Response<wire::ResignResponse>, Status> {
         admit(self.election.queue().member(), request.metadata())?;
-        self.election.resign(request.into_inner()).await.map(Response::new).map_err(untyped)
+        self.election.of(caller(&request)).resign(request.into_inner()).await.map(Response::new).map_err(untyped)
     }
 }

@@ -8,6 +8,7 @@ use futures::stream::BoxStream;
 use pb::kv_server::Kv;
 use tonic::{Request, Response, Status};
 
+use super::caller::caller;
 use super::status::{admit, etcd};
 use crate::service::{Member, kv};
 
@@ -28,12 +29,12 @@ impl KvApi {
 impl Kv for KvApi {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        self.kv.range(request.into_inner()).await.map(Response::new).map_err(etcd)
+        self.kv.range(&caller(&request), request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        self.kv.put(request.into_inner()).await.map(Response::new).map_err(etcd)
+        self.kv.put(&caller(&request), request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn delete_range(
@@ -41,12 +42,12 @@ impl Kv for KvApi {
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        self.kv.delete_range(request.into_inner()).await.map(Response::new).map_err(etcd)
+        self.kv.delete_range(&caller(&request), request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        self.kv.txn(request.into_inner()).await.map(Response::new).map_err(etcd)
+        self.kv.txn(&caller(&request), request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn compact(
@@ -54,7 +55,7 @@ impl Kv for KvApi {
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        self.kv.compact(request.into_inner()).await.map(Response::new).map_err(etcd)
+        self.kv.compact(&caller(&request), request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     type RangeStreamStream = BoxStream<'static, Result<pb::RangeStreamResponse, Status>>;
@@ -64,7 +65,7 @@ impl Kv for KvApi {
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
         admit(&self.member, request.metadata())?;
-        let pieces = self.kv.range_stream(request.into_inner()).await.map_err(etcd)?;
+        let pieces = self.kv.range_stream(&caller(&request), request.into_inner()).await.map_err(etcd)?;
         Ok(Response::new(pieces.map(|piece| piece.map_err(etcd)).boxed()))
     }
 }

@@ -7,6 +7,7 @@ use futures::{Stream, stream};
 use pb::lease_server::Lease;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::caller::caller;
 use super::status::{admit, etcd, wants_leader};
 use crate::service::keep_alive::Session;
 use crate::service::lease::Leases;
@@ -31,7 +32,7 @@ impl Lease for LeaseApi {
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         admit(self.leases.member(), request.metadata())?;
-        self.leases.grant(request.into_inner()).await.map(Response::new).map_err(etcd)
+        self.leases.grant(&caller(&request), request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn lease_revoke(
@@ -39,7 +40,7 @@ impl Lease for LeaseApi {
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
         admit(self.leases.member(), request.metadata())?;
-        self.leases.revoke(request.into_inner()).await.map(Response::new).map_err(etcd)
+        self.leases.revoke(&caller(&request), request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<pb::LeaseKeepAliveResponse, Status>> + Send>>;
@@ -50,8 +51,8 @@ impl Lease for LeaseApi {
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let require_leader = wants_leader(request.metadata());
         let stopping = self.leases.member().stopping().clone();
-        let session =
-            Session::open(self.leases.clone(), request.into_inner(), require_leader, stopping).map_err(etcd)?;
+        let (leases, caller) = (self.leases.clone(), caller(&request));
+        let session = Session::open(leases, caller, request.into_inner(), require_leader, stopping).map_err(etcd)?;
         let responses = stream::unfold(session, |mut session| async move {
             let next = session.next().await?;
             let next = next.map_err(|end| match end {
@@ -68,7 +69,7 @@ impl Lease for LeaseApi {
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         admit(self.leases.member(), request.metadata())?;
-        self.leases.time_to_live(request.into_inner()).await.map(Response::new).map_err(etcd)
+        self.leases.time_to_live(&caller(&request), request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn lease_leases(
@@ -76,6 +77,6 @@ impl Lease for LeaseApi {
         request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         admit(self.leases.member(), request.metadata())?;
-        self.leases.list().await.map(Response::new).map_err(etcd)
+        self.leases.list(&caller(&request)).await.map(Response::new).map_err(etcd)
     }
 }

@@ -4,6 +4,7 @@ use balsa_proto::v3lockpb as wire;
 use tonic::{Request, Response, Status};
 use wire::lock_server;
 
+use super::caller::caller;
 use super::status::{admit, untyped};
 use crate::service::lock::Lock;
 
@@ -23,11 +24,11 @@ impl LockApi {
 impl lock_server::Lock for LockApi {
     async fn lock(&self, request: Request<wire::LockRequest>) -> Result<Response<wire::LockResponse>, Status> {
         admit(self.lock.queue().member(), request.metadata())?;
-        self.lock.lock(request.into_inner()).await.map(Response::new).map_err(untyped)
+        self.lock.of(caller(&request)).lock(request.into_inner()).await.map(Response::new).map_err(untyped)
     }
 
     async fn unlock(&self, request: Request<wire::UnlockRequest>) -> Result<Response<wire::UnlockResponse>, Status> {
         admit(self.lock.queue().member(), request.metadata())?;
-        self.lock.unlock(request.into_inner()).await.map(Response::new).map_err(untyped)
+        self.lock.of(caller(&request)).unlock(request.into_inner()).await.map(Response::new).map_err(untyped)
     }
 }

@@ -2,6 +2,8 @@
 //! decides anything.
 
 pub mod access;
+pub mod auth;
+pub mod caller;
 mod certificate_hosts;
 pub mod cluster;
 pub mod decode_limit;

@@ -47,6 +47,7 @@ impl Served {
             quota_bytes: Limit::new(|| 0),
             watch: Default::default(),
             leases: Default::default(),
+            token_ttl: Duration::from_secs(300),
             key_space: Default::default(),
             dialer: Default::default(),
             peer_metrics: PeerMetrics::default(),
@@ -222,7 +223,7 @@ async fn a_member_that_joins_gets_a_snapshot_and_then_the_log() {
     let joined = joiner.handle();
     eventually("the joiner has the membership", || joined.status().membership.members.len() == 2).await;
     let publish = PublishMember { id: 1, name: "renamed".to_owned(), client_urls: Vec::new() };
-    handle.propose(Command::Publish(publish)).await.unwrap();
+    handle.propose_internal(Command::Publish(publish)).await.unwrap();
     let name = || joined.status().membership.members.iter().any(|member| member.name == "renamed");
     eventually("the joiner follows the log", name).await;
     assert_eq!(joiner.key_spaces().len(), 1, "the first, empty key space is gone");

@@ -16,6 +16,7 @@ use balsa_proto::etcdserverpb as pb;
 use balsa_proto::v3electionpb::election_server::ElectionServer;
 use balsa_proto::v3lockpb::lock_server::LockServer;
 use balsa_proto::{FILE_DESCRIPTOR_SET, node as wire, peer};
+use pb::auth_server::AuthServer;
 use pb::cluster_server::ClusterServer;
 use pb::kv_server::KvServer;
 use pb::lease_server::LeaseServer;
@@ -34,6 +35,7 @@ use tonic::transport::Server;
 use wire::node_server::NodeServer;
 
 use super::access::{self, Access};
+use super::auth::AuthApi;
 use super::cluster::ClusterApi;
 use super::decode_limit::DecodeLimit;
 use super::election::ElectionApi;
@@ -155,9 +157,12 @@ impl Services {
         let election = ElectionServer::new(ElectionApi::new(Election::new(queue)));
         let lease = LeaseServer::new(LeaseApi::new(leases));
         let cluster = ClusterServer::new(ClusterApi::new(self.member.clone(), leader));
+        let auth = AuthServer::new(AuthApi::new(self.member.clone()));
         let maintenance = MaintenanceServer::new(MaintenanceApi::new(self.member.clone()));
         let (member, stopping) = (self.member.clone(), self.member.stopping().clone());
-        let watch = WatchApi::new(move || member.handle(), stopping, self.watch, limit());
+        let gate = self.member.clone();
+        let admission = move |caller| gate.clone().watch_admission(caller);
+        let watch = WatchApi::new(move || member.handle(), admission, stopping, self.watch, limit());
         let watch = WatchServer::new(watch);
         let (reporter, health) = tonic_health::server::health_reporter();
         tokio::spawn(super::health::follow(self.member.clone(), reporter));
@@ -181,6 +186,7 @@ impl Services {
                 service.max_decoding_message_size(bound)
             }))
             .add_service(DecodeLimit::new(cluster, limit(), ClusterServer::max_decoding_message_size))
+            .add_service(DecodeLimit::new(auth, limit(), AuthServer::max_decoding_message_size))
             .add_service(DecodeLimit::new(maintenance, limit(), MaintenanceServer::max_decoding_message_size))
             .add_service(health)
             .add_service(reflection().build_v1()?)
@@ -204,7 +210,7 @@ impl Services {
         Routes::new(PeerApi::new(Arc::new(peers)).into_server())
             .add_service(LeasesServer::new(LeaseClockApi::new(self.member.clone())))
             .add_service(NodeServer::new(NodeApi::new(self.member.clone(), leader.clone())))
-            .add_service(ClusterServer::new(ClusterApi::new(self.member.clone(), leader)))
+            .add_service(ClusterServer::new(ClusterApi::of_peers(self.member.clone(), leader)))
     }
 
     /// HTTP of the metrics port.

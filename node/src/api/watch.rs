@@ -9,39 +9,44 @@ use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::caller::caller;
 use super::status::{etcd, wants_leader};
 use crate::engine::{Failure, Limit};
-use crate::service::watch::{Answer, End, Session, WatchSettings, Watched};
+use crate::service::caller::Caller;
+use crate::service::watch::{Admission, Answer, End, Session, WatchSettings, Watched};
 
 /// What etcd adds to `max-request-bytes` for messages around a request.
 const REQUEST_OVERHEAD_BYTES: usize = 512 << 10;
 
-/// The presenter. `member` answers the running member, or why there is none.
-pub struct WatchApi<F> {
+/// The presenter. `member` answers the running member, or why there is none; `admission` what a caller may watch.
+pub struct WatchApi<F, A> {
     member: F,
+    admission: A,
     stopping: CancellationToken,
     settings: WatchSettings,
     max_request_bytes: Limit<usize>,
 }
 
-impl<F> WatchApi<F> {
+impl<F, A> WatchApi<F, A> {
     /// `stopping` is cancelled when streams must end. `max_request_bytes` is the flag of that name: answers of that and
     /// 512 KiB are sent in parts to clients that take them so.
     pub fn new(
         member: F,
+        admission: A,
         stopping: CancellationToken,
         settings: WatchSettings,
         max_request_bytes: Limit<usize>,
     ) -> Self {
-        Self { member, stopping, settings, max_request_bytes }
+        Self { member, admission, stopping, settings, max_request_bytes }
     }
 }
 
 #[tonic::async_trait]
-impl<M, F> pb::watch_server::Watch for WatchApi<F>
+impl<M, F, A> pb::watch_server::Watch for WatchApi<F, A>
 where
     M: Watched,
     F: Fn() -> Result<M, Failure> + Send + Sync + 'static,
+    A: Fn(Caller) -> Box<dyn Admission> + Send + Sync + 'static,
 {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchResponse, Status>> + Send>>;
 
@@ -51,8 +56,10 @@ where
     ) -> Result<Response<Self::WatchStream>, Status> {
         let member = (self.member)().map_err(|failure| etcd(failure.into()))?;
         let require_leader = wants_leader(request.metadata());
+        let admission = (self.admission)(caller(&request));
         let (requests, stopping) = (request.into_inner(), self.stopping.clone());
-        let session = Session::open(&member, requests, self.settings, require_leader, stopping).map_err(etcd)?;
+        let session =
+            Session::open(&member, requests, admission, self.settings, require_leader, stopping).map_err(etcd)?;
         let max_bytes = self.max_request_bytes.get().saturating_add(REQUEST_OVERHEAD_BYTES);
         let state = Presented { member, session, parts: VecDeque::new(), max_bytes };
         let responses = stream::unfold(state, |mut state| async move {

@@ -62,7 +62,7 @@ const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
 use Kind::{Bool, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 72] = [
+const SERVED: [Flag; 75] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -86,6 +86,9 @@ const SERVED: [Flag; 72] = [
     flag("watch-progress-notify-interval", Duration("10m"), "How often an idle watch hears the revision"),
     flag("auto-compaction-mode", Text("periodic"), "periodic or revision"),
     flag("auto-compaction-retention", Text("0"), "Time, hours or revisions to keep; 0 is off"),
+    flag("auth-token", Text("simple"), "simple, or jwt,sign-method=…,pub-key=…,priv-key=…,ttl=…"),
+    flag("auth-token-ttl", Number("300"), "Seconds that a simple token lives without being used"),
+    flag("bcrypt-cost", Number("10"), "Strength of password hashes, 4 to 31"),
     flag("drain-delay", Duration("10s"), "How long to go on serving after SIGTERM"),
     flag("log-level", Text("info"), "debug, info, warn, error"),
     flag("log-format", Text("json"), "json or console"),
@@ -142,7 +145,7 @@ const SERVED: [Flag; 72] = [
 ];
 
 /// Accepted, because manifests pass them, and without meaning here: the reason of each.
-const INERT: [Flag; 47] = [
+const INERT: [Flag; 44] = [
     inert("wal-dir", Text(""), "the Raft log lies in the data directory"),
     inert("max-wals", Number("5"), "the Raft log is trimmed as a whole, not in files"),
     inert("max-snapshots", Number("5"), "a snapshot lives only while it is being sent"),
@@ -167,9 +170,6 @@ const INERT: [Flag; 47] = [
     inert("distributed-tracing-service-name", Text("etcd"), "no traces are exported"),
     inert("distributed-tracing-instance-id", Text(""), "no traces are exported"),
     inert("distributed-tracing-sampling-rate", Number("0"), "no traces are exported"),
-    inert("auth-token", Text("simple"), "users and roles are not served"),
-    inert("auth-token-ttl", Number("300"), "users and roles are not served"),
-    inert("bcrypt-cost", Number("10"), "users and roles are not served"),
     inert("compaction-batch-limit", Number("1000"), "compaction is paced by what it finds"),
     inert("compaction-sleep-interval", Duration("10ms"), "compaction is paced by what it finds"),
     inert("compact-hash-check-time", Duration("1m"), "the leader compares on the clock, see --corrupt-check-time"),

@@ -4,6 +4,7 @@
 //! `flags.rs` lists the flags (etcd's names), `sources.rs` merges where they can come from with etcd's precedence, this
 //! file gives the merged text types and checks it as a whole. `hot.rs` is the part of it that can change later.
 
+pub mod auth_token;
 pub mod duration;
 pub mod flags;
 pub mod gates;
@@ -21,6 +22,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use self::auth_token::AuthToken;
 use self::gates::Gates;
 use self::hot::Hot;
 use self::sources::Raw;
@@ -150,6 +152,12 @@ pub struct Config {
     pub watch_progress_notify_interval: Duration,
     /// How often the leader compares the members' data; 0 for never.
     pub corrupt_check_time: Duration,
+    /// The kind of tokens.
+    pub auth_token: AuthToken,
+    /// How long a simple token lives without being used.
+    pub auth_token_ttl: Duration,
+    /// Strength of password hashes.
+    pub bcrypt_cost: u32,
     /// How long the node goes on serving after SIGTERM.
     pub drain_delay: Duration,
     /// Form of log lines.
@@ -229,6 +237,8 @@ impl Config {
             metrics: &listen_metrics_urls,
         };
         let tls = Tls::check(raw, &listened, &mut warnings)?;
+        let (auth_token, of_tokens) = auth_token::parse(raw.text("auth-token"))?;
+        warnings.extend(of_tokens);
         Ok(Self {
             tls,
             reuse_port: raw.boolean("socket-reuse-port")?,
@@ -254,6 +264,9 @@ impl Config {
             strict_reconfig_check: raw.boolean("strict-reconfig-check")?,
             watch_progress_notify_interval: raw.duration("watch-progress-notify-interval")?,
             corrupt_check_time: raw.duration("corrupt-check-time")?,
+            auth_token,
+            auth_token_ttl: auth_token_ttl(raw)?,
+            bcrypt_cost: bcrypt_cost(raw, &mut warnings)?,
             drain_delay: raw.duration("drain-delay")?,
             log_format: log_format(raw.text("log-format"))?,
             log_outputs: log_outputs(raw)?,
@@ -282,6 +295,22 @@ fn timing(raw: &Raw) -> Result<(Duration, Duration), ConfigError> {
         return Err(invalid(format!("--election-timeout={election} must not exceed 50000 ms")));
     }
     Ok((Duration::from_millis(heartbeat), Duration::from_millis(election)))
+}
+
+/// In whole seconds; 0 means the default, as in etcd.
+fn auth_token_ttl(raw: &Raw) -> Result<Duration, ConfigError> {
+    let seconds: u32 = raw.number("auth-token-ttl")?;
+    Ok(Duration::from_secs(if seconds == 0 { 300 } else { seconds.into() }))
+}
+
+/// What bcrypt cannot do becomes its default, with a warning, as in etcd.
+fn bcrypt_cost(raw: &Raw, warnings: &mut Vec<String>) -> Result<u32, ConfigError> {
+    let cost: u32 = raw.number("bcrypt-cost")?;
+    if (4..=31).contains(&cost) {
+        return Ok(cost);
+    }
+    warnings.push(format!("--bcrypt-cost={cost} is not between 4 and 31: 10 is used"));
+    Ok(10)
 }
 
 fn listened(raw: &Raw, flag: &'static str) -> Result<Vec<Url>, ConfigError> {

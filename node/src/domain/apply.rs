@@ -11,6 +11,7 @@ use prost::Message;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfState, Entry, EntryType};
 
+use super::auth::{self, AuthChanges, AuthState, Identity, TokenChange};
 use super::command::{Command, Outcome, ProposalId};
 use super::lease::{self, LeaseChange};
 use super::mvcc::encoding::{self, APPLIED, CONF_STATE, FORMAT, FORMAT_VERSION, MAINTENANCE, MEMBERSHIP, corrupt};
@@ -77,6 +78,10 @@ pub struct Effects {
     pub leases: Vec<LeaseChange>,
     /// Alarms and downgrade, if the run changed them.
     pub maintenance: Option<Arc<log::Maintenance>>,
+    /// Users and roles, if the run changed them.
+    pub auth: Option<Arc<AuthState>>,
+    /// What became of tokens, in order.
+    pub tokens: Vec<TokenChange>,
 }
 
 /// The replicated state of one group, over its key space. One thread applies; views are for everyone.
@@ -85,6 +90,7 @@ pub struct StateMachine<K: KeySpace> {
     applied: AppliedPoint,
     membership: Arc<log::Membership>,
     maintenance: Arc<log::Maintenance>,
+    auth: Arc<AuthState>,
     revisions: Revisions,
     /// None: keys are not counted.
     counts: Option<Counts>,
@@ -124,9 +130,11 @@ impl<K: KeySpace> StateMachine<K> {
         let conf_state: log::ConfState = read(&view, Table::Meta, CONF_STATE)?;
         let membership = Arc::new(read(&view, Table::Members, MEMBERSHIP)?);
         let maintenance = Arc::new(read(&view, Table::Meta, MAINTENANCE)?);
+        let auth = Arc::new(auth::load(&view)?);
         let revisions = current(&view)?;
         let applied = AppliedPoint { index, term, conf_state: to_raft(conf_state) };
-        Ok(Self { key_space, applied, membership, maintenance, revisions, counts: None, formatted: format.is_some() })
+        let (counts, formatted) = (None, format.is_some());
+        Ok(Self { key_space, applied, membership, maintenance, auth, revisions, counts, formatted })
     }
 
     /// How far it got.
@@ -168,6 +176,11 @@ impl<K: KeySpace> StateMachine<K> {
         self.counts.as_ref()
     }
 
+    /// The applied users and roles.
+    pub fn auth(&self) -> &Arc<AuthState> {
+        &self.auth
+    }
+
     /// The current revision.
     pub fn revision(&self) -> i64 {
         self.revisions.revision
@@ -184,16 +197,29 @@ impl<K: KeySpace> StateMachine<K> {
     /// # Errors
     /// See [`ApplyError`]. After an error the state machine is not used any more.
     pub fn apply(&mut self, entries: &[Entry]) -> Result<Effects, ApplyError> {
+        self.apply_announced(entries, |_| {})
+    }
+
+    /// As [`apply`](Self::apply). `announce` is told of the effects before a view can show them: who takes a view first
+    /// and looks at the announced permissions then, never reads by permissions that are older than the view.
+    ///
+    /// # Errors
+    /// See [`ApplyError`].
+    pub fn apply_announced(
+        &mut self,
+        entries: &[Entry],
+        announce: impl FnOnce(&Effects),
+    ) -> Result<Effects, ApplyError> {
         let fresh: Vec<&Entry> = entries.iter().filter(|entry| entry.index > self.applied.index).collect();
         let Some(last) = fresh.last() else {
             return Ok(Effects { index: self.applied.index, term: self.applied.term, ..Effects::default() });
         };
         let decoded = decode_run(self.applied.index, &fresh)?;
-        let mut run = Run::new(self.key_space.view()?, self.revisions, Arc::clone(&self.membership));
-        run.maintenance = Arc::clone(&self.maintenance);
+        let mut run = Run::new(self.key_space.view()?, self);
         run.overlay.count_by(self.counts.clone());
         run.overlay.prefetch(keys_of(&decoded))?;
         for (entry, decoded) in fresh.iter().zip(decoded) {
+            run.index = entry.index;
             run.entry(entry.term, decoded)?;
         }
         let (index, term) = (last.index, last.term);
@@ -213,8 +239,12 @@ impl<K: KeySpace> StateMachine<K> {
             batch.put(Table::Meta, MAINTENANCE, maintenance.encode_to_vec());
             self.maintenance = Arc::clone(maintenance);
         }
+        announce(&effects);
         self.key_space.write(batch)?;
         self.formatted = true;
+        if let Some(auth) = &effects.auth {
+            self.auth = Arc::clone(auth);
+        }
         self.revisions = revisions;
         self.count(&created_and_deleted)?;
         self.membership = membership.unwrap_or_else(|| Arc::clone(&self.membership));
@@ -312,13 +342,22 @@ struct Run<V> {
     overlay: Overlay<V>,
     membership: Arc<log::Membership>,
     maintenance: Arc<log::Maintenance>,
+    auth: AuthChanges,
     effects: Effects,
+    /// Raft index of the entry under way.
+    index: u64,
 }
 
 impl<V: View> Run<V> {
-    fn new(view: V, revisions: Revisions, membership: Arc<log::Membership>) -> Self {
-        let (overlay, maintenance) = (Overlay::new(view, revisions), Arc::default());
-        Self { overlay, membership, maintenance, effects: Effects::default() }
+    fn new<K: KeySpace>(view: V, machine: &StateMachine<K>) -> Self {
+        Self {
+            overlay: Overlay::new(view, machine.revisions),
+            membership: Arc::clone(&machine.membership),
+            maintenance: Arc::clone(&machine.maintenance),
+            auth: AuthChanges::new(Arc::clone(&machine.auth)),
+            effects: Effects::default(),
+            index: 0,
+        }
     }
 
     fn entry(&mut self, term: u64, entry: Decoded) -> Result<(), ApplyError> {
@@ -327,7 +366,7 @@ impl<V: View> Run<V> {
                 self.effects.outcomes.reserve(batch.proposals.len());
                 for proposal in batch.proposals {
                     let id = ProposalId::of(&proposal);
-                    let outcome = match self.command(term, proposal.command) {
+                    let outcome = match self.proposal(term, proposal) {
                         Ok(outcome) => Ok(outcome),
                         Err(ReadError::Refused(refusal)) => Err(refusal),
                         Err(ReadError::Storage(error)) => return Err(error.into()),
@@ -342,10 +381,22 @@ impl<V: View> Run<V> {
         Ok(())
     }
 
-    fn command(&mut self, term: u64, command: Option<Command>) -> Result<Outcome, ReadError> {
+    /// Permissions are those of this moment, whatever they were when the member that took the request looked.
+    fn proposal(&mut self, term: u64, proposal: log::Proposal) -> Result<Outcome, ReadError> {
+        let log::Proposal { command, username, auth_revision, internal, .. } = proposal;
         if let Some(command) = &command {
             maintenance::check(&self.maintenance, command)?;
         }
+        if let Some(command) = &command
+            && !internal
+        {
+            let who = Identity { username, revision: auth_revision };
+            self.auth.state().check_command(&who, command, &self.overlay)?;
+        }
+        self.command(term, command)
+    }
+
+    fn command(&mut self, term: u64, command: Option<Command>) -> Result<Outcome, ReadError> {
         match command {
             Some(Command::Put(request)) => write::put(&mut self.overlay, &request).map(Outcome::Put),
             Some(Command::DeleteRange(request)) => {
@@ -380,6 +431,23 @@ impl<V: View> Run<V> {
                 self.maintain(|state| state.downgrade = Some(info));
                 Ok(Outcome::Downgrade)
             }
+            Some(
+                command @ (Command::AuthEnable(_)
+                | Command::AuthDisable(_)
+                | Command::Authenticate(_)
+                | Command::UserAdd(_)
+                | Command::UserDelete(_)
+                | Command::UserChangePassword(_)
+                | Command::UserGrantRole(_)
+                | Command::UserRevokeRole(_)
+                | Command::RoleAdd(_)
+                | Command::RoleDelete(_)
+                | Command::RoleGrantPermission(_)
+                | Command::RoleRevokePermission(_)),
+            ) => {
+                let token = self.auth.execute(&command, self.index)?;
+                Ok(Outcome::Auth { revision: self.overlay.revisions().revision, token })
+            }
             // Skipping what a newer version may have written would make this member differ from it.
             None => Err(corrupt("a proposal holds no command that this version knows").into()),
         }
@@ -407,8 +475,11 @@ impl<V: View> Run<V> {
     }
 
     fn finish(mut self) -> (WriteBatch, Effects, Revisions) {
-        let (batch, events, leases, revisions) = self.overlay.finish();
+        let (mut batch, events, leases, revisions) = self.overlay.finish();
         (self.effects.events, self.effects.leases) = (events, leases);
+        let (rows, auth, tokens) = self.auth.finish();
+        batch.writes.extend(rows.writes);
+        (self.effects.auth, self.effects.tokens) = (auth, tokens);
         (batch, self.effects, revisions)
     }
 }

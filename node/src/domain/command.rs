@@ -48,6 +48,13 @@ pub enum Outcome {
     Alarm(pb::AlarmResponse),
     /// Of an announced downgrade, or one that was taken back.
     Downgrade,
+    /// Of a change of users and roles, or of an authentication.
+    Auth {
+        /// The current revision of the keys, for the header.
+        revision: i64,
+        /// The token that an authentication brought; else empty.
+        token: String,
+    },
     /// Of a member publishing itself.
     Publish,
     /// Of a membership change: the membership after it.

@@ -2,6 +2,7 @@
 //! values, so golden scripts and seeded simulations can drive it.
 
 pub mod apply;
+pub mod auth;
 pub mod auto_compaction;
 pub mod command;
 pub mod corruption;

@@ -1,6 +1,8 @@
 //! Why the model refuses a request. A refusal is a result, the same on every member that applies the same entry; it is
 //! never a fault of the process. What is refused has changed nothing.
 
+use super::auth::AuthRefusal;
+
 /// A deterministic refusal. The names are labels of metrics and, where the operator sees them, reasons of conditions.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -36,6 +38,9 @@ pub enum Refusal {
     /// The alarm CORRUPT is raised.
     #[error("corrupt cluster")]
     Corrupt,
+    /// Credentials, permissions, users or roles.
+    #[error(transparent)]
+    Auth(#[from] AuthRefusal),
     /// The membership has moved since the change was planned.
     #[error("the membership has changed: it is at index {current}, the change was planned on {planned_on}")]
     ConfigChanged {

@@ -13,6 +13,7 @@ use parking_lot::RwLock;
 use raft::eraftpb::{ConfChange, Entry};
 use tracing::info;
 
+use super::credentials::Credentials;
 use super::failpoint;
 use super::fatal::{ExitCode, Fatal};
 use super::inbox::{Inbox, Input};
@@ -66,6 +67,7 @@ pub(crate) struct Applier {
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) hub: Arc<WatchHub>,
+    pub(crate) credentials: Arc<Credentials>,
     pub(crate) status: Arc<RwLock<Arc<Status>>>,
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) space: Arc<Space>,
@@ -122,7 +124,7 @@ impl Applier {
     fn apply(&mut self, entries: &[Entry], bytes: usize) -> Result<(), ApplyError> {
         let started = Instant::now();
         failpoint::hit("apply-before-write")?;
-        let effects = self.machine.apply(entries)?;
+        let effects = self.machine.apply_announced(entries, |effects| self.credentials.announce(effects))?;
         failpoint::hit(if effects.conf_changes.is_empty() { "apply-after-write" } else { "change-before-raft" })?;
         metrics::APPLY_COMMIT.observe(started.elapsed().as_secs_f64());
         if started.elapsed() > SLOW_APPLY {
@@ -155,6 +157,7 @@ impl Applier {
         let store = Arc::new(Store::open(&self.directory.join(name), &self.options)?);
         self.machine = StateMachine::open(store.clone())?;
         self.machine.count_keys()?;
+        self.credentials.replace(self.machine.auth().clone());
         *self.store.write() = store;
         failpoint::hit("snapshot-opened")?;
         let old = std::mem::replace(&mut self.name, name.to_owned());

@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
+use super::credentials::Credentials;
 use super::failpoint;
 use super::fatal::Fatal;
 use super::inbox::{Inbox, Input, Reply};
@@ -18,6 +19,7 @@ use super::space::Space;
 use super::waiters::Waiters;
 use super::watch::WatchHub;
 use super::{Failure, Limit, Status, Store};
+use crate::domain::auth::{AuthState, Identity};
 use crate::domain::command::{Command, Outcome};
 use crate::metrics;
 use crate::storage::{KeySpace, SnapshotPoint, StorageError};
@@ -38,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) status: Arc<RwLock<Arc<Status>>>,
     pub(crate) leader: watch::Receiver<(u64, u64)>,
     pub(crate) hub: Arc<WatchHub>,
+    pub(crate) credentials: Arc<Credentials>,
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) space: Arc<Space>,
     pub(crate) leases: Arc<Leases>,
@@ -73,26 +76,34 @@ impl Handle {
         self.0.cluster_id
     }
 
-    /// Replicates and applies a command; resolves when this member has applied it. Works on any member. A change of the
-    /// leader is survived: the command is sent again once it is certain that no log holds it.
+    /// Replicates and applies a command of this member itself, to which neither permissions nor the quota apply. See
+    /// [`propose`](Self::propose).
+    ///
+    /// # Errors
+    /// See [`propose`](Self::propose).
+    pub async fn propose_internal(&self, command: Command) -> Result<Outcome, Failure> {
+        self.propose_proposal(log::Proposal { internal: true, command: Some(command), ..Default::default() }).await
+    }
+
+    /// Replicates and applies a command of a client; resolves when this member has applied it. Works on any member. A
+    /// change of the leader is survived: the command is sent again once it is certain that no log holds it. While auth
+    /// is enabled, `who` decides what is permitted; None is a client without credentials.
     ///
     /// # Errors
     /// `Refused` by the model or by this member's quota; `TooManyRequests`, `TooLarge`: not in the log and never will be;
     /// `TimedOut`, `Stopped`: unknown.
-    pub async fn propose(&self, command: Command) -> Result<Outcome, Failure> {
+    pub async fn propose(&self, command: Command, who: Option<Identity>) -> Result<Outcome, Failure> {
         self.admit(&command).await?;
-        self.propose_admitted(command).await
+        let Identity { username, revision } = who.unwrap_or_default();
+        let command = Some(command);
+        self.propose_proposal(log::Proposal { username, auth_revision: revision, command, ..Default::default() }).await
     }
 
-    pub(super) async fn propose_admitted(&self, command: Command) -> Result<Outcome, Failure> {
+    async fn propose_proposal(&self, proposal: log::Proposal) -> Result<Outcome, Failure> {
         let shared = &*self.0;
         let sequence = shared.sequence.fetch_add(1, Ordering::Relaxed);
-        let proposal = log::Proposal {
-            origin: shared.member_id,
-            incarnation: shared.incarnation,
-            sequence,
-            command: Some(command),
-        };
+        let proposal =
+            log::Proposal { origin: shared.member_id, incarnation: shared.incarnation, sequence, ..proposal };
         let data = log::Batch { proposals: vec![proposal] }.encode_to_vec();
         if data.len() > shared.max_request_bytes.get() {
             return Err(Failure::TooLarge);
@@ -168,6 +179,16 @@ impl Handle {
     /// `Stopped`.
     pub async fn compacted_physically(&self, revision: i64) -> Result<(), Failure> {
         self.0.keeper.deleted().wait_for(|done| *done >= revision).await.map(drop).map_err(|_| Failure::Stopped)
+    }
+
+    /// The users and roles that count now. Looked at after [`view`](Self::view) they are never older than the view.
+    pub fn auth(&self) -> Arc<AuthState> {
+        self.0.credentials.state()
+    }
+
+    /// The user of a token that this member knows and that has not expired.
+    pub fn user_of(&self, token: &str) -> Option<String> {
+        self.0.credentials.user_of(token)
     }
 
     /// The present picture of this member.

@@ -196,7 +196,7 @@ impl Handle {
 
     async fn checkpoint(&self, term: u64, rests: impl Iterator<Item = (i64, i64)>) -> Result<(), Failure> {
         let checkpoints = rests.map(|(id, remaining_ttl)| log::LeaseCheckpoint { id, remaining_ttl }).collect();
-        self.propose(Command::LeaseCheckpoint(log::CheckpointLeases { term, checkpoints })).await.map(drop)
+        self.propose_internal(Command::LeaseCheckpoint(log::CheckpointLeases { term, checkpoints })).await.map(drop)
     }
 }
 
@@ -296,7 +296,7 @@ fn by_keys(view: &impl View, ids: Vec<i64>) -> Result<Vec<Vec<i64>>, Failure> {
 
 /// Somebody else may have revoked it, or an alarm forbids it; a lease that is still there comes out of the clock again.
 async fn revoke(handle: &Handle, id: i64, term: u64) -> Result<(), Failure> {
-    match handle.propose(Command::LeaseExpire(log::ExpireLease { id, term })).await {
+    match handle.propose_internal(Command::LeaseExpire(log::ExpireLease { id, term })).await {
         Ok(_) => {
             metrics::LEASES_EXPIRED.inc();
             debug!(id = format!("{id:016x}"), "a lease was over");

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use super::applier::{Applier, Work};
+use super::credentials::Credentials;
 use super::driver::{Driver, Ports};
 use super::fatal::{ExitCode, Fatal};
 use super::handle::{Handle, Shared};
@@ -139,6 +140,7 @@ struct Parts {
     store: Arc<RwLock<Arc<Store>>>,
     status: Arc<RwLock<Arc<Status>>>,
     hub: Arc<WatchHub>,
+    credentials: Arc<Credentials>,
     keeper: Arc<Keeper>,
     space: Arc<Space>,
     leases: Arc<Leases>,
@@ -221,6 +223,7 @@ impl Disk<'_> {
             store,
             status,
             hub,
+            credentials: Arc::new(Credentials::new(self.machine.auth().clone(), self.config.token_ttl)),
             keeper: Arc::new(keeper),
             space: Arc::new(Space::new(self.config.quota_bytes.clone())),
             leases: Arc::new(Leases::new(self.config.leases, self.config.tick * self.config.election_ticks)),
@@ -265,6 +268,7 @@ impl Disk<'_> {
             inbox: parts.inbox.clone(),
             waiters: parts.waiters.clone(),
             hub: parts.hub.clone(),
+            credentials: parts.credentials.clone(),
             status: parts.status.clone(),
             keeper: parts.keeper.clone(),
             space: parts.space.clone(),
@@ -286,6 +290,7 @@ impl Disk<'_> {
             status: parts.status.clone(),
             leader,
             hub: parts.hub.clone(),
+            credentials: parts.credentials.clone(),
             keeper: parts.keeper.clone(),
             space: parts.space.clone(),
             leases: parts.leases.clone(),

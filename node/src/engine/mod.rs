@@ -6,6 +6,7 @@
 
 mod applier;
 mod changes;
+pub mod credentials;
 mod driver;
 pub mod failpoint;
 pub mod failure;

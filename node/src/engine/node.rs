@@ -76,6 +76,8 @@ pub struct NodeConfig {
     pub watch: WatchOptions,
     /// The clock of leases.
     pub leases: LeaseOptions,
+    /// How long a simple token lives without being used.
+    pub token_ttl: Duration,
     /// Memory of the key space.
     pub key_space: KeySpaceOptions,
     /// How other members are connected to.
@@ -495,7 +497,7 @@ async fn publish(handle: Handle, name: String, client_urls: Vec<String>) {
             name: name.clone(),
             client_urls: client_urls.clone(),
         });
-        match handle.propose(command).await {
+        match handle.propose_internal(command).await {
             Ok(Outcome::Publish) => {}
             Ok(other) => warn!(?other, "publishing answered something else"),
             Err(Failure::Stopped) => return,

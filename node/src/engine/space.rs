@@ -74,7 +74,7 @@ impl Handle {
         let request =
             AlarmRequest { action: AlarmAction::Activate.into(), member_id: alarm.member_id, alarm: alarm.alarm };
         // Not `propose`, which asks for space: the alarm needs none.
-        self.propose_admitted(Command::Alarm(request)).await.map(drop)
+        self.propose_internal(Command::Alarm(request)).await.map(drop)
     }
 }
 

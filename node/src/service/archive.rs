@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::caller::Caller;
 use super::failure::Error;
 use super::maintenance::blocking;
 use super::member::Member;
@@ -47,8 +48,9 @@ type Item = Result<pb::SnapshotResponse, Error>;
 ///
 /// # Errors
 /// `Uninitialized`; `Storage` when no checkpoint can be made.
-pub async fn stream(member: &Arc<Member>) -> Result<impl Stream<Item = Item> + Send + use<>, Error> {
+pub async fn stream(member: &Arc<Member>, caller: &Caller) -> Result<impl Stream<Item = Item> + Send + use<>, Error> {
     let handle = member.handle()?;
+    member.require_root(&handle, caller).await?;
     let (store, cluster_id, parent) = (handle.store(), handle.cluster_id(), member.settings().scratch_dir.clone());
     let timer = metrics::SNAPSHOT_STREAM.start_timer();
     let checkpoint = blocking(move || {

@@ -31,7 +31,7 @@ pub async fn run(member: Arc<Member>, retention: impl Fn() -> Retention + Send) 
         let Some(revision) = schedule.due(started.elapsed(), status.is_leader(), status.revision) else { continue };
         tracing::info!(revision, retention = ?schedule.retention(), "starting auto compaction");
         let request = pb::CompactionRequest { revision, physical: false };
-        match handle.propose(Command::Compact(request)).await {
+        match handle.propose_internal(Command::Compact(request)).await {
             Ok(_) | Err(Failure::Refused(Refusal::Compacted)) => schedule.done(started.elapsed(), revision),
             Err(error) => tracing::warn!(revision, %error, "auto compaction failed and is tried again"),
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use balsa_proto::{etcdserverpb as pb, log};
 
+use super::caller::Caller;
 use super::failure::Error;
 use super::forward::{Leader, Place, place};
 use super::member::{Member, header};
@@ -13,6 +14,25 @@ use crate::config::url;
 use crate::engine::handle::Change;
 use crate::engine::{Failure, Handle};
 use crate::metrics;
+
+/// Where a call came in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// On the client port: permissions count.
+    Client(Caller),
+    /// On the peer port, whose TLS is what keeps strangers out: a member that checked passes a client's call on, or
+    /// somebody who may do as the members.
+    Peer {
+        /// A member passed it on; it goes no further.
+        forwarded: bool,
+    },
+}
+
+impl Origin {
+    fn is_forwarded(&self) -> bool {
+        matches!(self, Origin::Peer { forwarded: true })
+    }
+}
 
 /// etcd's Cluster service as use cases.
 #[derive(Clone)]
@@ -31,10 +51,13 @@ impl Cluster {
     ///
     /// # Errors
     /// With `linearizable` those of a read index.
-    pub async fn list(&self, request: pb::MemberListRequest) -> Result<pb::MemberListResponse, Error> {
+    pub async fn list(&self, origin: &Origin, request: pb::MemberListRequest) -> Result<pb::MemberListResponse, Error> {
         let handle = self.member.voter()?;
         if request.linearizable {
             handle.read_index().await?;
+        }
+        if let Origin::Client(caller) = origin {
+            self.member.require_user(&handle, caller).await?;
         }
         let status = handle.status();
         Ok(pb::MemberListResponse { header: Some(header(&status, 0)), members: members(&status.membership) })
@@ -44,10 +67,11 @@ impl Cluster {
     ///
     /// # Errors
     /// `InvalidUrls`, `PeerUrlExists`, those of the strict check, `TooManyLearners`.
-    pub async fn add(&self, request: pb::MemberAddRequest, forwarded: bool) -> Result<pb::MemberAddResponse, Error> {
+    pub async fn add(&self, origin: &Origin, request: pb::MemberAddRequest) -> Result<pb::MemberAddResponse, Error> {
         let peer_urls = peer_urls(&request.peer_ur_ls)?;
         let handle = self.member.voter()?;
-        if let Place::At(urls) = place(&handle, forwarded)? {
+        self.require_root(&handle, origin).await?;
+        if let Place::At(urls) = place(&handle, origin.is_forwarded())? {
             return self.leader.member_add(urls, request).await;
         }
         let status = handle.status();
@@ -78,11 +102,12 @@ impl Cluster {
     /// `MemberNotFound`, `LastVoter`, those of the strict check.
     pub async fn remove(
         &self,
+        origin: &Origin,
         request: pb::MemberRemoveRequest,
-        forwarded: bool,
     ) -> Result<pb::MemberRemoveResponse, Error> {
         let handle = self.member.voter()?;
-        if let Place::At(urls) = place(&handle, forwarded)? {
+        self.require_root(&handle, origin).await?;
+        if let Place::At(urls) = place(&handle, origin.is_forwarded())? {
             return self.leader.member_remove(urls, request).await;
         }
         let status = handle.status();
@@ -117,11 +142,12 @@ impl Cluster {
     /// `MemberNotFound`, `NotLearner`, `NotCaughtUp`, those of the strict check.
     pub async fn promote(
         &self,
+        origin: &Origin,
         request: pb::MemberPromoteRequest,
-        forwarded: bool,
     ) -> Result<pb::MemberPromoteResponse, Error> {
         let handle = self.member.voter()?;
-        if let Place::At(urls) = place(&handle, forwarded)? {
+        self.require_root(&handle, origin).await?;
+        if let Place::At(urls) = place(&handle, origin.is_forwarded())? {
             return self.leader.member_promote(urls, request).await;
         }
         if self.strict() && handle.status().membership.members.iter().any(|m| m.id == request.id && m.is_learner) {
@@ -139,17 +165,25 @@ impl Cluster {
     /// `InvalidUrls`, `MemberNotFound`, `PeerUrlExists`.
     pub async fn update(
         &self,
+        origin: &Origin,
         request: pb::MemberUpdateRequest,
-        forwarded: bool,
     ) -> Result<pb::MemberUpdateResponse, Error> {
         let peer_urls = peer_urls(&request.peer_ur_ls)?;
         let handle = self.member.voter()?;
-        if let Place::At(urls) = place(&handle, forwarded)? {
+        self.require_root(&handle, origin).await?;
+        if let Place::At(urls) = place(&handle, origin.is_forwarded())? {
             return self.leader.member_update(urls, request).await;
         }
         let change = Change::Update(log::UpdateMember { id: request.id, peer_urls });
         let membership = handle.change_membership(change, 0).await?;
         Ok(pb::MemberUpdateResponse { header: Some(header(&handle.status(), 0)), members: members(&membership) })
+    }
+
+    async fn require_root(&self, handle: &Handle, origin: &Origin) -> Result<(), Error> {
+        match origin {
+            Origin::Client(caller) => self.member.require_root(handle, caller).await.map(drop),
+            Origin::Peer { .. } => Ok(()),
+        }
     }
 
     fn strict(&self) -> bool {

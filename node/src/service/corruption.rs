@@ -56,7 +56,7 @@ async fn check(handle: &Handle, dialer: &Dialer) -> Result<(), Error> {
         member_id: suspected,
         alarm: pb::AlarmType::Corrupt.into(),
     };
-    handle.propose(Command::Alarm(alarm)).await?;
+    handle.propose_internal(Command::Alarm(alarm)).await?;
     Ok(())
 }
 
@@ -65,7 +65,7 @@ async fn check(handle: &Handle, dialer: &Dialer) -> Result<(), Error> {
 /// # Errors
 /// `Compacted`, `FutureRevision`; of the store.
 pub async fn own_hash(handle: &Handle, revision: i64) -> Result<HashKv, Error> {
-    read(handle, false, move |view| mvcc::hash_kv(view, revision)).await
+    read(handle, handle.view()?, false, move |view| mvcc::hash_kv(view, revision)).await
 }
 
 /// What a peer says; none when it does not answer or is not as far.

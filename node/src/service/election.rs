@@ -8,6 +8,7 @@ use balsa_proto::v3electionpb as wire;
 use bytes::Bytes;
 use pb::request_op::Request;
 
+use super::caller::Caller;
 use super::failure::Error;
 use super::member::header;
 use super::queue::{
@@ -25,6 +26,11 @@ impl Election {
     /// Elections of one member.
     pub fn new(queue: Queue) -> Self {
         Self { queue }
+    }
+
+    /// The same on behalf of a caller.
+    pub fn of(&self, caller: Caller) -> Self {
+        Self { queue: self.queue.of(caller) }
     }
 
     /// The queue below.
@@ -46,7 +52,7 @@ impl Election {
             success: vec![put(&key, request.value.clone(), lease)],
             failure: vec![get(one(&key))],
         };
-        let response = self.queue.kv().txn(txn).await?;
+        let response = self.queue.txn(txn).await?;
         let found = first_read(&response, 0).filter(|_| !response.succeeded);
         let rev = found.map_or(response.header.map_or(0, |header| header.revision), |kv| kv.create_revision);
         if found.is_some_and(|kv| kv.value != request.value)
@@ -95,7 +101,7 @@ impl Election {
     /// # Errors
     /// `NoneElected`; those of a read.
     pub async fn leader(&self, request: wire::LeaderRequest) -> Result<wire::LeaderResponse, Error> {
-        let response = self.queue.kv().range(oldest_under(&prefix(&request.name))).await?;
+        let response = self.queue.range(oldest_under(&prefix(&request.name))).await?;
         let kv = response.kvs.into_iter().next().ok_or(Error::NoneElected)?;
         Ok(wire::LeaderResponse { header: response.header, kv: Some(kv) })
     }
@@ -115,7 +121,7 @@ impl Election {
     ) -> Result<Option<pb::ResponseHeader>, Error> {
         let success = vec![put(key, value, lease)];
         let txn = pb::TxnRequest { compare: vec![created_at(key, rev)], success, failure: Vec::new() };
-        let response = self.queue.kv().txn(txn).await?;
+        let response = self.queue.txn(txn).await?;
         if response.succeeded { Ok(response.header) } else { Err(Error::NotElected) }
     }
 
@@ -123,7 +129,7 @@ impl Election {
         let delete = pb::DeleteRangeRequest { key: key.clone(), ..Default::default() };
         let success = vec![pb::RequestOp { request: Some(Request::RequestDeleteRange(delete)) }];
         let txn = pb::TxnRequest { compare: vec![created_at(key, rev)], success, failure: Vec::new() };
-        Ok(self.queue.kv().txn(txn).await?.header)
+        Ok(self.queue.txn(txn).await?.header)
     }
 }
 
@@ -192,7 +198,7 @@ impl Observation {
     }
 
     async fn look(&mut self) -> Result<(), Error> {
-        let response = self.queue.kv().range(oldest_under(&self.prefix)).await?;
+        let response = self.queue.range(oldest_under(&self.prefix)).await?;
         let revision = response.header.map_or(0, |header| header.revision);
         match response.kvs.into_iter().next() {
             Some(kv) => self.follow(revision, kv),

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 
 use balsa_proto::node::Reason;
 
+use crate::domain::auth::AuthRefusal;
 use crate::domain::refusal::Refusal;
 use crate::engine::Failure;
 
@@ -34,6 +35,8 @@ pub enum Code {
     DeadlineExceeded = 4,
     /// Something named does not exist.
     NotFound = 5,
+    /// The caller may not do it.
+    PermissionDenied = 7,
     /// A bound was hit.
     ResourceExhausted = 8,
     /// The state forbids it.
@@ -48,6 +51,8 @@ pub enum Code {
     Unavailable = 14,
     /// Data is lost or corrupt.
     DataLoss = 15,
+    /// The caller's credentials are not good.
+    Unauthenticated = 16,
 }
 
 impl Code {
@@ -58,6 +63,7 @@ impl Code {
             3 => Code::InvalidArgument,
             4 => Code::DeadlineExceeded,
             5 => Code::NotFound,
+            7 => Code::PermissionDenied,
             8 => Code::ResourceExhausted,
             9 => Code::FailedPrecondition,
             11 => Code::OutOfRange,
@@ -65,6 +71,7 @@ impl Code {
             13 => Code::Internal,
             14 => Code::Unavailable,
             15 => Code::DataLoss,
+            16 => Code::Unauthenticated,
             _ => Code::Unknown,
         }
     }
@@ -130,6 +137,15 @@ pub enum Error {
     /// A call of a leader without its key.
     #[error("\"leader\" field must be provided")]
     LeaderKeyMissing,
+    /// A token that nobody was given, or that has expired.
+    #[error("invalid auth token")]
+    InvalidAuthToken,
+    /// A token is asked for of a member that can only verify signed ones.
+    #[error("token signing attempted with verify-only key")]
+    VerifyOnly,
+    /// A password of more bytes than its hash would depend on.
+    #[error("password length exceeds 72 bytes")]
+    PasswordTooLong,
     /// Marker and request disagree.
     #[error("{0}")]
     WrongDisk(String),
@@ -291,6 +307,10 @@ fn refusal_row(refusal: &Refusal) -> Row {
         Refusal::OtherTerm { .. } => (Code::Unavailable, "etcdserver: leader changed", Reason::NoLeader),
         Refusal::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", Reason::Unspecified),
         Refusal::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster", Reason::Unspecified),
+        Refusal::Auth(refusal) => {
+            let (code, text) = auth_row(*refusal);
+            (code, text, Reason::Unspecified)
+        }
         // etcd's own API has no fence, so only the node service meets this one.
         Refusal::ConfigChanged { .. } => {
             (Code::FailedPrecondition, "etcdserver: unhealthy cluster", Reason::ConfigChanged)
@@ -310,6 +330,33 @@ fn refusal_row(refusal: &Refusal) -> Row {
         Refusal::LastVoter(_) => (Code::Unknown, NOT_ENOUGH_STARTED, Reason::LastVoter),
     };
     row(code, text, Class::Refused, reason)
+}
+
+/// Rows of what is refused for the sake of auth.
+fn auth_row(refusal: AuthRefusal) -> (Code, &'static str) {
+    use Code::{FailedPrecondition, InvalidArgument, PermissionDenied, Unknown};
+    match refusal {
+        AuthRefusal::RootUserNotExist => (FailedPrecondition, "etcdserver: root user does not exist"),
+        AuthRefusal::RootRoleNotExist => (FailedPrecondition, "etcdserver: root user does not have root role"),
+        AuthRefusal::UserAlreadyExists => (FailedPrecondition, "etcdserver: user name already exists"),
+        AuthRefusal::UserEmpty => (InvalidArgument, "etcdserver: user name is empty"),
+        AuthRefusal::UserNotFound => (FailedPrecondition, "etcdserver: user name not found"),
+        AuthRefusal::RoleAlreadyExists => (FailedPrecondition, "etcdserver: role name already exists"),
+        AuthRefusal::RoleNotFound => (FailedPrecondition, "etcdserver: role name not found"),
+        AuthRefusal::RoleEmpty => (InvalidArgument, "etcdserver: role name is empty"),
+        AuthRefusal::AuthFailed => (InvalidArgument, "etcdserver: authentication failed, invalid user ID or password"),
+        // etcd has no name for this one on the wire.
+        AuthRefusal::NoPasswordUser => {
+            (Unknown, "auth: authentication failed, password was given for no password user")
+        }
+        AuthRefusal::PermissionNotGiven => (InvalidArgument, "etcdserver: permission not given"),
+        AuthRefusal::PermissionDenied => (PermissionDenied, "etcdserver: permission denied"),
+        AuthRefusal::RoleNotGranted => (FailedPrecondition, "etcdserver: role is not granted to the user"),
+        AuthRefusal::PermissionNotGranted => (FailedPrecondition, "etcdserver: permission is not granted to the role"),
+        AuthRefusal::AuthNotEnabled => (FailedPrecondition, "etcdserver: authentication is not enabled"),
+        AuthRefusal::AuthOldRevision => (InvalidArgument, "etcdserver: revision of auth store is old"),
+        AuthRefusal::InvalidAuthMgmt => (InvalidArgument, "etcdserver: invalid auth management"),
+    }
 }
 
 /// etcd sends this one as Unknown; its client restores FailedPrecondition from the text.
@@ -340,6 +387,9 @@ fn check_row(error: &Error) -> (Code, &'static str) {
         Error::NotElected => (Code::Unknown, "election: not leader"),
         Error::NoneElected => (Code::Unknown, "election: no leader"),
         Error::LeaderKeyMissing => (Code::Unknown, "\"leader\" field must be provided"),
+        Error::InvalidAuthToken => (Code::Unauthenticated, "etcdserver: invalid auth token"),
+        Error::VerifyOnly => (Code::Unknown, "auth: token signing attempted with verify-only key"),
+        Error::PasswordTooLong => (Code::Unknown, "bcrypt: password length exceeds 72 bytes"),
         Error::Unimplemented(_) => (Code::Unimplemented, "etcdserver: not implemented"),
         // The caller has handled these; a text is still better than a panic.
         Error::Failed(_)
@@ -364,6 +414,23 @@ pub(crate) fn all() -> Vec<Error> {
         Refusal::OtherTerm { term: 2, entry_term: 3 },
         Refusal::NoSpace,
         Refusal::Corrupt,
+        Refusal::Auth(AuthRefusal::RootUserNotExist),
+        Refusal::Auth(AuthRefusal::RootRoleNotExist),
+        Refusal::Auth(AuthRefusal::UserAlreadyExists),
+        Refusal::Auth(AuthRefusal::UserEmpty),
+        Refusal::Auth(AuthRefusal::UserNotFound),
+        Refusal::Auth(AuthRefusal::RoleAlreadyExists),
+        Refusal::Auth(AuthRefusal::RoleNotFound),
+        Refusal::Auth(AuthRefusal::RoleEmpty),
+        Refusal::Auth(AuthRefusal::AuthFailed),
+        Refusal::Auth(AuthRefusal::NoPasswordUser),
+        Refusal::Auth(AuthRefusal::PermissionNotGiven),
+        Refusal::Auth(AuthRefusal::PermissionDenied),
+        Refusal::Auth(AuthRefusal::RoleNotGranted),
+        Refusal::Auth(AuthRefusal::PermissionNotGranted),
+        Refusal::Auth(AuthRefusal::AuthNotEnabled),
+        Refusal::Auth(AuthRefusal::AuthOldRevision),
+        Refusal::Auth(AuthRefusal::InvalidAuthMgmt),
         Refusal::ConfigChanged { current: 2, planned_on: 1 },
         Refusal::MemberNotFound(7),
         Refusal::MemberRemoved(7),
@@ -388,7 +455,12 @@ pub(crate) fn all() -> Vec<Error> {
         Failure::BadTransferee,
         Failure::Storage("disk".into()),
     ];
-    let checks = [
+    refusals.into_iter().map(Error::from).chain(failures.into_iter().map(Error::from)).chain(checks()).collect()
+}
+
+#[cfg(test)]
+fn checks() -> impl IntoIterator<Item = Error> {
+    [
         Error::EmptyKey,
         Error::EmptyOperation,
         Error::ValueProvided,
@@ -411,9 +483,11 @@ pub(crate) fn all() -> Vec<Error> {
         Error::NotElected,
         Error::NoneElected,
         Error::LeaderKeyMissing,
+        Error::InvalidAuthToken,
+        Error::VerifyOnly,
+        Error::PasswordTooLong,
         Error::WrongDisk("the disk is of another cluster".into()),
-    ];
-    refusals.into_iter().map(Error::from).chain(failures.into_iter().map(Error::from)).chain(checks).collect()
+    ]
 }
 
 #[cfg(test)]
@@ -434,8 +508,10 @@ mod tests {
         let above = [Error::SessionExpired, Error::NotElected, Error::NoneElected, Error::LeaderKeyMissing];
         for error in all() {
             let row = error.row();
-            // These two etcd itself sends bare.
-            let bare = matches!(error, Error::StreamSorted | Error::StreamFiltered) || above.contains(&error);
+            // These etcd itself sends bare.
+            let bare = matches!(error, Error::StreamSorted | Error::StreamFiltered)
+                || above.contains(&error)
+                || ["auth: ", "bcrypt: "].iter().any(|prefix| row.text.starts_with(prefix));
             assert!(bare != row.text.starts_with("etcdserver: "), "{error:?}: {}", row.text);
             assert_ne!(row.text, "etcdserver: internal error", "{error:?} has no row of its own");
         }
@@ -471,7 +547,7 @@ mod tests {
         for error in all() {
             let Row { code, text, class, reason } = error.row();
             let name = format!("{error:?}");
-            let name = name.trim_start_matches("Failed(").trim_start_matches("Refused(");
+            let name = name.trim_start_matches("Failed(").trim_start_matches("Refused(").trim_start_matches("Auth(");
             let name: String = name.chars().take_while(char::is_ascii_alphanumeric).collect();
             let reason = if reason == Reason::Unspecified { "–" } else { reason.as_str_name() };
             table += &format!("| {name} | {code:?} | `{text}` | {class:?} | {reason} |\n");

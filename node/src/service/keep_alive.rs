@@ -13,6 +13,7 @@ use futures::{FutureExt, Stream, StreamExt};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::caller::Caller;
 use super::failure::Error;
 use super::lease::Leases;
 use super::member::header;
@@ -31,6 +32,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 pub struct Session<S, E> {
     requests: S,
     leases: Leases,
+    caller: Caller,
     handle: Handle,
     ready: VecDeque<pb::LeaseKeepAliveResponse>,
     /// Answers for leases that are over and not revoked yet, and when to ask for them again.
@@ -48,12 +50,18 @@ impl<S, E> Session<S, E>
 where
     S: Stream<Item = Result<pb::LeaseKeepAliveRequest, E>> + Unpin,
 {
-    /// Opens a session. `require_leader` is what the client said in its metadata; `stopping` is cancelled when streams
+    /// Opens a session of a caller. `require_leader` is what the client said in its metadata; `stopping` is cancelled when streams
     /// must end because the process does.
     ///
     /// # Errors
     /// `NoLeader` when a leader is required and none is known; `Learner`.
-    pub fn open(leases: Leases, requests: S, require_leader: bool, stopping: CancellationToken) -> Result<Self, Error> {
+    pub fn open(
+        leases: Leases,
+        caller: Caller,
+        requests: S,
+        require_leader: bool,
+        stopping: CancellationToken,
+    ) -> Result<Self, Error> {
         let handle = leases.member().voter()?;
         if require_leader {
             leases.member().require_leader()?;
@@ -62,6 +70,7 @@ where
         Ok(Self {
             requests,
             leases,
+            caller,
             handle,
             ready: VecDeque::new(),
             expiring: Vec::new(),
@@ -107,7 +116,7 @@ where
         let ids: Vec<i64> = asked.iter().map(|response| response.id).collect();
         let renewals = tokio::select! {
             failure = &mut self.cut => return Err(failure.into()),
-            renewals = self.leases.renew(&ids) => renewals?,
+            renewals = self.leases.renew(&self.caller, &ids) => renewals?,
         };
         for (mut response, renewal) in asked.into_iter().zip(renewals) {
             match renewal {

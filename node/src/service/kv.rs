@@ -11,9 +11,11 @@ use pb::request_op::Request;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::caller::{Caller, refused};
 use super::checks;
 use super::failure::Error;
 use super::member::{Member, complete};
+use crate::domain::auth::{AuthState, Identity, NoLeases};
 use crate::domain::command::{Command, Outcome};
 use crate::domain::mvcc::{self, ReadError};
 use crate::engine::{Failure, Handle, Status, Store};
@@ -45,23 +47,25 @@ impl Kv {
     ///
     /// # Errors
     /// Of the checks; `Compacted`, `FutureRevision`; without `serializable` those of a read index.
-    pub async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
+    pub async fn range(&self, caller: &Caller, request: pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
         let started = Instant::now();
-        let result = self.read_range(request).await;
+        let result = self.read_range(caller, request).await;
         metrics::RANGES.inc();
         let success = if result.is_ok() { "true" } else { "false" };
         metrics::RANGE_SECONDS.with_label_values(&[success]).observe(started.elapsed().as_secs_f64());
         result
     }
 
-    async fn read_range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
+    async fn read_range(&self, caller: &Caller, request: pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
         checks::range(&request)?;
-        let handle = self.reader(request.serializable).await?;
+        let (handle, who) = self.reader(caller, request.serializable).await?;
         let single = request.range_end.is_empty();
         // Before the view, which is then of the same revision or a later one.
         let counts = handle.status().counts.clone();
-        let mut response =
-            read(&handle, single, move |view| mvcc::range_counted(view, counts.as_ref(), &request)).await?;
+        let permit = |auth: &AuthState| auth.check_range(&who, &request).map_err(refused);
+        let view = view(&handle, permit)?;
+        let answer = move |view: &View| mvcc::range_counted(view, counts.as_ref(), &request);
+        let mut response = read(&handle, view, single, answer).await?;
         response.header = complete(response.header, &handle.status());
         Ok(response)
     }
@@ -72,12 +76,13 @@ impl Kv {
     /// Those of [`range`](Self::range); what the checks of a stream refuse.
     pub async fn range_stream(
         &self,
+        caller: &Caller,
         request: pb::RangeRequest,
     ) -> Result<impl Stream<Item = Result<pb::RangeStreamResponse, Error>> + Send + use<>, Error> {
         checks::range_stream(&request)?;
-        let handle = self.reader(request.serializable).await?;
+        let (handle, who) = self.reader(caller, request.serializable).await?;
         let counts = handle.status().counts.clone();
-        let view = handle.view()?;
+        let view = view(&handle, |auth| auth.check_range(&who, &request).map_err(refused))?;
         let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
         tokio::task::spawn_blocking(move || {
             let outcome = mvcc::range_stream(&view, counts.as_ref(), &request, STREAM_BYTES, &mut |mut piece| {
@@ -102,9 +107,9 @@ impl Kv {
     ///
     /// # Errors
     /// Of the checks; those of a write.
-    pub async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, Error> {
+    pub async fn put(&self, caller: &Caller, request: pb::PutRequest) -> Result<pb::PutResponse, Error> {
         checks::put(&request)?;
-        match self.write(Command::Put(request)).await? {
+        match self.write(caller, Command::Put(request)).await? {
             (Outcome::Put(mut response), status) => {
                 response.header = complete(response.header, &status);
                 Ok(response)
@@ -117,9 +122,13 @@ impl Kv {
     ///
     /// # Errors
     /// Of the checks; those of a write.
-    pub async fn delete_range(&self, request: pb::DeleteRangeRequest) -> Result<pb::DeleteRangeResponse, Error> {
+    pub async fn delete_range(
+        &self,
+        caller: &Caller,
+        request: pb::DeleteRangeRequest,
+    ) -> Result<pb::DeleteRangeResponse, Error> {
         checks::delete_range(&request)?;
-        match self.write(Command::DeleteRange(request)).await? {
+        match self.write(caller, Command::DeleteRange(request)).await? {
             (Outcome::DeleteRange(mut response), status) => {
                 response.header = complete(response.header, &status);
                 Ok(response)
@@ -132,12 +141,12 @@ impl Kv {
     ///
     /// # Errors
     /// Of the checks; those of a write or of a read.
-    pub async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
+    pub async fn txn(&self, caller: &Caller, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
         checks::txn(&request, self.member.hot().values.max_txn_ops)?;
         if !mvcc::is_write(&request) {
-            return self.read_txn(request).await;
+            return self.read_txn(caller, request).await;
         }
-        match self.write(Command::Txn(request)).await? {
+        match self.write(caller, Command::Txn(request)).await? {
             (Outcome::Txn(mut response), status) => {
                 response.header = complete(response.header, &status);
                 Ok(response)
@@ -150,8 +159,13 @@ impl Kv {
     ///
     /// # Errors
     /// `Compacted`, `FutureRevision`; those of a write.
-    pub async fn compact(&self, request: pb::CompactionRequest) -> Result<pb::CompactionResponse, Error> {
-        match self.write(Command::Compact(request)).await? {
+    pub async fn compact(
+        &self,
+        caller: &Caller,
+        request: pb::CompactionRequest,
+    ) -> Result<pb::CompactionResponse, Error> {
+        self.member.require_root(&self.member.voter()?, caller).await?;
+        match self.write(caller, Command::Compact(request)).await? {
             (Outcome::Compact(mut response), status) => {
                 if request.physical {
                     self.member.handle()?.compacted_physically(request.revision).await?;
@@ -163,39 +177,50 @@ impl Kv {
         }
     }
 
-    async fn read_txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
-        let handle = self.reader(is_serializable(&request)).await?;
+    async fn read_txn(&self, caller: &Caller, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
+        let (handle, who) = self.reader(caller, is_serializable(&request)).await?;
         metrics::TXNS.inc();
         let points = all_points(&request);
-        let mut response = read(&handle, points, move |view| mvcc::read_txn(view, &request)).await?;
+        let permit =
+            |auth: &AuthState| auth.check_txn(&who, &request, &NoLeases).map_err(|error| read_error(&handle, error));
+        let view = view(&handle, permit)?;
+        let mut response = read(&handle, view, points, move |view| mvcc::read_txn(view, &request)).await?;
         response.header = complete(response.header, &handle.status());
         Ok(response)
     }
 
-    /// A handle whose view is fit for a read of that kind. Learners serve only serializable ones.
-    async fn reader(&self, serializable: bool) -> Result<Handle, Error> {
-        if serializable {
-            return Ok(self.member.handle()?);
+    /// A handle whose view is fit for a read of that kind, and who reads. Learners serve only serializable ones.
+    async fn reader(&self, caller: &Caller, serializable: bool) -> Result<(Handle, Identity), Error> {
+        let handle = if serializable { self.member.handle()? } else { self.member.voter()? };
+        if !serializable {
+            handle.read_index().await?;
         }
-        let handle = self.member.voter()?;
-        handle.read_index().await?;
-        Ok(handle)
+        let who = self.member.identify(&handle, caller).await?;
+        Ok((handle, who.unwrap_or_default()))
     }
 
-    async fn write(&self, command: Command) -> Result<(Outcome, Arc<Status>), Error> {
+    async fn write(&self, caller: &Caller, command: Command) -> Result<(Outcome, Arc<Status>), Error> {
         let handle = self.member.voter()?;
-        let outcome = handle.propose(command).await?;
+        let who = self.member.identify(&handle, caller).await?;
+        let outcome = handle.propose(command, who).await?;
         Ok((outcome, handle.status()))
     }
 }
 
-/// Answers a read from the present view: at once when it touches single keys, else on a thread where it may block.
-pub(super) async fn read<T, F>(handle: &Handle, inline: bool, answer: F) -> Result<T, Error>
+/// The present view, if a read of it is permitted. It is taken first: permissions that were announced before it are then
+/// never older than what it shows, so nothing written after a permission was taken away is read by that permission.
+fn view(handle: &Handle, permit: impl FnOnce(&AuthState) -> Result<(), Error>) -> Result<View, Error> {
+    let view = handle.view()?;
+    permit(&handle.auth())?;
+    Ok(view)
+}
+
+/// Answers a read from a view: at once when it touches single keys, else on a thread where it may block.
+pub(super) async fn read<T, F>(handle: &Handle, view: View, inline: bool, answer: F) -> Result<T, Error>
 where
     T: Send + 'static,
     F: FnOnce(&View) -> Result<T, ReadError> + Send + 'static,
 {
-    let view = handle.view()?;
     let result = if inline {
         answer(&view)
     } else {
@@ -205,7 +230,7 @@ where
 }
 
 /// A read's failure in the words of the table. One of the store ends the process.
-fn read_error(handle: &Handle, error: ReadError) -> Error {
+pub(super) fn read_error(handle: &Handle, error: ReadError) -> Error {
     match error {
         ReadError::Refused(refusal) => refusal.into(),
         ReadError::Storage(error) => {

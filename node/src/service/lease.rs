@@ -7,9 +7,12 @@ use std::time::Duration;
 use balsa_proto::{etcdserverpb as pb, peer};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::caller::{Caller, refused};
 use super::failure::Error;
 use super::forward::{Answer, Place, place};
+use super::kv::read_error;
 use super::member::{Member, complete, header};
+use crate::domain::auth::{Identity, LeasesOf, Need};
 use crate::domain::command::{Command, Outcome};
 use crate::domain::lease::Renewal;
 use crate::engine::{Failure, Handle, node};
@@ -47,14 +50,19 @@ impl Leases {
     /// Grants a lease; id 0 lets the member choose one. The TTL is at least what outlasts an election.
     ///
     /// # Errors
-    /// `LeaseExists`, `LeaseTtlTooLarge`; those of a write.
-    pub async fn grant(&self, mut request: pb::LeaseGrantRequest) -> Result<pb::LeaseGrantResponse, Error> {
+    /// `LeaseExists`, `LeaseTtlTooLarge`; `UserEmpty` of a caller without credentials; those of a write.
+    pub async fn grant(
+        &self,
+        caller: &Caller,
+        mut request: pb::LeaseGrantRequest,
+    ) -> Result<pb::LeaseGrantResponse, Error> {
         let handle = self.member.voter()?;
+        let who = self.member.require_user(&handle, caller).await?;
         request.ttl = request.ttl.max(least_ttl(handle.election_timeout()));
         while request.id == 0 {
             request.id = (node::random() >> 1) as i64;
         }
-        match handle.propose(Command::LeaseGrant(request)).await? {
+        match handle.propose(Command::LeaseGrant(request), who).await? {
             Outcome::LeaseGrant(mut response) => {
                 response.header = complete(response.header, &handle.status());
                 Ok(response)
@@ -63,13 +71,18 @@ impl Leases {
         }
     }
 
-    /// Revokes a lease and deletes its keys.
+    /// Revokes a lease and deletes its keys, of a caller who may write each of them.
     ///
     /// # Errors
     /// `LeaseNotFound`; those of a write.
-    pub async fn revoke(&self, request: pb::LeaseRevokeRequest) -> Result<pb::LeaseRevokeResponse, Error> {
+    pub async fn revoke(
+        &self,
+        caller: &Caller,
+        request: pb::LeaseRevokeRequest,
+    ) -> Result<pb::LeaseRevokeResponse, Error> {
         let handle = self.member.voter()?;
-        match handle.propose(Command::LeaseRevoke(request)).await? {
+        let who = self.member.require_user(&handle, caller).await?;
+        match handle.propose(Command::LeaseRevoke(request), who).await? {
             Outcome::LeaseRevoke(mut response) => {
                 response.header = complete(response.header, &handle.status());
                 Ok(response)
@@ -78,15 +91,18 @@ impl Leases {
         }
     }
 
-    /// The time that a lease has left, and its keys if they are asked for. TTL -1 when there is no such lease.
+    /// The time that a lease has left, and its keys if they are asked for by a caller who may read each of them. TTL -1
+    /// when there is no such lease.
     ///
     /// # Errors
-    /// `NoLeader`, `TimedOut`; `Learner`.
+    /// `NoLeader`, `TimedOut`; `Learner`; of the caller's permissions.
     pub async fn time_to_live(
         &self,
+        caller: &Caller,
         request: pb::LeaseTimeToLiveRequest,
     ) -> Result<pb::LeaseTimeToLiveResponse, Error> {
         let handle = self.member.voter()?;
+        let who = self.member.require_user(&handle, caller).await?.unwrap_or_default();
         let mut response = ask_leader(&handle, || async {
             match place(&handle, false)? {
                 Place::Here => time_to_live_here(&handle, request).await,
@@ -98,32 +114,43 @@ impl Leases {
             }
         })
         .await?;
+        handle.auth().check_each(&who, Need::Read, &response.keys).map_err(refused)?;
         let status = handle.status();
         response.header = Some(header(&status, status.revision));
         Ok(response)
     }
 
-    /// The ids of all leases that this member has applied.
+    /// The ids of all leases that this member has applied, for a caller who may read the keys of all of them.
     ///
     /// # Errors
-    /// `Learner`; `Storage`.
-    pub async fn list(&self) -> Result<pb::LeaseLeasesResponse, Error> {
+    /// `Learner`; `Storage`; of the caller's permissions.
+    pub async fn list(&self, caller: &Caller) -> Result<pb::LeaseLeasesResponse, Error> {
         let handle = self.member.voter()?;
+        let who = self.member.require_user(&handle, caller).await?.unwrap_or_default();
         let reader = handle.clone();
-        let ids = tokio::task::spawn_blocking(move || reader.leases())
-            .await
-            .map_err(|error| Error::Internal(error.to_string()))??;
+        let ids = blocking(move || {
+            let ids = reader.leases()?;
+            check_leases(&reader, &who, Need::Read, &ids)?;
+            Ok(ids)
+        })
+        .await?;
         let status = handle.status();
         let leases = ids.into_iter().map(|id| pb::LeaseStatus { id }).collect();
         Ok(pb::LeaseLeasesResponse { header: Some(header(&status, status.revision)), leases })
     }
 
-    /// Renews leases by the leader's clock, wherever it is; one answer for each id, in their order.
+    /// Renews leases by the leader's clock, wherever it is; one answer for each id, in their order. The caller must be
+    /// able to write their keys.
     ///
     /// # Errors
-    /// `NoLeader`, `TimedOut`; `Learner`.
-    pub async fn renew(&self, ids: &[i64]) -> Result<Vec<Renewal>, Error> {
+    /// `NoLeader`, `TimedOut`; `Learner`; of the caller's permissions.
+    pub async fn renew(&self, caller: &Caller, ids: &[i64]) -> Result<Vec<Renewal>, Error> {
         let handle = self.member.voter()?;
+        let who = self.member.require_user(&handle, caller).await?.unwrap_or_default();
+        if handle.auth().is_enabled() {
+            let (reader, ids) = (handle.clone(), ids.to_vec());
+            blocking(move || check_leases(&reader, &who, Need::Write, &ids)).await?;
+        }
         ask_leader(&handle, || async {
             match place(&handle, false)? {
                 Place::Here => Ok(handle.renew_leases(ids).await?),
@@ -140,6 +167,21 @@ impl Leases {
     pub fn member(&self) -> &Arc<Member> {
         &self.member
     }
+}
+
+/// Whether `who` may do that to the keys of all these leases, as applied here.
+fn check_leases(handle: &Handle, who: &Identity, need: Need, ids: &[i64]) -> Result<(), Error> {
+    let auth = handle.auth();
+    if auth.check_admin(who).is_ok() {
+        return Ok(());
+    }
+    let view = handle.view()?;
+    let keys = LeasesOf(&view);
+    ids.iter().try_for_each(|id| auth.check_lease(who, need, *id, &keys)).map_err(|error| read_error(handle, error))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Error::Internal(error.to_string()))?
 }
 
 /// What a lease has left by this member's own clock.

@@ -3,6 +3,7 @@
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::v3lockpb as wire;
 
+use super::caller::Caller;
 use super::failure::Error;
 use super::queue::{Queue, Undo, created_at, first_read, get, key, oldest_under, one, prefix, put};
 
@@ -16,6 +17,11 @@ impl Lock {
     /// Locks of one member.
     pub fn new(queue: Queue) -> Self {
         Self { queue }
+    }
+
+    /// The same on behalf of a caller.
+    pub fn of(&self, caller: Caller) -> Self {
+        Self { queue: self.queue.of(caller) }
     }
 
     /// The queue below.
@@ -37,7 +43,7 @@ impl Lock {
             success: vec![put(&key, Default::default(), lease), get(oldest_under(&prefix))],
             failure: vec![get(one(&key)), get(oldest_under(&prefix))],
         };
-        let response = self.queue.kv().txn(txn).await?;
+        let response = self.queue.txn(txn).await?;
         let revision = response.header.map_or(0, |header| header.revision);
         let mine = match response.succeeded {
             true => revision,
@@ -46,15 +52,14 @@ impl Lock {
         if first_read(&response, 1).is_none_or(|owner| owner.create_revision == mine) {
             return Ok(wire::LockResponse { header: response.header, key });
         }
-        let (kv, own) = (self.queue.kv().clone(), key.clone());
+        let (queue, own) = (self.queue.clone(), key.clone());
         let undo = Undo::new(move || async move {
-            let delete = pb::DeleteRangeRequest { key: own, ..Default::default() };
-            if let Err(error) = kv.delete_range(delete).await {
+            if let Err(error) = queue.delete(own).await {
                 tracing::debug!(%error, "the place of a lock that was given up goes with its lease");
             }
         });
         self.queue.turn(&prefix, mine - 1).await?;
-        let own = self.queue.kv().range(one(&key)).await?;
+        let own = self.queue.range(one(&key)).await?;
         undo.keep();
         if own.kvs.is_empty() {
             return Err(Error::SessionExpired);
@@ -67,8 +72,7 @@ impl Lock {
     /// # Errors
     /// `EmptyKey`; those of a write.
     pub async fn unlock(&self, request: wire::UnlockRequest) -> Result<wire::UnlockResponse, Error> {
-        let delete = pb::DeleteRangeRequest { key: request.key, ..Default::default() };
-        let response = self.queue.kv().delete_range(delete).await?;
+        let response = self.queue.delete(request.key).await?;
         Ok(wire::UnlockResponse { header: response.header })
     }
 }

@@ -8,6 +8,7 @@ use balsa_proto::etcdserverpb as pb;
 use pb::alarm_request::AlarmAction;
 use pb::downgrade_request::DowngradeAction;
 
+use super::caller::Caller;
 use super::failure::Error;
 use super::kv::{read, wrong_outcome};
 use super::member::{Member, header};
@@ -35,8 +36,9 @@ impl Maintenance {
     ///
     /// # Errors
     /// `Uninitialized`.
-    pub fn status(&self) -> Result<pb::StatusResponse, Error> {
+    pub async fn status(&self, caller: &Caller) -> Result<pb::StatusResponse, Error> {
         let handle = self.member.handle()?;
+        self.member.require_user(&handle, caller).await?;
         let status = handle.status();
         let (size, live) = handle.store().size_bytes();
         let no_leader = (status.leader == 0).then(|| "etcdserver: no leader".to_owned());
@@ -62,8 +64,9 @@ impl Maintenance {
     ///
     /// # Errors
     /// `Compacted`, `FutureRevision`.
-    pub async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, Error> {
+    pub async fn hash_kv(&self, caller: &Caller, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, Error> {
         let handle = self.member.voter()?;
+        self.member.require_root(&handle, caller).await?;
         let timer = metrics::HASH_KV_SECONDS.start_timer();
         let hash = self.hash_at(&handle, request.revision).await?;
         timer.observe_duration();
@@ -80,8 +83,9 @@ impl Maintenance {
     ///
     /// # Errors
     /// Those of reading.
-    pub async fn hash(&self) -> Result<pb::HashResponse, Error> {
+    pub async fn hash(&self, caller: &Caller) -> Result<pb::HashResponse, Error> {
         let handle = self.member.voter()?;
+        self.member.require_root(&handle, caller).await?;
         let timer = metrics::HASH_SECONDS.start_timer();
         let hash = self.hash_at(&handle, 0).await?;
         timer.observe_duration();
@@ -90,15 +94,20 @@ impl Maintenance {
     }
 
     async fn hash_at(&self, handle: &Handle, revision: i64) -> Result<HashKv, Error> {
-        read(handle, false, move |view| mvcc::hash_kv(view, revision)).await
+        read(handle, handle.view()?, false, move |view| mvcc::hash_kv(view, revision)).await
     }
 
     /// Hands leadership to a voter; on the leader only. The answer has no header, as etcd's.
     ///
     /// # Errors
     /// `NotLeader`, `BadTransferee`, `TimedOut`.
-    pub async fn move_leader(&self, request: pb::MoveLeaderRequest) -> Result<pb::MoveLeaderResponse, Error> {
+    pub async fn move_leader(
+        &self,
+        caller: &Caller,
+        request: pb::MoveLeaderRequest,
+    ) -> Result<pb::MoveLeaderResponse, Error> {
         let handle = self.member.voter()?;
+        self.member.require_root(&handle, caller).await?;
         let status = handle.status();
         if !status.is_leader() {
             return Err(Failure::NotLeader { leader: Some(status.leader).filter(|id| *id != 0) }.into());
@@ -111,14 +120,20 @@ impl Maintenance {
     ///
     /// # Errors
     /// Those of a read index or of a write; `UnknownMethod`.
-    pub async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, Error> {
+    pub async fn alarm(&self, caller: &Caller, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, Error> {
         let handle = self.member.voter()?;
-        let action = AlarmAction::try_from(request.action).map_err(|_| Error::UnknownMethod)?;
+        let action = AlarmAction::try_from(request.action);
+        // Whoever has credentials may look; what is none of the actions is not looking.
+        let who = match action {
+            Ok(AlarmAction::Get) => self.member.require_user(&handle, caller).await?,
+            _ => self.member.require_root(&handle, caller).await?,
+        };
+        let action = action.map_err(|_| Error::UnknownMethod)?;
         let alarms = if action == AlarmAction::Get {
             handle.read_index().await?;
             maintenance::list(&handle.status().maintenance, request.alarm())
         } else {
-            match handle.propose(Command::Alarm(request)).await? {
+            match handle.propose(Command::Alarm(request), who).await? {
                 Outcome::Alarm(response) => response.alarms,
                 other => return Err(wrong_outcome(&other)),
             }
@@ -132,8 +147,10 @@ impl Maintenance {
     ///
     /// # Errors
     /// `Storage`.
-    pub async fn defragment(&self) -> Result<pb::DefragmentResponse, Error> {
-        let store = self.member.voter()?.store();
+    pub async fn defragment(&self, caller: &Caller) -> Result<pb::DefragmentResponse, Error> {
+        let handle = self.member.voter()?;
+        self.member.require_root(&handle, caller).await?;
+        let store = handle.store();
         let started = Instant::now();
         metrics::DEFRAGMENTING.inc();
         let done = blocking(move || store.compact_files().map_err(|error| Failure::from(error).into())).await;
@@ -149,8 +166,13 @@ impl Maintenance {
     ///
     /// # Errors
     /// `WrongDowngradeFormat`, `InvalidDowngradeTarget`, `DowngradeInProgress`, `UnknownMethod`; those of a write.
-    pub async fn downgrade(&self, request: pb::DowngradeRequest) -> Result<pb::DowngradeResponse, Error> {
+    pub async fn downgrade(
+        &self,
+        caller: &Caller,
+        request: pb::DowngradeRequest,
+    ) -> Result<pb::DowngradeResponse, Error> {
         let handle = self.member.voter()?;
+        let who = self.member.require_root(&handle, caller).await?;
         let action = DowngradeAction::try_from(request.action).map_err(|_| Error::UnknownMethod)?;
         if action != DowngradeAction::Cancel {
             let target = downgrade_target(&request.version)?;
@@ -171,7 +193,7 @@ impl Maintenance {
             DowngradeAction::Cancel => Some(pb::DowngradeInfo::default()),
         };
         if let Some(info) = wanted.filter(|info| *info != downgrade_info(&handle.status())) {
-            handle.propose(Command::Downgrade(info)).await?;
+            handle.propose(Command::Downgrade(info), who).await?;
         }
         let status = handle.status();
         let version = format!("{major}.{}", minor + 1);

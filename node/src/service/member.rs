@@ -8,7 +8,9 @@ use arc_swap::Guard;
 use balsa_proto::etcdserverpb as pb;
 use tokio_util::sync::CancellationToken;
 
+use super::caller::AuthSettings;
 use super::failure::Error;
+use super::password::Passwords;
 use crate::config::hot::{Active, HotConfig};
 use crate::engine::{Failure, Handle, Node, Status};
 
@@ -25,6 +27,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Where checkpoints for snapshot streams are made; on the file system of the store, emptied at start.
     pub scratch_dir: PathBuf,
+    /// How callers prove who they are.
+    pub auth: AuthSettings,
 }
 
 /// One process that is, or may become, a member.
@@ -35,14 +39,17 @@ pub struct Member {
     /// The cluster id that a caller latched, when it is not ours; else 0.
     foreign: AtomicU64,
     stopping: CancellationToken,
+    passwords: Passwords,
 }
 
 impl Member {
     /// Wraps a node.
     pub fn new(node: Arc<Node>, settings: Settings) -> Self {
+        let passwords = Passwords::new(settings.auth.bcrypt_cost, settings.auth.password_threads);
         Self {
             node,
             settings,
+            passwords,
             draining: AtomicBool::new(false),
             foreign: AtomicU64::new(0),
             stopping: CancellationToken::new(),
@@ -57,6 +64,11 @@ impl Member {
     /// The active settings of those that can change: one guard, one version.
     pub fn hot(&self) -> Guard<Arc<Active>> {
         self.settings.hot.load()
+    }
+
+    /// Where passwords are hashed and compared.
+    pub fn passwords(&self) -> &Passwords {
+        &self.passwords
     }
 
     /// The node below, for its lifecycle.

@@ -116,6 +116,7 @@ struct Observed {
     ready: IntGauge,
     draining: IntGauge,
     inbox: IntGauge,
+    auth_revision: IntGauge,
     watch: Watch,
     keys: IntGauge,
     alarms: IntGaugeVec,
@@ -218,6 +219,7 @@ impl Observed {
             ready: make.gauge("balsa_ready", "Whether this member is ready to serve.")?,
             draining: make.gauge("balsa_draining", "Whether this member is on its way out.")?,
             inbox: make.gauge("balsa_raft_inbox_length", "Inputs that wait for the driver.")?,
+            auth_revision: make.gauge("etcd_debugging_auth_revision", "The current revision of auth store.")?,
             watch: Watch::new(&make)?,
             keys: make.gauge("etcd_debugging_mvcc_keys_total", "Total number of keys.")?,
             alarms: make.gauges2(
@@ -243,6 +245,7 @@ impl Observed {
         self.size_in_use.set(clamp(live));
         self.inbox.set(handle.queued() as i64);
         metrics::QUEUE_LENGTH.with_label_values(&["inbox"]).set(handle.queued() as i64);
+        self.auth_revision.set(clamp(handle.auth().revision()));
         self.watch.set(&handle.watch_hub().counts());
         self.set(&handle.status());
     }

@@ -2,7 +2,9 @@
 //! table of failures. Nothing here knows how a request arrived (tonic, HTTP) or how bytes are kept (RocksDB).
 
 pub mod archive;
+pub mod auth;
 pub mod auto_compaction;
+pub mod caller;
 pub mod checks;
 pub mod cluster;
 pub mod corruption;
@@ -10,6 +12,7 @@ pub mod election;
 pub mod failure;
 pub mod forward;
 pub mod health;
+pub mod jwt;
 pub mod keep_alive;
 pub mod kv;
 pub mod lease;
@@ -18,12 +21,14 @@ pub mod maintenance;
 pub mod member;
 pub mod metrics;
 pub mod node;
+pub mod password;
 pub mod peer;
 pub mod queue;
 pub mod reconfigure;
 pub mod restore;
 pub mod settings;
 pub mod stop;
+pub mod tokens;
 pub mod watch;
 
 pub use failure::Error;

@@ -10,6 +10,7 @@ use pb::compare::{CompareResult, CompareTarget, TargetUnion};
 use pb::range_request::{SortOrder, SortTarget};
 use pb::request_op::Request;
 
+use super::caller::Caller;
 use super::failure::Error;
 use super::kv::Kv;
 use super::lease::Leases;
@@ -22,22 +23,47 @@ use crate::engine::watch::{Delivery, WatchRequest, WatchStream};
 /// Seconds of the lease that a caller gets who brings none; etcd's own. Nobody renews it.
 const SESSION_TTL: i64 = 60;
 
-/// The services below locks and elections.
+/// The services below locks and elections, on behalf of one caller: it may do with a queue what it may do with its keys.
 #[derive(Clone)]
 pub struct Queue {
     kv: Kv,
     leases: Leases,
+    caller: Caller,
 }
 
 impl Queue {
-    /// Over the keys and leases of one member.
+    /// Over the keys and leases of one member, on behalf of nobody yet.
     pub fn new(kv: Kv, leases: Leases) -> Self {
-        Self { kv, leases }
+        Self { kv, leases, caller: Caller::default() }
     }
 
-    /// The keys of the member.
-    pub fn kv(&self) -> &Kv {
-        &self.kv
+    /// The same on behalf of a caller.
+    pub fn of(&self, caller: Caller) -> Self {
+        Self { caller, ..self.clone() }
+    }
+
+    /// Reads.
+    ///
+    /// # Errors
+    /// Those of [`Kv::range`].
+    pub async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
+        self.kv.range(&self.caller, request).await
+    }
+
+    /// Runs a transaction.
+    ///
+    /// # Errors
+    /// Those of [`Kv::txn`].
+    pub async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
+        self.kv.txn(&self.caller, request).await
+    }
+
+    /// Deletes one key.
+    ///
+    /// # Errors
+    /// Those of [`Kv::delete_range`].
+    pub async fn delete(&self, key: Bytes) -> Result<pb::DeleteRangeResponse, Error> {
+        self.kv.delete_range(&self.caller, pb::DeleteRangeRequest { key, ..Default::default() }).await
     }
 
     /// The member below.
@@ -53,7 +79,7 @@ impl Queue {
         if lease != 0 {
             return Ok(lease);
         }
-        Ok(self.leases.grant(pb::LeaseGrantRequest { id: 0, ttl: SESSION_TTL }).await?.id)
+        Ok(self.leases.grant(&self.caller, pb::LeaseGrantRequest { id: 0, ttl: SESSION_TTL }).await?.id)
     }
 
     /// Waits until every key under the prefix that was created up to `last` is gone. Each waiter waits for the one right
@@ -64,7 +90,7 @@ impl Queue {
     pub async fn turn(&self, prefix: &Bytes, last: i64) -> Result<(), Error> {
         let request = pb::RangeRequest { max_create_revision: last, ..newest_under(prefix) };
         loop {
-            let before = self.kv.range(request.clone()).await?;
+            let before = self.range(request.clone()).await?;
             let Some(kv) = before.kvs.into_iter().next() else { return Ok(()) };
             self.gone(&kv.key, before.header.map_or(0, |header| header.revision)).await?;
         }

@@ -3,6 +3,7 @@
 //! Owns what etcd checks of a watch request, the ids of a stream, when progress is reported, and when a stream without a
 //! leader is cut. It must not know how events find their watchers (the hub does) nor how an answer is put on the wire.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::future::{Future, pending};
 use std::hash::{BuildHasher, RandomState};
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use balsa_proto::etcdserverpb as pb;
+use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
 use pb::watch_create_request::FilterType;
 use pb::watch_request::RequestUnion;
@@ -61,6 +63,12 @@ impl Watched for Handle {
     }
 }
 
+/// Decides for each watch of a session whether its client may open it.
+pub trait Admission: Send + Sync {
+    /// Refuses a watch of keys that the client may not read.
+    fn admit<'a>(&'a self, request: &'a pb::WatchCreateRequest) -> BoxFuture<'a, Result<(), Error>>;
+}
+
 /// What is configured for all sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WatchSettings {
@@ -106,6 +114,7 @@ struct Watching {
 /// One client's stream. Dropping it cancels its watchers.
 pub struct Session<S> {
     requests: S,
+    admission: Box<dyn Admission>,
     stream: WatchStream,
     watching: HashMap<i64, Watching>,
     /// The next id to try for a watcher without one.
@@ -122,7 +131,7 @@ impl<S, E> Session<S>
 where
     S: Stream<Item = Result<pb::WatchRequest, E>> + Unpin,
 {
-    /// Opens a session. `require_leader` is what the client said in its metadata; `stopping` is cancelled when streams
+    /// Opens a session, whose watches `admission` decides on. `require_leader` is what the client said in its metadata; `stopping` is cancelled when streams
     /// must end because the process does.
     ///
     /// # Errors
@@ -130,6 +139,7 @@ where
     pub fn open<M: Watched>(
         member: &M,
         requests: S,
+        admission: Box<dyn Admission>,
         settings: WatchSettings,
         require_leader: bool,
         stopping: CancellationToken,
@@ -145,8 +155,17 @@ where
         let cut = cut(require_leader.then(|| member.clone()), patience, stopping);
         let stream = member.watch_hub().open();
         let ticks = ticks(settings.progress_interval);
-        let (watching, cut) = (HashMap::new(), Box::pin(cut));
-        Ok(Self { requests, stream, watching, next_id: 0, ticks, cut, asked_all: false, over: false })
+        Ok(Self {
+            requests,
+            admission,
+            stream,
+            watching: HashMap::new(),
+            next_id: 0,
+            ticks,
+            cut: Box::pin(cut),
+            asked_all: false,
+            over: false,
+        })
     }
 
     /// The next answer. After an error there is nothing more. A client that sends no further requests goes on hearing of
@@ -162,7 +181,7 @@ where
                         return Some(Err(End::Client(error)));
                     }
                     Some(Ok(request)) => {
-                        if let Some(response) = self.answer(request) {
+                        if let Some(response) = self.answer(request).await {
                             return Some(Ok(Answer { response, splittable: false }));
                         }
                     }
@@ -183,9 +202,9 @@ where
     }
 
     /// Takes a request; not every one is answered, and an empty one is none.
-    fn answer(&mut self, request: pb::WatchRequest) -> Option<pb::WatchResponse> {
+    async fn answer(&mut self, request: pb::WatchRequest) -> Option<pb::WatchResponse> {
         match request.request_union? {
-            RequestUnion::CreateRequest(create) => Some(self.create(&create)),
+            RequestUnion::CreateRequest(create) => Some(self.create(&create).await),
             RequestUnion::CancelRequest(cancel) => self.cancel(cancel.watch_id),
             RequestUnion::ProgressRequest(pb::WatchProgressRequest {}) => {
                 self.stream.request_progress();
@@ -194,10 +213,10 @@ where
         }
     }
 
-    fn create(&mut self, request: &pb::WatchCreateRequest) -> pb::WatchResponse {
-        let (watch_id, interest) = match self.check(request) {
+    async fn create(&mut self, request: &pb::WatchCreateRequest) -> pb::WatchResponse {
+        let (watch_id, interest) = match self.check(request).await {
             Ok(checked) => checked,
-            Err(reason) => return self.refused(reason),
+            Err(reason) => return self.refused(&reason),
         };
         let progress_due = request.progress_notify.then_some(true);
         self.watching.insert(watch_id, Watching { progress_due, fragment: request.fragment });
@@ -207,10 +226,11 @@ where
     }
 
     /// The checks in etcd's order. A refused request takes no id.
-    fn check(&mut self, request: &pb::WatchCreateRequest) -> Result<(i64, Interest), &'static str> {
+    async fn check(&mut self, request: &pb::WatchCreateRequest) -> Result<(i64, Interest), Cow<'static, str>> {
         if request.start_revision < 0 {
-            return Err(COMPACTED);
+            return Err(COMPACTED.into());
         }
+        self.admission.admit(request).await.map_err(|error| not_admitted(&error))?;
         let range = watched_range(&request.key, &request.range_end).ok_or(EMPTY_RANGE)?;
         let watch_id = self.take_id(request.watch_id).ok_or(DUPLICATE_ID)?;
         Ok((watch_id, Interest { range, filters: filters(request) }))
@@ -290,6 +310,12 @@ where
 
 fn header(revision: i64) -> Option<pb::ResponseHeader> {
     Some(pb::ResponseHeader { revision, ..Default::default() })
+}
+
+/// The reason in the form that a Go client gives to a failed call: clients match on it.
+fn not_admitted(error: &Error) -> Cow<'static, str> {
+    let row = error.row();
+    format!("rpc error: code = {:?} desc = {}", row.code, row.text).into()
 }
 
 /// Filters that do not exist are left out of account, as etcd does.

@@ -89,7 +89,7 @@ impl Member {
         }
     }
 
-    fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Channel {
         let endpoint = Endpoint::from_shared(self.client_url()).expect("a URL").connect_timeout(Duration::from_secs(5));
         let Some(tls) = self.tls.clone() else { return endpoint.connect_lazy() };
         endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {

@@ -7,6 +7,7 @@ mod linearizable;
 mod proxy;
 mod writer;
 
+mod auth;
 mod damage;
 mod failpoints;
 mod faults;

@@ -16,6 +16,7 @@ use super::counts::Counts;
 use super::encoding::{self, Arena, Change, ChangeKind, RowWriter, VersionRef, decode};
 use super::source::{Bounds, Source, Stored, VisitRow, VisitVersion};
 use super::{KeyRange, RevisionEvents, Revisions, delete_event, key_value, put_event};
+use crate::domain::auth::LeaseKeys;
 use crate::domain::lease::LeaseChange;
 use crate::domain::lease::changes::LeaseChanges;
 use crate::storage::{StorageError, Table, View, WriteBatch};
@@ -253,6 +254,12 @@ fn version_of(kv: &KeyValue) -> VersionRef<'_> {
         version: kv.version,
         lease: kv.lease,
         value: &kv.value,
+    }
+}
+
+impl<V: View> LeaseKeys for Overlay<V> {
+    fn keys_of(&self, lease: i64) -> Result<Vec<Bytes>, StorageError> {
+        self.lease_keys(lease)
     }
 }
 

@@ -8,7 +8,9 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::*;
+use crate::domain::auth::AuthRefusal;
 use crate::domain::mvcc::{KeyRange, RevisionEvents, Revisions};
+use crate::domain::refusal::Refusal;
 use crate::engine::watch::{ChangeSource, Missed, WatchOptions};
 
 /// A store at revision 5, compacted at 3, of which nothing is read back but that revision 4 put "past".
@@ -62,6 +64,17 @@ impl Watched for FakeMember {
     }
 }
 
+/// Everybody may watch everything but "secret".
+struct ButSecrets;
+
+impl Admission for ButSecrets {
+    fn admit<'a>(&'a self, request: &'a pb::WatchCreateRequest) -> BoxFuture<'a, Result<(), Error>> {
+        let denied = Refusal::Auth(AuthRefusal::PermissionDenied);
+        let answer = if request.key == "secret" { Err(denied.into()) } else { Ok(()) };
+        Box::pin(async { answer })
+    }
+}
+
 type Requests = BoxStream<'static, Result<pb::WatchRequest, &'static str>>;
 
 /// A client, the session that serves it, and the strings that the test pulls.
@@ -87,7 +100,8 @@ fn open(status: Arc<Status>, progress_ms: u64, require_leader: bool) -> Result<S
     };
     let member = FakeMember { hub: hub.clone(), status };
     let stopping = CancellationToken::new();
-    let session = Session::open(&member, incoming.boxed(), settings, require_leader, stopping.clone())?;
+    let session =
+        Session::open(&member, incoming.boxed(), Box::new(ButSecrets), settings, require_leader, stopping.clone())?;
     Ok(Scene { hub, leader, requests: Some(requests), session, stopping })
 }
 
@@ -176,6 +190,10 @@ async fn refusals_have_etcds_texts_take_no_id_and_leave_the_stream_alive() {
     assert_eq!(scene.told().await, compacted);
     scene.create("b", |request| request.range_end = Bytes::from_static(b"a"));
     assert_eq!(scene.told().await, "-1 at 5 created canceled: mvcc: watcher range is empty");
+    // Who may not read a key is not told either that the range is empty or the id taken.
+    scene.create("secret", |request| request.range_end = Bytes::from_static(b"a"));
+    let denied = "-1 at 5 created canceled: rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+    assert_eq!(scene.told().await, denied);
     scene.create("a", |request| request.watch_id = 7);
     assert_eq!(scene.told().await, "7 at 5 created");
     scene.create("a", |request| request.watch_id = 7);

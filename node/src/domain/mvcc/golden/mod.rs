@@ -145,7 +145,13 @@ impl Machine {
     }
 
     fn proposal(&self, command: Command) -> log::Proposal {
-        log::Proposal { origin: 1, incarnation: 1, sequence: self.sequence, command: Some(command) }
+        log::Proposal {
+            origin: 1,
+            incarnation: 1,
+            sequence: self.sequence,
+            command: Some(command),
+            ..Default::default()
+        }
     }
 
     fn apply(&mut self, entries: &[Entry]) -> String {

@@ -78,6 +78,7 @@ fn outcome(outcome: &Outcome) -> String {
         Outcome::Publish => "published\n".to_owned(),
         Outcome::Alarm(response) => format!("alarms {}\n", response.alarms.len()),
         Outcome::Downgrade => "downgrade\n".to_owned(),
+        Outcome::Auth { .. } => "auth\n".to_owned(),
         Outcome::Membership(membership) => format!("index={} next_id={}\n", membership.index, membership.next_id),
     }
 }

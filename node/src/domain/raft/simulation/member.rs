@@ -222,7 +222,8 @@ impl Process {
         let sequence = self.sequence;
         let put = PutRequest { key: key.to_owned().into(), value: "v".into(), ..Default::default() };
         let (origin, incarnation) = (self.id, self.incarnation);
-        let proposal = log::Proposal { origin, incarnation, sequence, command: Some(Command::Put(put)) };
+        let proposal =
+            log::Proposal { origin, incarnation, sequence, command: Some(Command::Put(put)), ..Default::default() };
         let data = log::Batch { proposals: vec![proposal] }.encode_to_vec();
         self.waiters.insert(sequence, Waiter { data: data.clone(), sent_in: 0 });
         self.queue.push_back(Queued { origin: None, sequence, data });
