@@ -75,7 +75,7 @@ images: build ## Build the container images and hand them to the local Kubernete
 	@e2e/images/build
 
 .PHONY: kube-up
-kube-up: build ## Bring up the local Kubernetes alone, BALSA_KUBE_STORE=balsa: on three processes of Balsa
+kube-up: build ## Bring up the local Kubernetes alone, on three processes of Balsa (BALSA_KUBE_STORE=etcd: on etcd)
 	@e2e/install all
 	@e2e/kubernetes/up
 

@@ -6,7 +6,7 @@
 # Volumes are not below $BALSA_KUBE, since /run is in memory on most machines.
 : "${BALSA_VOLUMES:=/var/tmp/balsa-kube-volumes}"
 # What the API server keeps its objects in: three processes of Balsa, or one of etcd, for comparison.
-: "${BALSA_KUBE_STORE:=etcd}"
+: "${BALSA_KUBE_STORE:=balsa}"
 : "${CARGO_TARGET_DIR:=$BALSA_CACHE/target}"
 KUBE=$BALSA_KUBE
 export PATH="$BALSA_CACHE/bin:$PATH:/usr/sbin:/sbin"
