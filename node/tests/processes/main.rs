@@ -8,6 +8,7 @@ mod proxy;
 mod writer;
 
 mod auth;
+mod etcd3gw;
 mod damage;
 mod failpoints;
 mod faults;
