@@ -8,8 +8,8 @@ mod proxy;
 mod writer;
 
 mod auth;
-mod etcd3gw;
 mod damage;
+mod etcd3gw;
 mod failpoints;
 mod faults;
 mod flags;
