@@ -87,7 +87,6 @@ kube-down: ## Take the local Kubernetes down, leaving nothing
 bench: build ## Compare with etcd in one run; writes the table for docs/benchmarks.md
 	@e2e/install etcd
 	@e2e/bench/run
-	@e2e/bench/leases
 
 .PHONY: lint
 lint: ## Formatting and clippy, warnings are errors
