@@ -193,11 +193,7 @@ impl<'a> Collector<'a> {
         let more = self.kvs.len() >= self.keep;
         self.kvs.truncate(if self.keep == usize::MAX { self.keep } else { self.keep - 1 });
         if self.request.keys_only {
-            let keep_lease = !self.without_values();
-            for kv in &mut self.kvs {
-                kv.value = Bytes::new();
-                kv.lease = if keep_lease { kv.lease } else { 0 };
-            }
+            self.kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
         }
         pb::RangeResponse { header: header(revision), kvs: self.kvs, more, count: self.count }
     }
