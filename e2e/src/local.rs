@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -43,7 +44,7 @@ impl Server {
     /// As [`Server::alone`].
     pub async fn cluster(name: &str, program: &Path, size: usize, more: &[&str]) -> anyhow::Result<Vec<Self>> {
         let names: Vec<String> = (0..size).map(|index| format!("m{index}")).collect();
-        let ports = names.iter().map(|_| Ok((free_port()?, free_port()?))).collect::<anyhow::Result<Vec<_>>>()?;
+        let ports: Vec<_> = names.iter().map(|_| (free_port(), free_port())).collect();
         let peer = |(name, (_, port)): (&String, &(u16, u16))| format!("{name}=http://127.0.0.1:{port}");
         let all = names.iter().zip(&ports).map(peer).collect::<Vec<_>>().join(",");
         let mut members = Vec::new();
@@ -156,6 +157,14 @@ fn arguments(name: &str, directory: &Path, client: u16, peer: u16) -> Vec<String
     ]
 }
 
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+/// A port below those that the system gives to outgoing connections: one of these could take it before the server listens.
+fn free_port() -> u16 {
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let begin = std::process::id() as u16;
+    loop {
+        let port = 12_000 + begin.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % 20_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }

@@ -100,6 +100,7 @@ async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> 
     listeners.serve(&config.listen_peer_urls, peer_tls, &peer, Closing::AtExit).map_err(failed)?;
     listeners.serve(&config.listen_client_http_urls, client_tls, &client_http, Closing::Gracefully).map_err(failed)?;
     listeners.serve(&config.listen_client_urls, client_tls, &client, Closing::Gracefully).map_err(failed)?;
+    node.listening();
 
     let signal = tokio::select! {
         signal = signals.next() => signal,

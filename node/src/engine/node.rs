@@ -10,6 +10,7 @@ use balsa_proto::node::ExitCode;
 use balsa_proto::peer::MembersResponse;
 use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::fatal::Fatal;
@@ -165,6 +166,8 @@ pub struct Node {
     running: RwLock<Option<Running>>,
     /// Held while the node becomes a member, so that two calls cannot both find an empty disk.
     becoming: tokio::sync::Mutex<()>,
+    /// Whether the ports accept connections.
+    listening: watch::Sender<bool>,
 }
 
 impl Node {
@@ -177,7 +180,8 @@ impl Node {
             .map_err(|error| StartError::Disk(format!("create {}: {error}", config.data_dir.display())))?;
         let marker = marker::read(&config.data_dir)?;
         let bootstrap = config.bootstrap.clone();
-        let node = Arc::new(Self { config, fatal, running: RwLock::new(None), becoming: tokio::sync::Mutex::new(()) });
+        let (running, becoming) = (RwLock::new(None), tokio::sync::Mutex::new(()));
+        let node = Arc::new(Self { config, fatal, running, becoming, listening: watch::Sender::new(false) });
         match (marker, bootstrap) {
             (Some(marker), _) => node.start(marker).await?,
             (None, Bootstrap::Operator) => node.wait_for_operator().await?,
@@ -187,6 +191,12 @@ impl Node {
             (None, Bootstrap::Static { members, existing: true, .. }) => node.join_existing(&members).await?,
         }
         Ok(node)
+    }
+
+    /// The ports accept connections from now on. Not before that the log says that the member is ready: who starts a node
+    /// waits for that line, as for etcd's, and connects.
+    pub fn listening(&self) {
+        self.listening.send_replace(true);
     }
 
     /// The running member.
@@ -284,7 +294,8 @@ impl Node {
         check_not_removed(&marker, &ask(&self.config.dialer, &disk.peer_urls()).await)?;
         check_place(&marker, disk.membership(), &self.config)?;
         let handle = disk.start(&self.fatal)?;
-        tokio::spawn(publish(handle.clone(), self.config.name.clone(), self.config.client_urls.clone()));
+        let (name, client_urls) = (self.config.name.clone(), self.config.client_urls.clone());
+        tokio::spawn(publish(handle.clone(), name, client_urls, self.listening.subscribe()));
         let dialer = self.config.dialer.clone();
         tokio::spawn(notice_removal(handle.clone(), marker.clone(), dialer, self.fatal.clone()));
         info!(
@@ -479,13 +490,19 @@ fn find_own(own_urls: &[String], answers: &[MembersResponse]) -> Option<Marker> 
 }
 
 /// Makes name and client URLs known, and thereby the member `started`.
-async fn publish(handle: Handle, name: String, client_urls: Vec<String>) {
+async fn publish(handle: Handle, name: String, client_urls: Vec<String>, mut listening: watch::Receiver<bool>) {
     let id = handle.member_id();
     loop {
         let status = handle.status();
         let own = status.membership.members.iter().find(|member| member.id == id);
         if own.is_some_and(|own| own.started && own.name == name && own.client_urls == client_urls) {
-            info!(member = format!("{id:x}"), "ready to serve client requests");
+            let listens = tokio::select! {
+                listens = listening.wait_for(|listens| *listens) => listens.is_ok(),
+                () = handle.stopped() => false,
+            };
+            if listens {
+                info!(member = format!("{id:x}"), "ready to serve client requests");
+            }
             return;
         }
         if own.is_none() || status.leader == 0 {

@@ -129,6 +129,7 @@ async fn the_line_that_drivers_wait_for_has_etcds_fields() {
         vec![format!("--log-outputs=stderr,{file}"), "--max-wals=9".into(), "--snapshot-count=10000".into()]
     });
     let log = single.logged("ready to serve client requests").await;
+    std::net::TcpStream::connect(("127.0.0.1", single.client)).expect("it accepts connections by then");
     for line in log.lines() {
         let line: serde_json::Value = serde_json::from_str(line).expect("every line is JSON");
         for field in ["level", "ts", "caller", "msg"] {
