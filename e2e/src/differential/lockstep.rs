@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::mvccpb::Event;
 use pb::watch_request::RequestUnion;
+use tonic::Code;
 
 use super::allowed;
 use super::reply::Reply;
@@ -159,6 +160,10 @@ impl Lockstep {
             (Step::Compact(request), Reply::Compact(_)) => {
                 self.revisions.compacted = request.revision;
                 self.compactions.insert(request.revision);
+            }
+            // What decodes has no revision in it, so this compacted at 0.
+            (Step::Raw { path, .. }, Reply::Raw(Code::Ok)) if path.ends_with("/Compact") => {
+                self.compactions.insert(0);
             }
             (Step::Watch { stream, request }, Reply::Watch(answers)) => self.learn_watch(*stream, request, answers),
             _ => {}
