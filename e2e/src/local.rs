@@ -160,7 +160,8 @@ fn arguments(name: &str, directory: &Path, client: u16, peer: u16) -> Vec<String
 /// A port below those that the system gives to outgoing connections: one of these could take it before the server listens.
 fn free_port() -> u16 {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
-    let begin = std::process::id() as u16;
+    // Processes that start one after the other begin far from each other.
+    let begin = (std::process::id() as u16).wrapping_mul(7_919);
     loop {
         let port = 12_000 + begin.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % 20_000;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
