@@ -77,7 +77,7 @@ pub(crate) fn observed_three() -> Observed {
             ObservedVolume { uid: format!("volume-{k}"), marker: Some(marker), ..ObservedVolume::default() },
         );
         observed.nodes.insert(k, NodeReport::Answered(voter(k, marker)));
-        let progress = Progress { match_index: 10, active: true, snapshot_running: false, caught_up: true };
+        let progress = Progress { match_index: 10, active: true, caught_up: true, ..Progress::default() };
         list.members.insert(
             id,
             Member {

@@ -305,6 +305,8 @@ pub struct Progress {
     pub snapshot_running: bool,
     /// Within the lag bound and no snapshot running.
     pub caught_up: bool,
+    /// How long neither its match index nor a snapshot to it has moved; 0 while it holds the whole log.
+    pub still_seconds: i64,
 }
 
 /// The PodDisruptionBudget as read back.

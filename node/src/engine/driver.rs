@@ -21,6 +21,7 @@ use super::keeper::Keeper;
 use super::reads::Reads;
 use super::round_trips::RoundTrips;
 use super::snapshot::Snapshots;
+use super::standstill::Standstill;
 use super::status::{Progress, Status};
 use super::waiters::Waiters;
 use crate::domain::raft::recovery::LostTail;
@@ -96,6 +97,7 @@ pub(crate) struct Driver {
     install_name: Option<String>,
     leader_changes: u64,
     round_trips: RoundTrips,
+    standstill: Standstill,
     stopped: Option<tokio::sync::oneshot::Sender<()>>,
     /// The disk failed, or is not what it was: nothing more is written, sent or voted.
     broken: bool,
@@ -119,6 +121,7 @@ impl Driver {
             install_name: None,
             leader_changes: 0,
             round_trips: RoundTrips::default(),
+            standstill: Standstill::default(),
             stopped: None,
             broken: false,
             ports,
@@ -626,24 +629,33 @@ impl Driver {
         }
     }
 
-    fn publish_status(&self) {
-        let role = self.replica.role();
-        let commit = self.replica.commit();
-        let progress = self.replica.progress().into_iter().map(|(id, matched, active, snapshot_running)| Progress {
+    /// As the leader sees each member; empty on others.
+    fn progress(&mut self, term: u64, commit: u64) -> Vec<Progress> {
+        let (seen, last, now) = (self.replica.progress(), self.replica.last_index(), Instant::now());
+        let listed: Vec<u64> = seen.iter().map(|(id, ..)| *id).collect();
+        self.standstill.begin(term, &listed);
+        let known = seen.into_iter().map(|(id, matched, active, snapshot_running)| Progress {
             id,
             match_index: matched,
             active,
             snapshot_running,
             caught_up: !snapshot_running && active && matched + CAUGHT_UP_ENTRIES >= commit && matched > 0,
+            moved: Some(self.standstill.moved(id, matched, matched >= last, snapshot_running, now)),
         });
-        let progress = Arc::new(progress.collect::<Vec<_>>());
+        known.collect()
+    }
+
+    fn publish_status(&mut self) {
+        let role = self.replica.role();
+        let commit = self.replica.commit();
+        let progress = self.progress(role.term, commit);
         let mut slot = self.ports.status.write();
         let status = Arc::make_mut(&mut slot);
         status.leader = role.leader;
         status.term = role.term;
         status.commit = commit;
         status.last_index = self.replica.last_index();
-        status.progress = progress;
+        status.progress = Arc::new(progress);
         status.transferring = self.replica.transferring();
         status.change_in_flight = self.replica.change_in_flight();
         status.leader_changes = self.leader_changes;

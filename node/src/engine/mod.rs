@@ -23,6 +23,7 @@ pub mod restore;
 mod round_trips;
 mod snapshot;
 mod space;
+mod standstill;
 pub mod status;
 mod waiters;
 pub mod watch;

@@ -1,6 +1,7 @@
 //! What a running member says of itself, for services, metrics and readiness.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use balsa_proto::log::{Maintenance, Membership};
 
@@ -74,4 +75,13 @@ pub struct Progress {
     pub snapshot_running: bool,
     /// match >= commit - bound and no snapshot running.
     pub caught_up: bool,
+    /// When its match index or a snapshot to it moved last, as this leader has seen it.
+    pub moved: Option<Instant>,
+}
+
+impl Progress {
+    /// How long nothing has moved.
+    pub fn still(&self) -> Duration {
+        self.moved.map(|moved| moved.elapsed()).unwrap_or_default()
+    }
 }

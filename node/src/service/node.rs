@@ -290,6 +290,7 @@ fn listing(status: &Status) -> wire::ListResponse {
         active: peer.active,
         snapshot_running: peer.snapshot_running,
         caught_up: peer.caught_up,
+        still_seconds: peer.still().as_secs(),
     });
     wire::ListResponse {
         membership: Some(log::Membership::clone(&status.membership)),

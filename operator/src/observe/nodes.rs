@@ -106,6 +106,7 @@ fn member_list(list: ListResponse) -> Option<MemberList> {
                 active: p.active,
                 snapshot_running: p.snapshot_running,
                 caught_up: p.caught_up,
+                still_seconds: i64::try_from(p.still_seconds).unwrap_or(i64::MAX),
             };
             (p.id, known)
         })

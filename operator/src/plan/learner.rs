@@ -109,10 +109,15 @@ fn promote(view: &View<'_>, notes: &mut Notes, k: u32, id: u64, member: &Member)
     Decision::act("O7", Step::Promote { ordinal: k, raft_id: id, membership_index }).now()
 }
 
-/// O5; O6 past the deadline. The learner is never removed for that alone.
+/// O5; O6 when nothing has moved for the deadline. The learner is never removed for that alone.
+///
+/// A slow learner may take as long as it likes, and the wait must have lasted as long as well: before, its node was not
+/// there to receive anything. One that has caught up and not published itself has nothing left to receive.
 fn behind(view: &View<'_>, k: u32, id: u64, progress: Progress) -> Decision {
     let target = Target { ordinal: Some(k), member: Some(id) };
-    let stuck = !progress.snapshot_running && aged(view, Matter::Learner, target, LEARNER_DEADLINE_SECONDS);
+    let still = progress.caught_up || progress.still_seconds >= LEARNER_DEADLINE_SECONDS;
+    let waited = aged(view, Matter::Learner, target, LEARNER_DEADLINE_SECONDS);
+    let stuck = !progress.snapshot_running && still && waited;
     let (row, reason) = if stuck { ("O6", WaitReason::LearnerStuck) } else { ("O5", WaitReason::LearnerBehind) };
     let what = match progress {
         Progress { active: false, .. } => "is not heard by the leader",

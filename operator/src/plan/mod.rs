@@ -39,7 +39,7 @@ pub const TERMINATION_MARGIN_SECONDS: i64 = 30;
 pub const UNSCHEDULABLE_GRACE_SECONDS: i64 = 60;
 /// A leader that was asked to move has this long.
 pub const MOVE_LEADER_DEADLINE_SECONDS: i64 = 60;
-/// A learner that is sent no snapshot has this long to catch up.
+/// A learner to which nothing has moved for so long is stuck: neither an entry nor a byte of a snapshot.
 pub const LEARNER_DEADLINE_SECONDS: i64 = 600;
 /// A restarted pod has this long to rejoin.
 pub const REJOIN_DEADLINE_SECONDS: i64 = 600;

@@ -349,7 +349,7 @@ impl Script {
     fn edit_member(&mut self, k: u32, words: &[&str]) -> Result<(), String> {
         let url = names::peer_url(&self.world.cluster, k);
         let list = self.observed.members.as_mut().ok_or("there is no list")?;
-        let caught_up = Progress { match_index: 100, active: true, snapshot_running: false, caught_up: true };
+        let caught_up = Progress { match_index: 100, active: true, caught_up: true, ..Progress::default() };
         if let ["listed", id] = words {
             let member = Member {
                 peer_urls: vec![url],
@@ -385,6 +385,7 @@ impl Script {
             ["snapshot"] => progress.snapshot_running = true,
             ["caught-up"] => *progress = caught_up,
             ["at", index] => progress.match_index = number(index)?,
+            ["still", seconds] => progress.still_seconds = number(seconds)?,
             _ => return Err("no such edit of a member".into()),
         }
         Ok(())

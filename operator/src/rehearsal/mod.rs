@@ -9,3 +9,4 @@ mod nodes;
 mod objects;
 mod runs;
 mod stage;
+mod told;

@@ -136,6 +136,7 @@ impl Node for Face {
                     active: known.active,
                     snapshot_running: known.snapshot_running,
                     caught_up: known.caught_up,
+                    still_seconds: u64::try_from(known.still_seconds).unwrap_or_default(),
                 })
             });
             let progress = progress.collect();

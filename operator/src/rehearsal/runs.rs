@@ -28,14 +28,14 @@ const SEEDS: u64 = 25;
 const EVENTS: usize = 150;
 
 /// An operator at work on the stage. A new one is a new process.
-struct Operator {
+pub(super) struct Operator {
     stage: Shared,
     context: Arc<Context>,
     resource: Arc<RaftCluster>,
 }
 
 impl Operator {
-    fn new(stage: &Shared) -> Self {
+    pub(super) fn new(stage: &Shared) -> Self {
         let client = client(stage);
         let reporter = Reporter { controller: "balsa-operator".into(), instance: None };
         let clock = Arc::clone(stage);
@@ -53,7 +53,7 @@ impl Operator {
         Self { stage: Arc::clone(stage), context: Arc::new(context), resource: Arc::new(resource) }
     }
 
-    async fn pass(&self) -> Result<Action, ReconcileError> {
+    pub(super) async fn pass(&self) -> Result<Action, ReconcileError> {
         pass(&self.resource, &self.context).await
     }
 
@@ -67,7 +67,7 @@ impl Operator {
     }
 
     /// Passes and ticks until nothing is left to do.
-    async fn settle(&self) -> Result<(), String> {
+    pub(super) async fn settle(&self) -> Result<(), String> {
         for _ in 0..PASSES_MAX {
             let result = self.pass().await;
             let mut stage = lock(&self.stage);
@@ -125,18 +125,18 @@ impl Stage {
     }
 }
 
-fn shared(stage: Stage) -> Shared {
+pub(super) fn shared(stage: Stage) -> Shared {
     Arc::new(Mutex::new(stage))
 }
 
 /// One thread, so that a seed decides everything.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(future)
 }
 
 /// A settled cluster of `want`.
-async fn settled(want: u32, spec: &Value) -> Stage {
+pub(super) async fn settled(want: u32, spec: &Value) -> Stage {
     let stage = shared(Stage::new(want, spec));
     Operator::new(&stage).settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
     let mut stage = lock(&stage).clone();
@@ -145,7 +145,7 @@ async fn settled(want: u32, spec: &Value) -> Stage {
     stage
 }
 
-fn changed(mut stage: Stage, change: impl FnOnce(&mut Stage)) -> Stage {
+pub(super) fn changed(mut stage: Stage, change: impl FnOnce(&mut Stage)) -> Stage {
     change(&mut stage);
     stage
 }

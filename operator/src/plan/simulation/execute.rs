@@ -78,6 +78,7 @@ impl World {
             return Err(Refused::Conflict);
         }
         let incarnation = self.next_serial();
+        let now = self.now;
         let volume = self.volumes.get_mut(&0).ok_or(Refused::Conflict)?;
         if let Some(marker) = volume.disk {
             return if marker.cluster_id == cluster_id { Ok(()) } else { Err(Refused::Node("WrongDisk")) };
@@ -85,7 +86,7 @@ impl World {
         if self.resource.bootstrapped {
             self.violations.push("(e) a second bootstrap".into());
         }
-        World::joined(volume, Marker { cluster_id, raft_id: 1, incarnation }, false);
+        World::joined(volume, Marker { cluster_id, raft_id: 1, incarnation }, false, now);
         let founder = Member { peer_urls: vec![peer_url.to_owned()], started: true, ..Default::default() };
         let members = [(1, founder)].into();
         self.raft = Raft { cluster_id, index: 1, next_id: 2, members, leader: 1, term: 1, ..Default::default() };
@@ -135,9 +136,10 @@ impl World {
         if !self.runs(pod.ordinal) {
             return Err(Refused::Node("unreachable"));
         }
+        let now = self.now;
         let volume = self.volumes.get_mut(&pod.ordinal).ok_or(Refused::Conflict)?;
         match volume.disk {
-            None => World::joined(volume, marker, true),
+            None => World::joined(volume, marker, true, now),
             Some(is) if is == marker => {}
             Some(_) => return Err(Refused::Node("WrongDisk")),
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::names;
 use crate::observed::{
     ContainerState, ExitKind, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport, NodeState, Observed,
-    ObservedBudget, ObservedPod, ObservedResource, ObservedSet, ObservedVolume, PodPhase, Progress,
+    ObservedBudget, ObservedPod, ObservedResource, ObservedSet, ObservedVolume, PodPhase, Progress, UnixSeconds,
 };
 use crate::plan::proofs::quorum;
 use crate::valid::ValidCluster;
@@ -55,6 +55,8 @@ pub(crate) struct Volume {
     pub(crate) disk: Option<Marker>,
     /// Ticks until the disk's log is within the lag bound.
     pub(crate) behind: u32,
+    /// When `behind` last became less.
+    pub(crate) moved: UnixSeconds,
     pub(crate) corrupt: bool,
 }
 
@@ -70,6 +72,8 @@ pub(crate) struct Raft {
     pub(crate) term: u64,
     /// The leader does not hand over when asked.
     pub(crate) stubborn: bool,
+    /// Nothing gets through to those that are behind.
+    pub(crate) stalled: bool,
 }
 
 impl World {
@@ -315,8 +319,12 @@ impl World {
             if let Some(member) = self.raft.members.get_mut(&id) {
                 member.started = true;
             }
-            if let Some(volume) = ordinal.and_then(|k| self.volumes.get_mut(&k)) {
-                volume.behind = volume.behind.saturating_sub(1);
+            if let Some(volume) = ordinal.and_then(|k| self.volumes.get_mut(&k))
+                && volume.behind > 0
+                && !self.raft.stalled
+            {
+                volume.behind -= 1;
+                volume.moved = self.now;
             }
         }
     }
@@ -338,6 +346,11 @@ impl World {
         self.ordinal(id).and_then(|k| self.volumes.get(&k)).map_or(u32::MAX, |volume| volume.behind)
     }
 
+    /// When something moved last for this member.
+    fn moved(&self, id: u64) -> UnixSeconds {
+        self.ordinal(id).and_then(|k| self.volumes.get(&k)).map_or(self.now, |volume| volume.moved)
+    }
+
     fn judge_readiness(&mut self) {
         let quorum = self.has_quorum();
         let ready: BTreeMap<u32, bool> = self.pods.keys().map(|k| (*k, quorum && self.serves(*k))).collect();
@@ -356,7 +369,8 @@ impl World {
             && self.pods.get(&k).is_some_and(|pod| pod.object.terminating.is_none() && !pod.prepared)
     }
 
-    pub(crate) fn joined(volume: &mut Volume, marker: Marker, behind: bool) {
+    pub(crate) fn joined(volume: &mut Volume, marker: Marker, behind: bool, now: UnixSeconds) {
+        volume.moved = now;
         volume.disk = Some(marker);
         volume.behind = if behind { CATCH_UP_TICKS } else { 0 };
     }
@@ -426,6 +440,7 @@ impl World {
                 active,
                 snapshot_running: false,
                 caught_up: behind == 0,
+                still_seconds: if behind == 0 { 0 } else { self.now.saturating_sub(self.moved(id)) },
             }
         };
         let members = self.raft.members.iter().map(|(id, member)| {
