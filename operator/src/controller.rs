@@ -273,6 +273,11 @@ async fn report(context: &Context, seen: Seen<'_>) -> Result<(), ReconcileError>
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
     context.metrics.planned(&namespace, &name, plan.step.name().as_str(), reason, status.ready_replicas);
     status::write(&context.client, seen).await?;
+    if let Some((trouble, message)) = status::new_trouble(resource, &status)
+        && trouble != reason
+    {
+        publish(context, resource, EventType::Warning, trouble, "Degraded", message).await;
+    }
     let before = seen.observed.resource.plan.as_ref().and_then(|plan| plan.reason.as_deref());
     if let Some(blocked) = &plan.blocked_by
         && before != Some(reason)

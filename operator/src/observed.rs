@@ -189,6 +189,55 @@ pub enum ExitKind {
     Corrupt,
     /// 74: the disk is full or fails.
     DiskFailed,
+    /// 75: a fault of the program; a restart may help.
+    Fault,
+}
+
+impl ExitKind {
+    /// Every kind.
+    pub const ALL: [Self; 6] =
+        [Self::DiskLost, Self::MemberRemoved, Self::WrongDisk, Self::Corrupt, Self::DiskFailed, Self::Fault];
+
+    /// The exit code of the process.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::DiskLost => 70,
+            Self::MemberRemoved => 71,
+            Self::WrongDisk => 72,
+            Self::Corrupt => 73,
+            Self::DiskFailed => 74,
+            Self::Fault => 75,
+        }
+    }
+
+    /// The kind of an exit code, if it is one of the contract's.
+    pub fn of_code(code: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.code() == code)
+    }
+
+    /// Its name, as the node writes it into its last words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DiskLost => "DiskLost",
+            Self::MemberRemoved => "MemberRemoved",
+            Self::WrongDisk => "WrongDisk",
+            Self::Corrupt => "Corrupt",
+            Self::DiskFailed => "DiskFailed",
+            Self::Fault => "Fault",
+        }
+    }
+
+    /// What it means, for a person.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::DiskLost => "its disk is empty although it has run before",
+            Self::MemberRemoved => "its disk belongs to a removed member",
+            Self::WrongDisk => "its disk belongs to another member or cluster",
+            Self::Corrupt => "a file of its disk is damaged",
+            Self::DiskFailed => "its disk is full or fails",
+            Self::Fault => "a thread of the program panicked",
+        }
+    }
 }
 
 /// What a disk says of itself.
@@ -277,6 +326,27 @@ pub struct MemberList {
     pub members: BTreeMap<u64, Member>,
     /// Ids that were members once and never will be again.
     pub removed: BTreeSet<u64>,
+    /// The alarms that are raised, and by which member, in the order of their kinds.
+    pub alarms: BTreeSet<(Alarm, u64)>,
+}
+
+/// An alarm that a member has raised for the whole cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Alarm {
+    /// Data differ between members: nothing that changes keys is taken.
+    Corrupt,
+    /// The quota is used up: nothing that needs space is taken.
+    NoSpace,
+}
+
+impl Alarm {
+    /// The condition reason.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Corrupt => "Corrupt",
+            Self::NoSpace => "NoSpace",
+        }
+    }
 }
 
 /// One listed member.

@@ -7,7 +7,7 @@ mod conditions;
 mod patch;
 
 use balsa_crds::{BlockedBy, MemberRole, MemberStatus, Phase, PlanStatus, PlanTarget, RaftCluster, RaftClusterStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use crate::apply::{FIELD_MANAGER, is_busy, is_conflict};
 use crate::names;
-use crate::observed::{Member, MemberList, Observed, UnixSeconds};
+use crate::observed::{Alarm, ContainerState, ExitKind, Member, MemberList, Observed, UnixSeconds};
 use crate::step::{Plan, Step, StepName, WaitReason};
 use crate::valid::ValidCluster;
 
@@ -108,6 +108,8 @@ struct Facts {
     voters: i32,
     /// Listed voters that do not answer or are not ready, by pod name.
     unhealthy: Vec<String>,
+    /// Of these, how their nodes ended, where no process runs.
+    ended: Vec<(String, ExitKind)>,
     /// The one version that all answering members run.
     version: Option<String>,
     /// Pods that do not have the StatefulSet's newest template.
@@ -131,11 +133,17 @@ impl Facts {
         let revision = observed.set.as_ref().and_then(|set| set.update_revision.as_ref());
         let outdated = observed.pods.iter().filter(|(_, pod)| pod.revision.as_ref() != revision);
         let unhealthy = voters.iter().filter(|k| !observed.node(**k).is_some_and(|node| node.ready));
+        let ended = unhealthy.clone().filter_map(|k| {
+            let pod = observed.pods.get(k).filter(|pod| pod.container != ContainerState::Running)?;
+            Some((names::pod(&name, *k), pod.exit?.kind))
+        });
+        let ended = ended.collect();
         Self {
             available: list.is_some(),
             ready_voters: length(voters.iter().filter(|k| ready(k)).count()),
             voters: length(voters.len()),
             unhealthy: unhealthy.map(|k| names::pod(&name, *k)).collect(),
+            ended,
             version: version(observed),
             outdated: outdated.map(|(k, _)| names::pod(&name, *k)).collect(),
         }
@@ -227,6 +235,17 @@ fn phase(seen: Seen<'_>, facts: &Facts) -> Phase {
         _ if facts.voters >= count(want) && !facts.outdated.is_empty() => Phase::Updating,
         _ => Phase::Repairing,
     }
+}
+
+/// What the cluster has newly become degraded by, where a node told it by name: how one ended, or an alarm.
+pub fn new_trouble<'a>(resource: &RaftCluster, status: &'a RaftClusterStatus) -> Option<(&'a str, &'a str)> {
+    let degraded = |c: &&Condition| c.type_ == "Degraded";
+    let now = status.conditions.iter().find(degraded).filter(|condition| condition.status == "True")?;
+    let named = ExitKind::ALL.iter().any(|kind| kind.as_str() == now.reason)
+        || [Alarm::NoSpace, Alarm::Corrupt].iter().any(|alarm| alarm.as_str() == now.reason);
+    let before = resource.status.iter().flat_map(|status| &status.conditions).find(degraded);
+    let same = before.is_some_and(|before| before.status == now.status && before.reason == now.reason);
+    (named && !same).then_some((&now.reason, &now.message))
 }
 
 /// Whether a settled cluster looks as if it will stay so: used to choose how soon to look again.

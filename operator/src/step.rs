@@ -376,6 +376,10 @@ named! {
         LeaderWillNotMove,
         /// A new operator release would roll the pods, and holds.
         OperatorTemplateChanged,
+        /// A node ended because its disk is full or fails.
+        DiskFailed,
+        /// A node ended by a fault of the program.
+        Fault,
     }
 }
 
@@ -396,6 +400,7 @@ impl WaitReason {
                 | Self::LearnerStuck
                 | Self::RolloutStalled
                 | Self::LeaderWillNotMove
+                | Self::DiskFailed
         )
     }
 
@@ -411,6 +416,8 @@ impl WaitReason {
                 | Self::NodeUnreachable
                 | Self::DataLost
                 | Self::QuorumLost
+                | Self::DiskFailed
+                | Self::Fault
         )
     }
 }

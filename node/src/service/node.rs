@@ -299,6 +299,7 @@ fn listing(status: &Status) -> wire::ListResponse {
         commit_index: status.commit,
         change_in_flight: status.change_in_flight || status.transferring,
         progress: progress.collect(),
+        alarms: status.maintenance.alarms.clone(),
     }
 }
 

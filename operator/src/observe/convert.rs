@@ -118,14 +118,7 @@ fn container_state(container: &ContainerStatus) -> ContainerState {
 fn exit(container: &ContainerStatus) -> Option<NodeExit> {
     let ended = |state: &Option<k8s_openapi::api::core::v1::ContainerState>| state.as_ref()?.terminated.clone();
     let ended: ContainerStateTerminated = ended(&container.state).or_else(|| ended(&container.last_state))?;
-    let kind = match ended.exit_code {
-        70 => ExitKind::DiskLost,
-        71 => ExitKind::MemberRemoved,
-        72 => ExitKind::WrongDisk,
-        73 => ExitKind::Corrupt,
-        74 => ExitKind::DiskFailed,
-        _ => return None,
-    };
+    let kind = ExitKind::of_code(ended.exit_code)?;
     Some(NodeExit { kind, marker: ended.message.as_deref().and_then(marker_of_message) })
 }
 
@@ -221,7 +214,7 @@ mod tests {
 
     #[test]
     fn an_ordinary_failure_is_no_typed_exit() {
-        for code in [0, 1, 2, 137, 75] {
+        for code in [0, 1, 2, 69, 76, 101, 137] {
             let failed = pod_from(&format!(
                 "containerStatuses: [{{name: balsa, image: i, imageID: i, ready: false, restartCount: 0, \
                  state: {{terminated: {{exitCode: {code}}}}}}}]"

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use balsa_proto::etcdserverpb::{AlarmMember, AlarmType};
 use balsa_proto::node::{ListResponse, Role, State, StateResponse};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
@@ -10,7 +11,7 @@ use kube::ResourceExt;
 
 use crate::members::{Dial, Node, OBSERVE_TIMEOUT};
 use crate::names;
-use crate::observed::{Marker, Member, MemberList, NodeReport, NodeState, Progress};
+use crate::observed::{Alarm, Marker, Member, MemberList, NodeReport, NodeState, Progress};
 
 type Answers = (BTreeMap<u32, NodeReport>, Option<MemberList>);
 
@@ -96,7 +97,7 @@ fn node_state(state: StateResponse) -> NodeState {
 }
 
 fn member_list(list: ListResponse) -> Option<MemberList> {
-    let ListResponse { membership, leader, term, commit_index, change_in_flight, progress } = list;
+    let ListResponse { membership, leader, term, commit_index, change_in_flight, progress, alarms } = list;
     let membership = membership?;
     let progress: BTreeMap<u64, Progress> = progress
         .into_iter()
@@ -130,7 +131,17 @@ fn member_list(list: ListResponse) -> Option<MemberList> {
         change_in_flight,
         members: members.collect(),
         removed: membership.removed.into_iter().collect(),
+        alarms: alarms.iter().filter_map(alarm).collect(),
     })
+}
+
+fn alarm(raised: &AlarmMember) -> Option<(Alarm, u64)> {
+    let kind = match raised.alarm() {
+        AlarmType::Nospace => Alarm::NoSpace,
+        AlarmType::Corrupt => Alarm::Corrupt,
+        AlarmType::None => return None,
+    };
+    Some((kind, raised.member_id))
 }
 
 /// Each list was linearizable when it was given; the one of the latched cluster, of the newest term, of the newest

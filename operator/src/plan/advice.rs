@@ -1,6 +1,7 @@
 //! What is likely to follow a step, and what a human may do about a wait. Neither decides anything.
 
 use super::View;
+use crate::observed::Alarm;
 use crate::step::{BootstrapStep, Step, StepName, THEN_MAX, Target, VolumeLabel, WaitReason};
 
 /// The steps expected after this one, as the reference's paths go.
@@ -58,9 +59,30 @@ pub(super) fn human_may(reason: WaitReason, target: Target) -> Vec<String> {
         WaitReason::LearnerStuck => &["look at the log of {pod}", "lower spec.replicas to take the learner back"],
         WaitReason::RolloutStalled => &["correct the image or the configuration", "look at the log of {pod}"],
         WaitReason::LeaderWillNotMove => &["look at the log of {pod}", "restart {pod}"],
+        WaitReason::DiskFailed => {
+            &["give the volume of {pod} room or a working disk", "annotate balsa.dev/replace-member={member}"]
+        }
+        WaitReason::Fault => &["look at the log of {pod}"],
         WaitReason::DataLost => &["restore from a backup into a new RaftCluster"],
         WaitReason::QuorumLost => &["bring a majority of the disks back", "restore from a backup"],
         _ => &[],
     };
     lines.iter().map(|line| line.replace("{pod}", &pod).replace("{member}", &member)).collect()
+}
+
+/// The way out of the alarms that are raised; whatever else the plan does.
+pub(super) fn about_alarms(view: &View<'_>) -> Vec<String> {
+    let alarms = view.list.iter().flat_map(|list| &list.alarms);
+    let mut lines: Vec<String> = alarms
+        .map(|(alarm, member)| match alarm {
+            Alarm::NoSpace => format!(
+                "make room for member {member:x}: delete keys, then etcdctl compact and defrag; or raise spec.config.quotaBackendBytes"
+            ),
+            Alarm::Corrupt => format!("annotate balsa.dev/replace-member={member:x}, whose data differ"),
+        })
+        .collect();
+    if !lines.is_empty() {
+        lines.push("run etcdctl alarm disarm when that is done".to_owned());
+    }
+    lines
 }

@@ -5,7 +5,7 @@
 use sha2::{Digest, Sha256};
 
 use super::{Decision, LEARNER_DEADLINE_SECONDS, Matter, NEXT, Notes, Row, View, aged};
-use crate::observed::{ContainerState, ExitKind, Marker, Member, Progress};
+use crate::observed::{ContainerState, ExitKind, Marker, Member, NodeExit, Progress};
 use crate::step::{RestartMode, Step, Target, VolumeLabel, WaitReason};
 
 /// As soon as a node reports its marker its volume says the same, because a volume outlives the report. Removed
@@ -51,7 +51,7 @@ fn one(view: &View<'_>, notes: &mut Notes, k: u32, id: u64, member: &Member) -> 
     }
     let Some(node) = view.node(k) else {
         // O4
-        notes.hold(Decision::wait("O4", WaitReason::PodNotRunning, pod_cause(view, k)).on(k, Some(id)));
+        notes.hold(Decision::wait("O4", not_running(view, k), pod_cause(view, k)).on(k, Some(id)));
         return NEXT;
     };
     match node.marker {
@@ -128,6 +128,15 @@ fn behind(view: &View<'_>, k: u32, id: u64, progress: Progress) -> Decision {
     Decision::wait(row, reason, format!("learner {id:x} on pod {k} {what}")).on(k, Some(id))
 }
 
+/// The word for a pod whose node does not run: how it ended, where that is a trouble of its own that has no row.
+pub(super) fn not_running(view: &View<'_>, k: u32) -> WaitReason {
+    match view.ended(k).map(|exit| exit.kind) {
+        Some(ExitKind::DiskFailed) => WaitReason::DiskFailed,
+        Some(ExitKind::Fault) => WaitReason::Fault,
+        _ => WaitReason::PodNotRunning,
+    }
+}
+
 /// Why the node of `k` does not answer, as far as its pod tells.
 pub(super) fn pod_cause(view: &View<'_>, k: u32) -> String {
     let Some(pod) = view.pod(k) else { return format!("pod {k} does not exist") };
@@ -136,6 +145,9 @@ pub(super) fn pod_cause(view: &View<'_>, k: u32) -> String {
     }
     if pod.unschedulable.is_some() {
         return format!("pod {k} cannot be scheduled");
+    }
+    if let Some(NodeExit { kind, .. }) = view.ended(k) {
+        return format!("the node of pod {k} ended as {} ({}): {}", kind.as_str(), kind.code(), kind.meaning());
     }
     match &pod.container {
         ContainerState::Absent => format!("pod {k} is not started yet"),

@@ -158,6 +158,15 @@ impl Notes {
     }
 }
 
+/// All the words for a member that is not back yet.
+const REJOIN_WAITS: [WaitReason; 5] = [
+    WaitReason::PodNotRunning,
+    WaitReason::PodNotRejoined,
+    WaitReason::RolloutStalled,
+    WaitReason::DiskFailed,
+    WaitReason::Fault,
+];
+
 /// Waits and steps that belong to one matter: changing between them does not restart its clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Matter {
@@ -176,7 +185,7 @@ impl Matter {
         let is = |names: &[WaitReason]| names.iter().any(|name| Some(name.as_str()) == reason);
         if is(&[WaitReason::LearnerBehind, WaitReason::LearnerStuck]) {
             Some(Self::Learner)
-        } else if is(&[WaitReason::PodNotRunning, WaitReason::PodNotRejoined, WaitReason::RolloutStalled]) {
+        } else if is(&REJOIN_WAITS) {
             Some(Self::Rejoin)
         } else if is(&[WaitReason::LeaderWillNotMove]) {
             Some(Self::MoveLeader)
@@ -207,10 +216,11 @@ fn finish(view: &View<'_>, decision: Decision, first_wait: Option<Decision>) -> 
     let Decision { row, step, blocked, target } = decision;
     let blocked_by = blocked.or_else(|| first_wait.and_then(|wait| wait.blocked));
     let then = advice::forecast(view, &step);
-    let human_may = match (&step, &blocked_by) {
+    let mut human_may = match (&step, &blocked_by) {
         (Step::Wait, Some(blocked)) => advice::human_may(blocked.reason, target),
         _ => Vec::new(),
     };
+    human_may.extend(advice::about_alarms(view));
     Plan { step, row, then, blocked_by, human_may, target, since }
 }
 

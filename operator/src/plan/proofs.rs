@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use crate::names;
 use crate::observed::{
-    ExitKind, HostState, Marker, Member, MemberList, NodeExit, NodeState, Observed, ObservedPod, ObservedSet,
-    ObservedVolume,
+    ContainerState, ExitKind, HostState, Marker, Member, MemberList, NodeExit, NodeState, Observed, ObservedPod,
+    ObservedSet, ObservedVolume,
 };
 use crate::step::{ObjectRef, PodRef, VolumeRef};
 use crate::valid::ValidCluster;
@@ -114,6 +114,11 @@ impl<'a> View<'a> {
             return None;
         }
         self.pod(k)?.exit
+    }
+
+    /// The way in which the process of `k` ended, while it is over: none runs, not even one that does not answer yet.
+    pub(super) fn ended(&self, k: u32) -> Option<NodeExit> {
+        self.exit(k).filter(|_| self.pod(k).is_some_and(|pod| pod.container != ContainerState::Running))
     }
 
     pub(super) fn exited_with(&self, k: u32, kinds: &[ExitKind]) -> bool {

@@ -3,7 +3,7 @@
 //! Order that must hold: remove the id, delete the volume, then delete the pod. The volume stays Terminating while
 //! the pod holds it, and no pod is created over a Terminating volume; pod first would restart the old disk.
 
-use super::learner::pod_cause;
+use super::learner::{not_running, pod_cause};
 use super::prepare::out_of_service;
 use super::{Decision, Matter, NEXT, Notes, REJOIN_DEADLINE_SECONDS, Row, UNSCHEDULABLE_GRACE_SECONDS, View, aged};
 use crate::names;
@@ -93,7 +93,10 @@ pub(super) fn causes(view: &View<'_>, notes: &mut Notes) -> Row {
             // X1: the same id and the same disk come back. A learner's pod is O4's.
             let target = Target { ordinal: Some(k), member: Some(id) };
             let stalled = aged(view, Matter::Rejoin, target, REJOIN_DEADLINE_SECONDS);
-            let reason = if stalled { WaitReason::RolloutStalled } else { WaitReason::PodNotRunning };
+            let reason = match not_running(view, k) {
+                WaitReason::PodNotRunning if stalled => WaitReason::RolloutStalled,
+                reason => reason,
+            };
             notes.wait(Decision::wait("X1", reason, pod_cause(view, k)).on(k, Some(id)));
         }
     }

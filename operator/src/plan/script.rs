@@ -15,8 +15,8 @@ use super::plan;
 use super::simulation::{Crash, World};
 use crate::names;
 use crate::observed::{
-    ContainerState, ExitKind, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport, NodeState, Observed,
-    ObservedPod, ObservedVolume, PlanLatch, PodPhase, Progress,
+    Alarm, ContainerState, ExitKind, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport, NodeState,
+    Observed, ObservedPod, ObservedVolume, PlanLatch, PodPhase, Progress,
 };
 use crate::step::{BootstrapStep, Plan, Step, VolumeLabel};
 use crate::valid::Retention;
@@ -260,7 +260,7 @@ impl Script {
             ["exited", kind] => {
                 let marker = self.observed.volumes.get(&k).and_then(|volume| volume.marker);
                 let kind = exit_kind(kind)?;
-                (pod.container, pod.ready) = (ContainerState::Terminated(70), false);
+                (pod.container, pod.ready) = (ContainerState::Terminated(kind.code()), false);
                 pod.exit = Some(NodeExit { kind, marker: marker.filter(|_| kind != ExitKind::DiskLost) });
                 self.observed.nodes.remove(&k);
             }
@@ -329,6 +329,9 @@ impl Script {
         match words {
             ["there"] => {}
             ["in-flight"] => list.change_in_flight = true,
+            ["alarm", kind, id] => {
+                list.alarms.insert((alarm(kind)?, number(id)?));
+            }
             ["leader", id] => list.leader = number(id)?,
             ["cluster", id] => list.cluster_id = names::parse_id(id).ok_or("no id")?,
             ["foreign", id] => {
@@ -435,15 +438,13 @@ fn host_state(word: &str) -> Result<HostState, String> {
     }
 }
 
+fn alarm(word: &str) -> Result<Alarm, String> {
+    let known = [Alarm::NoSpace, Alarm::Corrupt];
+    known.into_iter().find(|alarm| alarm.as_str() == word).ok_or_else(|| format!("no such alarm: {word}"))
+}
+
 fn exit_kind(word: &str) -> Result<ExitKind, String> {
-    match word {
-        "DiskLost" => Ok(ExitKind::DiskLost),
-        "MemberRemoved" => Ok(ExitKind::MemberRemoved),
-        "WrongDisk" => Ok(ExitKind::WrongDisk),
-        "Corrupt" => Ok(ExitKind::Corrupt),
-        "DiskFailed" => Ok(ExitKind::DiskFailed),
-        _ => Err(format!("no such exit: {word}")),
-    }
+    ExitKind::ALL.into_iter().find(|kind| kind.as_str() == word).ok_or_else(|| format!("no such exit: {word}"))
 }
 
 fn describe(plan: &Plan) -> Vec<String> {

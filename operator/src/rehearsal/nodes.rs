@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use balsa_proto::etcdserverpb::{AlarmMember, AlarmType};
 use balsa_proto::log::{Member as ListedMember, Membership};
 use balsa_proto::node::node_server::{Node, NodeServer};
 use balsa_proto::node::{
@@ -19,7 +20,7 @@ use tower::ServiceExt;
 
 use super::stage::{Shared, Stage, lock};
 use crate::members::{Dial, Transport};
-use crate::observed::{Marker, NodeReport};
+use crate::observed::{Alarm, Marker, NodeReport};
 use crate::plan::simulation::Refused;
 use crate::step::PodRef;
 
@@ -84,6 +85,14 @@ fn refusal(refused: Refused) -> Status {
         status.metadata_mut().insert("balsa-reason", value);
     }
     status
+}
+
+fn alarm((kind, member_id): (Alarm, u64)) -> AlarmMember {
+    let alarm = match kind {
+        Alarm::NoSpace => AlarmType::Nospace,
+        Alarm::Corrupt => AlarmType::Corrupt,
+    };
+    AlarmMember { member_id, alarm: alarm.into() }
 }
 
 /// Changes go to the leader; no node passes them on.
@@ -162,6 +171,7 @@ impl Node for Face {
                 commit_index: list.commit_index,
                 change_in_flight: list.change_in_flight,
                 progress,
+                alarms: list.alarms.into_iter().map(alarm).collect(),
             })
         })
         .await

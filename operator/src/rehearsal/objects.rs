@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::stage::{NAME, NAMESPACE, Stage, address_of, time};
 use crate::names::{self, CONTAINER, LABEL_CLUSTER_ID, LABEL_DETACHED, LABEL_INCARNATION, LABEL_RAFT_ID};
-use crate::observed::{ContainerState, ExitKind, HostState, Marker, NodeExit, ObservedPod, ObservedVolume, PodPhase};
+use crate::observed::{ContainerState, HostState, Marker, NodeExit, ObservedPod, ObservedVolume, PodPhase};
 
 /// A merge as of RFC 7396.
 pub(super) fn merge(into: &mut Value, patch: &Value) {
@@ -161,7 +161,7 @@ fn conditions(pod: &ObservedPod) -> Value {
 
 fn container(pod: &ObservedPod) -> Value {
     let ended = |code: i32| json!({"terminated": {"exitCode": code, "message": last_words(pod.exit)}});
-    let last = pod.exit.map(|exit| ended(exit_code(exit.kind))).unwrap_or_default();
+    let last = pod.exit.map(|exit| ended(exit.kind.code())).unwrap_or_default();
     let state = match &pod.container {
         ContainerState::Absent => Value::Null,
         ContainerState::Waiting(reason) => json!({"waiting": {"reason": reason}}),
@@ -177,14 +177,4 @@ fn last_words(exit: Option<NodeExit>) -> Option<String> {
     let text = |id| names::id_text(id);
     let words = json!({"clusterId": text(cluster_id), "raftId": text(raft_id), "incarnation": text(incarnation)});
     Some(words.to_string())
-}
-
-fn exit_code(kind: ExitKind) -> i32 {
-    match kind {
-        ExitKind::DiskLost => 70,
-        ExitKind::MemberRemoved => 71,
-        ExitKind::WrongDisk => 72,
-        ExitKind::Corrupt => 73,
-        ExitKind::DiskFailed => 74,
-    }
 }

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::runs::{Operator, block_on, settled, shared};
 use super::stage::{Shared, lock};
+use crate::observed::{Alarm, ExitKind};
 use crate::plan::LEARNER_DEADLINE_SECONDS;
 
 /// Passes for so many seconds.
@@ -46,4 +47,77 @@ fn a_learner_is_stuck_by_its_last_progress_not_by_its_age() {
         let warned = lock(&stage).events.iter().filter(|event| event[1] == "LearnerStuck").count();
         assert_eq!(warned, 1, "{:?}", lock(&stage).events);
     });
+}
+
+/// How often a warning of this reason was published.
+fn warnings(stage: &Shared, reason: &str) -> usize {
+    lock(stage).events.iter().filter(|event| event[0] == "Warning" && event[1] == reason).count()
+}
+
+/// A node that ends with a code of the contract is told by the name of its end, and what a person may do; when the trouble
+/// is over, the same member comes back.
+#[test]
+fn an_end_with_a_typed_code_is_told_by_its_name() {
+    for kind in [ExitKind::DiskFailed, ExitKind::Fault] {
+        block_on(async {
+            let stage = shared(settled(3, &json!({})).await);
+            let operator = Operator::new(&stage);
+            lock(&stage).world.volumes.get_mut(&1).expect("volume 1").trouble = Some(kind);
+            lock(&stage).world.kill_pod(1);
+            pass_for(&operator, &stage, 60).await;
+            let name = kind.as_str();
+            assert_eq!(lock(&stage).condition("Degraded"), ("True".to_owned(), name.to_owned()));
+            assert!(lock(&stage).planned().contains(&format!("({})", kind.code())), "{}", lock(&stage).planned());
+            assert!(lock(&stage).planned().contains(name), "{}", lock(&stage).planned());
+            let humans = lock(&stage).resource["status"]["plan"]["humanMay"].to_string();
+            assert!(humans.contains("pod 1"), "{humans}");
+            assert_eq!(warnings(&stage, name), 1, "{:?}", lock(&stage).events);
+            lock(&stage).world.volumes.get_mut(&1).expect("volume 1").trouble = None;
+            lock(&stage).world.kill_pod(1);
+            operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+            assert_eq!(lock(&stage).condition("Degraded"), ("False".to_owned(), "AllHealthy".to_owned()));
+            assert_eq!(lock(&stage).world.raft.members.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+        });
+    }
+}
+
+/// The ends that the plan mends by itself are told by their names while it does.
+#[test]
+fn a_damaged_disk_is_told_by_its_name_while_it_is_replaced() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        lock(&stage).world.corrupt_disk(1);
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(warnings(&stage, "Corrupt"), 1, "{:?}", lock(&stage).events);
+        assert_eq!(lock(&stage).condition("Degraded"), ("False".to_owned(), "AllHealthy".to_owned()));
+    });
+}
+
+/// An alarm of a node is the condition `Degraded` under its name, with the way out, for as long as it is raised.
+#[test]
+fn an_alarm_is_told_with_the_way_out() {
+    for (alarm, way_out) in [(Alarm::NoSpace, "compact"), (Alarm::Corrupt, "balsa.dev/replace-member=2")] {
+        block_on(async {
+            let stage = shared(settled(3, &json!({})).await);
+            let operator = Operator::new(&stage);
+            lock(&stage).world.raft.alarms.insert((alarm, 2));
+            for _ in 0..3 {
+                operator.pass().await.expect("a pass");
+            }
+            let name = alarm.as_str().to_owned();
+            assert_eq!(lock(&stage).condition("Degraded"), ("True".to_owned(), name.clone()));
+            let consistent = if alarm == Alarm::Corrupt { "False" } else { "True" };
+            assert_eq!(lock(&stage).condition("Consistent").0, consistent);
+            let plan = lock(&stage).resource["status"]["plan"].clone();
+            assert_eq!(plan["step"], "Settled", "an alarm is no reason to touch anything");
+            let humans = plan["humanMay"].to_string();
+            assert!(humans.contains(way_out) && humans.contains("alarm disarm"), "{humans}");
+            assert_eq!(warnings(&stage, &name), 1, "{:?}", lock(&stage).events);
+            lock(&stage).world.raft.alarms.clear();
+            operator.pass().await.expect("a pass");
+            assert_eq!(lock(&stage).condition("Degraded"), ("False".to_owned(), "AllHealthy".to_owned()));
+            assert_eq!(lock(&stage).resource["status"]["plan"]["humanMay"], json!(null));
+        });
+    }
 }

@@ -3,7 +3,8 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{Facts, Seen, time};
-use crate::observed::ExitKind;
+use crate::names;
+use crate::observed::{Alarm, ExitKind};
 use crate::step::{StepName, WaitReason};
 
 /// A condition before it is compared with the old one.
@@ -90,11 +91,21 @@ fn degraded(seen: Seen<'_>, facts: &Facts) -> Verdict {
     if let Some((reason, message)) = blocked(seen).filter(|(reason, _)| reason.is_degraded()) {
         return Verdict::new(kind, true, reason.as_str(), message);
     }
+    if let Some((alarm, members)) = alarm(seen) {
+        return Verdict::new(kind, true, alarm.as_str(), members);
+    }
     let healthy = facts.voters - i32::try_from(facts.unhealthy.len()).unwrap_or(i32::MAX);
     let missing = seen.resource.spec.replicas - healthy;
     if !facts.unhealthy.is_empty() {
         let names = facts.unhealthy.join(", ");
-        Verdict::new(kind, true, WaitReason::MemberUnhealthy.as_str(), format!("not ready: {names}"))
+        match facts.ended.first() {
+            // By the name of its end: a crash is not a crash.
+            Some((pod, exit)) => {
+                let message = format!("not ready: {names}; {pod} ended ({}): {}", exit.code(), exit.meaning());
+                Verdict::new(kind, true, exit.as_str(), message)
+            }
+            None => Verdict::new(kind, true, WaitReason::MemberUnhealthy.as_str(), format!("not ready: {names}")),
+        }
     } else if missing > 0 {
         Verdict::new(
             kind,
@@ -105,6 +116,25 @@ fn degraded(seen: Seen<'_>, facts: &Facts) -> Verdict {
     } else {
         Verdict::new(kind, false, "AllHealthy", "every voter is healthy")
     }
+}
+
+/// The gravest alarm that is raised, who raised it and what it means.
+fn alarm(seen: Seen<'_>) -> Option<(Alarm, String)> {
+    let alarms = &super::ours(seen.observed)?.alarms;
+    let (gravest, _) = alarms.first()?;
+    let members = alarms.iter().filter(|(alarm, _)| alarm == gravest).map(|(_, id)| names::id_text(*id));
+    let members = members.collect::<Vec<_>>().join(", ");
+    let message = match gravest {
+        Alarm::Corrupt => format!(
+            "alarm CORRUPT: the data of member {members} differ; no key can be changed until the \
+                                   member is replaced and the alarm disarmed"
+        ),
+        Alarm::NoSpace => format!(
+            "alarm NOSPACE of member {members}: nothing that needs space is written until there is \
+                                   room and the alarm is disarmed"
+        ),
+    };
+    Some((*gravest, message))
 }
 
 fn bootstrapped(seen: Seen<'_>) -> Verdict {
@@ -140,6 +170,9 @@ fn consistent(seen: Seen<'_>) -> Verdict {
     let kind = "Consistent";
     if let Some((reason, message)) = waits_for(seen, &[WaitReason::ClusterIdMismatch, WaitReason::ForeignMember]) {
         return Verdict::new(kind, false, reason.as_str(), message);
+    }
+    if let Some((alarm @ Alarm::Corrupt, message)) = alarm(seen) {
+        return Verdict::new(kind, false, alarm.as_str(), message);
     }
     let corrupt = seen.observed.pods.iter().find(|(_, p)| p.exit.is_some_and(|exit| exit.kind == ExitKind::Corrupt));
     match corrupt {

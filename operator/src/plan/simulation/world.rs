@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::names;
 use crate::observed::{
-    ContainerState, ExitKind, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport, NodeState, Observed,
-    ObservedBudget, ObservedPod, ObservedResource, ObservedSet, ObservedVolume, PodPhase, Progress, UnixSeconds,
+    Alarm, ContainerState, ExitKind, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport, NodeState,
+    Observed, ObservedBudget, ObservedPod, ObservedResource, ObservedSet, ObservedVolume, PodPhase, Progress,
+    UnixSeconds,
 };
 use crate::plan::proofs::quorum;
 use crate::valid::ValidCluster;
@@ -58,6 +59,8 @@ pub(crate) struct Volume {
     /// When `behind` last became less.
     pub(crate) moved: UnixSeconds,
     pub(crate) corrupt: bool,
+    /// How every process on this disk ends, while it lasts.
+    pub(crate) trouble: Option<ExitKind>,
 }
 
 /// The committed membership; its progress fields are computed when it is listed.
@@ -68,6 +71,7 @@ pub(crate) struct Raft {
     pub(crate) next_id: u64,
     pub(crate) members: BTreeMap<u64, Member>,
     pub(crate) removed: BTreeSet<u64>,
+    pub(crate) alarms: BTreeSet<(Alarm, u64)>,
     pub(crate) leader: u64,
     pub(crate) term: u64,
     /// The leader does not hand over when asked.
@@ -233,17 +237,10 @@ impl World {
             return ContainerState::Waiting("ImagePullBackOff".into());
         }
         let Some(exit) = self.refusal(k) else { return ContainerState::Running };
-        let code = match exit.kind {
-            ExitKind::DiskLost => 70,
-            ExitKind::MemberRemoved => 71,
-            ExitKind::WrongDisk => 72,
-            ExitKind::Corrupt => 73,
-            ExitKind::DiskFailed => 74,
-        };
         if let Some(pod) = self.pods.get_mut(&k) {
             pod.object.exit = Some(exit);
         }
-        ContainerState::Terminated(code)
+        ContainerState::Terminated(exit.kind.code())
     }
 
     /// Why the node of `k` refuses to run on its disk.
@@ -254,6 +251,7 @@ impl World {
         match volume.disk {
             None if listed.is_some_and(|(_, member)| member.started) => exit(ExitKind::DiskLost),
             None => None,
+            Some(_) if volume.trouble.is_some() => volume.trouble.and_then(exit),
             Some(_) if volume.corrupt => exit(ExitKind::Corrupt),
             Some(marker) if marker.cluster_id == self.raft.cluster_id => {
                 if self.raft.removed.contains(&marker.raft_id) {
@@ -456,6 +454,7 @@ impl World {
             change_in_flight: false,
             members: members.collect(),
             removed: self.raft.removed.clone(),
+            alarms: self.raft.alarms.clone(),
         })
     }
 }
