@@ -132,7 +132,12 @@ mod tests {
         assert_eq!(status, StatusCode::MISDIRECTED_REQUEST);
         assert!(body.contains("--host-whitelist \"b.example\""), "{body}");
         assert!(!headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN));
-        let connection = Connection { remote: "127.0.0.1:1".parse().unwrap(), secure: true, certificate: None };
+        let connection = Connection {
+            remote: "127.0.0.1:1".parse().unwrap(),
+            secure: true,
+            certificate: None,
+            closer: Default::default(),
+        };
         assert_eq!(ask(access, request("b.example").extension(connection)).await.0, StatusCode::OK);
     }
 

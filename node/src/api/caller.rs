@@ -57,7 +57,12 @@ mod tests {
     #[test]
     fn cve_2018_16886_a_gateways_certificate_names_no_user() {
         let certificate = Some(Arc::new(ClientCertificate { common_name: "root".into() }));
-        let connection = Connection { remote: "127.0.0.1:1".parse().unwrap(), secure: true, certificate };
+        let connection = Connection {
+            remote: "127.0.0.1:1".parse().unwrap(),
+            secure: true,
+            certificate,
+            closer: Default::default(),
+        };
         let mut direct = request(&[]);
         direct.extensions_mut().insert(connection.clone());
         assert_eq!(caller(&direct).common_name.as_deref(), Some("root"));

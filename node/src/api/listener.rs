@@ -8,10 +8,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::task::AtomicWaker;
 use rustls::pki_types::CertificateDer;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -46,6 +49,38 @@ pub struct Connection {
     pub secure: bool,
     /// What it showed, if a certificate was demanded and its chain is good.
     pub certificate: Option<Arc<ClientCertificate>>,
+    /// Ends it.
+    pub closer: Closer,
+}
+
+/// Ends a connection from anywhere. The server sees it as broken off.
+#[derive(Debug, Clone, Default)]
+pub struct Closer(Arc<Closed>);
+
+#[derive(Debug, Default)]
+struct Closed {
+    asked: AtomicBool,
+    connection: AtomicWaker,
+}
+
+impl Closer {
+    /// Ends it. False if that was asked for already.
+    pub fn close(&self) -> bool {
+        let first = !self.0.asked.swap(true, Ordering::AcqRel);
+        self.0.connection.wake();
+        first
+    }
+
+    /// Whether it has been ended.
+    pub fn is_closed(&self) -> bool {
+        self.0.asked.load(Ordering::Acquire)
+    }
+
+    /// An error once it is to end, of which the task of the connection hears.
+    fn check(&self, context: &Context<'_>) -> io::Result<()> {
+        self.0.connection.register(context.waker());
+        if self.is_closed() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
 }
 
 /// The verified certificate of a client.
@@ -81,14 +116,24 @@ impl Connected for Stream {
     }
 }
 
-/// Serves connections of `listener` until the stream is dropped.
-pub fn incoming(listener: TcpListener, tls: Option<Arc<Tls>>) -> ReceiverStream<io::Result<Stream>> {
+/// Serves connections of `listener` until the stream is dropped. With `unread` a connection is over whose other end has
+/// taken nothing for so long of what it was sent.
+pub fn incoming(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    unread: Option<Duration>,
+) -> ReceiverStream<io::Result<Stream>> {
     let (ready, stream) = mpsc::channel(READY);
-    tokio::spawn(accept(listener, tls, ready));
+    tokio::spawn(accept(listener, tls, unread, ready));
     ReceiverStream::new(stream)
 }
 
-async fn accept(listener: TcpListener, tls: Option<Arc<Tls>>, ready: mpsc::Sender<io::Result<Stream>>) {
+async fn accept(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    unread: Option<Duration>,
+    ready: mpsc::Sender<io::Result<Stream>>,
+) {
     let mut handshakes = Handshakes::default();
     loop {
         let accepted = tokio::select! {
@@ -104,9 +149,11 @@ async fn accept(listener: TcpListener, tls: Option<Arc<Tls>>, ready: mpsc::Sende
             }
         };
         let _ = stream.set_nodelay(true);
+        // As gRPC-Go does. Where the system does not know it, the connection lasts until it gives up by itself.
+        let _ = SockRef::from(&stream).set_tcp_user_timeout(unread);
         match &tls {
             None => {
-                let connection = Connection { remote, secure: false, certificate: None };
+                let connection = Connection { remote, secure: false, certificate: None, closer: Closer::default() };
                 if ready.send(Ok(Stream { bytes: Bytes::Plain(stream), connection })).await.is_err() {
                     return;
                 }
@@ -163,7 +210,7 @@ async fn handshake(tls: &Tls, stream: TcpStream, remote: SocketAddr) -> io::Resu
         Some([leaf, ..]) => Some(admitted(tls, leaf, remote).await?),
         _ => None,
     };
-    let connection = Connection { remote, secure: true, certificate };
+    let connection = Connection { remote, secure: true, certificate, closer: Closer::default() };
     Ok(Stream { bytes: Bytes::Tls(Box::new(stream)), connection })
 }
 
@@ -178,6 +225,7 @@ async fn admitted(tls: &Tls, leaf: &CertificateDer<'_>, remote: SocketAddr) -> i
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.connection.closer.check(context)?;
         match &mut self.bytes {
             Bytes::Plain(stream) => Pin::new(stream).poll_read(context, into),
             Bytes::Tls(stream) => Pin::new(stream).poll_read(context, into),
@@ -187,6 +235,7 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.connection.closer.check(context)?;
         match &mut self.bytes {
             Bytes::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Bytes::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
@@ -198,6 +247,7 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.connection.closer.check(context)?;
         match &mut self.bytes {
             Bytes::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
             Bytes::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),
@@ -212,6 +262,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.closer.check(context)?;
         match &mut self.bytes {
             Bytes::Plain(stream) => Pin::new(stream).poll_flush(context),
             Bytes::Tls(stream) => Pin::new(stream).poll_flush(context),

@@ -25,4 +25,5 @@ pub mod ping_guard;
 pub mod server;
 pub mod snapshot_command;
 pub mod status;
+pub mod unread;
 pub mod watch;

@@ -52,6 +52,7 @@ use super::maintenance::MaintenanceApi;
 use super::node::NodeApi;
 use super::peer::PeerApi;
 use super::ping_guard::Guarded;
+use super::unread::UnreadLayer;
 use super::watch::WatchApi;
 use crate::config::url::Url;
 use crate::config::{Config, Http2};
@@ -112,6 +113,7 @@ pub struct Services {
     gateway: bool,
     split_http: bool,
     slow_call: Duration,
+    unread: Duration,
     dialer: Dialer,
 }
 
@@ -127,9 +129,21 @@ impl Services {
         let max_request_bytes = Limit::new(move || hot.load().values.max_request_bytes);
         let (origins, hosts) = (config.cors.clone(), config.host_whitelist.clone());
         let (gateway, split_http) = (config.enable_grpc_gateway, !config.listen_client_http_urls.is_empty());
-        let slow_call = config.warning_unary_request_duration;
+        let (slow_call, unread) = (config.warning_unary_request_duration, config.unread_stream_timeout);
         let access = Arc::new(Access { origins, hosts });
-        Self { member, metrics, max_request_bytes, watch, data_dir, dialer, access, gateway, split_http, slow_call }
+        Self {
+            member,
+            metrics,
+            max_request_bytes,
+            watch,
+            data_dir,
+            dialer,
+            access,
+            gateway,
+            split_http,
+            slow_call,
+            unread,
+        }
     }
 
     /// What the client port serves, and what the port of plain HTTP does if there is one: then the former is gRPC alone.
@@ -191,7 +205,8 @@ impl Services {
             .add_service(health)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
-        Ok(routes.into_axum_router().layer(GrpcMetricsLayer::new(self.metrics.grpc(), self.slow_call)))
+        let routes = routes.into_axum_router().layer(UnreadLayer::new(self.metrics.grpc(), self.unread));
+        Ok(routes.layer(GrpcMetricsLayer::new(self.metrics.grpc(), self.slow_call)))
     }
 
     /// What is no gRPC on the client port: the gateway and the paths of `http.rs`, behind the access checks.
@@ -262,7 +277,10 @@ impl Listeners {
             let listener = bind(address, self.reuse_port).map_err(in_context)?;
             bound.push(listener.local_addr()?);
             let limits = if closing == Closing::Gracefully { self.clients } else { PEERS };
-            let incoming = listener::incoming(listener, tls.filter(|_| url.is_https()).cloned());
+            // etcd's own rule: a connection that is pinged when it is idle also has to take what it is sent.
+            let unread = limits.keepalive_interval.map(|_| limits.keepalive_timeout);
+            let unread = unread.filter(|_| closing == Closing::Gracefully);
+            let incoming = listener::incoming(listener, tls.filter(|_| url.is_https()).cloned(), unread);
             let incoming =
                 incoming.map(move |accepted| accepted.map(|stream| Guarded::new(stream, limits.ping_min_time)));
             let server = server(closing, limits).add_routes(routes.clone());

@@ -150,6 +150,8 @@ pub struct Config {
     pub strict_reconfig_check: bool,
     /// How often an idle watch is told the current revision.
     pub watch_progress_notify_interval: Duration,
+    /// How long a stream of answers may be unread by its client; 0 for ever.
+    pub unread_stream_timeout: Duration,
     /// How often the leader compares the members' data; 0 for never.
     pub corrupt_check_time: Duration,
     /// The kind of tokens.
@@ -263,6 +265,7 @@ impl Config {
             hot: Hot::check(raw)?,
             strict_reconfig_check: raw.boolean("strict-reconfig-check")?,
             watch_progress_notify_interval: raw.duration("watch-progress-notify-interval")?,
+            unread_stream_timeout: raw.duration("unread-stream-timeout")?,
             corrupt_check_time: raw.duration("corrupt-check-time")?,
             auth_token,
             auth_token_ttl: auth_token_ttl(raw)?,

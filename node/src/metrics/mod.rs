@@ -311,6 +311,16 @@ pub static TLS_RELOAD_FAILURES: LazyLock<IntCounterVec> =
 pub static TLS_HANDSHAKE_FAILURES: LazyLock<IntCounterVec> =
     LazyLock::new(|| counters("balsa_tls_handshake_failures_total", "TLS handshakes that failed.", "port"));
 
+/// Streams that were ended because their clients did not read them.
+pub static UNREAD_STREAMS: LazyLock<IntCounter> = LazyLock::new(|| {
+    counter("balsa_unread_streams_ended_total", "Streams that were ended because their clients did not read them.")
+});
+
+/// Connections that were closed because their clients did not even read that a stream had ended.
+pub static UNREAD_CONNECTIONS: LazyLock<IntCounter> = LazyLock::new(|| {
+    counter("balsa_unread_connections_closed_total", "Connections that were closed because their clients did not read.")
+});
+
 /// Makes every metric exist from the start, with 0, so that a rate over it is right from the first event on.
 pub fn register_all() {
     for counter in [
@@ -320,6 +330,8 @@ pub fn register_all() {
         &RANGES,
         &PUT_BYTES,
         &READ_INDEXES_FAILED,
+        &UNREAD_STREAMS,
+        &UNREAD_CONNECTIONS,
         &PROMOTED,
         &HEALTH_SUCCESS,
         &HEALTH_FAILURES,

@@ -173,6 +173,9 @@ pub enum Error {
     /// A fault of this process that has no name of its own.
     #[error("{0}")]
     Internal(String),
+    /// The client does not read what a stream tells it.
+    #[error("the client does not read")]
+    Unread,
     /// What the leader answered to a forwarded call.
     #[error("{message}")]
     Remote {
@@ -388,6 +391,8 @@ fn check_row(error: &Error) -> (Code, &'static str) {
         Error::NoneElected => (Code::Unknown, "election: no leader"),
         Error::LeaderKeyMissing => (Code::Unknown, "\"leader\" field must be provided"),
         Error::InvalidAuthToken => (Code::Unauthenticated, "etcdserver: invalid auth token"),
+        // etcd has no such end of a stream.
+        Error::Unread => (Code::ResourceExhausted, "etcdserver: the stream was not read"),
         Error::VerifyOnly => (Code::Unknown, "auth: token signing attempted with verify-only key"),
         Error::PasswordTooLong => (Code::Unknown, "bcrypt: password length exceeds 72 bytes"),
         Error::Unimplemented(_) => (Code::Unimplemented, "etcdserver: not implemented"),
@@ -485,6 +490,7 @@ fn checks() -> impl IntoIterator<Item = Error> {
         Error::LeaderKeyMissing,
         Error::InvalidAuthToken,
         Error::VerifyOnly,
+        Error::Unread,
         Error::PasswordTooLong,
         Error::WrongDisk("the disk is of another cluster".into()),
     ]

@@ -3,13 +3,23 @@
 use std::time::Duration;
 
 use balsa_proto::etcdserverpb as pb;
+use pb::watch_client::WatchClient;
 use pb::watch_request::RequestUnion;
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::cluster::{Cluster, Member, PATIENCE};
+use crate::gateway::http;
 
 /// Watchers of the client that does not read.
 const WATCHERS: usize = 10_000;
+
+/// Streams over which they are spread.
+const STREAMS: u32 = 10;
 
 /// Writes, each of which every watcher wants.
 const WRITES: usize = 500;
@@ -71,6 +81,201 @@ async fn a_stream_that_is_opened_and_left_is_no_harm() {
     tokio::time::timeout(Duration::from_secs(20), member.put("k", "v")).await.expect("in time").expect("a write");
     left.iter().for_each(|(_, opening)| opening.abort());
     assert_eq!(member.get("k").await.expect("a read").as_deref(), Some("v"));
+}
+
+/// A connection whose other end writes frames and reads none after the greeting: no window is granted, no ping answered.
+struct Mute {
+    stream: TcpStream,
+}
+
+impl Mute {
+    /// `window` is what the server may send over the whole connection. Each stream may be sent 64 KiB.
+    async fn connect(member: &Member, window: u32) -> Self {
+        let mut stream = TcpStream::connect(("127.0.0.1", member.client_port)).await.expect("the port is open");
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("written");
+        let mut mute = Self { stream };
+        mute.frame(4, 0, 0, &[]).await;
+        mute.frame(8, 0, 0, &(window - 65_535).to_be_bytes()).await;
+        mute.greeted().await;
+        mute
+    }
+
+    /// Reads on until the server has opened its own window, as it does at once: the last that is read of it.
+    async fn greeted(&mut self) {
+        let mut kind = 0;
+        while kind != 8 {
+            let mut head = [0; 9];
+            self.stream.read_exact(&mut head).await.expect("a frame");
+            kind = head[3];
+            let mut body = vec![0; usize::from(head[2])];
+            self.stream.read_exact(&mut body).await.expect("its body");
+        }
+    }
+
+    async fn frame(&mut self, kind: u8, flags: u8, stream: u32, body: &[u8]) {
+        let length = u32::try_from(body.len()).expect("short").to_be_bytes();
+        let frame = [&length[1..], &[kind, flags], &stream.to_be_bytes(), body].concat();
+        self.stream.write_all(&frame).await.expect("written");
+    }
+
+    /// Opens a call of Watch and asks for this many watches.
+    async fn watch(&mut self, stream: u32, watches: usize) {
+        // POST, http, the path, the authority, content-type and te, without Huffman's code or a table.
+        let mut head = vec![0x83, 0x86];
+        for (name, value) in [(&[4_u8][..], "/etcdserverpb.Watch/Watch"), (&[1], "x"), (&[15, 16], "application/grpc")]
+        {
+            head.extend(name);
+            head.push(u8::try_from(value.len()).expect("short"));
+            head.extend(value.as_bytes());
+        }
+        head.extend(b"\x00\x02te\x08trailers");
+        self.frame(1, 4, stream, &head).await;
+        let request = watch_all().encode_to_vec();
+        let message = [&[0, 0, 0, 0, u8::try_from(request.len()).expect("short")], &request[..]].concat();
+        let many = 500;
+        for at in (0..watches).step_by(many) {
+            self.frame(0, 0, stream, &message.repeat(many.min(watches - at))).await;
+        }
+    }
+
+    /// Resolves when the server has closed the connection.
+    async fn closed(mut self) {
+        let mut piece = vec![0; 64 << 10];
+        while matches!(self.stream.read(&mut piece).await, Ok(1..)) {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_reads_is_cut_off_and_nobody_else_notices() {
+    let cluster = Cluster::start_with(1, &["--unread-stream-timeout=3s"]).await;
+    let member = &cluster.members[0];
+    member.put("before", "x").await.expect("a write");
+    let mut events = watch(member.watch()).await;
+    let files = open_files(member);
+    let mut mute = Mute::connect(member, 4 << 20).await;
+    for number in 0..STREAMS {
+        mute.watch(2 * number + 1, WATCHERS / STREAMS as usize).await;
+    }
+    let all = f64::from(u32::try_from(WATCHERS).expect("few")) + 1.0;
+    eventually(member, "etcd_debugging_mvcc_watcher_total", |watchers| watchers == all).await;
+    eventually(member, "etcd_debugging_mvcc_watch_stream_total", |streams| streams == f64::from(STREAMS) + 1.0).await;
+
+    let reading = tokio::spawn(async move {
+        read_all(&mut events, Duration::ZERO).await;
+        events
+    });
+    for number in 0..WRITES {
+        let (key, value) = (format!("k{number}"), "x".repeat(1000));
+        tokio::time::timeout(PATIENCE, member.put(&key, &value)).await.expect("in time").expect("a write");
+    }
+    let mut events = tokio::time::timeout(PATIENCE, reading).await.expect("every event").expect("no panic");
+
+    eventually(member, "balsa_unread_streams_ended_total", |ended| ended == f64::from(STREAMS)).await;
+    eventually(member, "etcd_debugging_mvcc_watcher_total", |watchers| watchers == 1.0).await;
+    eventually(member, "etcd_debugging_mvcc_watch_stream_total", |streams| streams == 1.0).await;
+    eventually(member, "etcd_debugging_mvcc_pending_events_total", |events| events == 0.0).await;
+    tokio::time::timeout(PATIENCE, mute.closed()).await.expect("the connection is closed");
+    assert_eq!(metric(member, "balsa_unread_connections_closed_total").await, 1.0);
+    cluster.eventually("its file is closed", || async { open_files(member) <= files }).await;
+
+    member.put("after", "x").await.expect("a write");
+    let last = tokio::time::timeout(PATIENCE, events.message()).await.expect("in time").expect("open").expect("one");
+    assert_eq!(last.events[0].kv.as_ref().expect("a pair").key, "after");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_socket_is_full_is_cut_off_too() {
+    let cluster = Cluster::start_with(1, &["--grpc-keepalive-timeout=2s", "--unread-stream-timeout=0s"]).await;
+    let member = &cluster.members[0];
+    // The windows are open, so it is the socket that fills.
+    let mut mute = Mute::connect(member, i32::MAX.unsigned_abs()).await;
+    mute.frame(4, 0, 0, &[&[0, 4][..], &i32::MAX.to_be_bytes()].concat()).await;
+    mute.watch(1, 100).await;
+    eventually(member, "etcd_debugging_mvcc_watcher_total", |watchers| watchers == 100.0).await;
+    let mut number = 0;
+    let written = async {
+        while metric(member, "etcd_debugging_mvcc_watcher_total").await != 0.0 {
+            member.put(&format!("k{number}"), &"x".repeat(10_000)).await.expect("a write");
+            number += 1;
+        }
+    };
+    tokio::time::timeout(PATIENCE * 2, written).await.expect("its watchers are gone");
+    tokio::time::timeout(PATIENCE, mute.closed()).await.expect("the connection is closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_slowly_gets_every_event() {
+    const BOUND: Duration = Duration::from_secs(5);
+    let cluster = Cluster::start_with(1, &["--unread-stream-timeout=5s"]).await;
+    let member = &cluster.members[0];
+    let endpoint = Endpoint::from_shared(member.client_url()).expect("a URL");
+    let endpoint = endpoint.initial_stream_window_size(64 << 10).initial_connection_window_size(64 << 10);
+    let mut events = watch(WatchClient::new(endpoint.connect_lazy())).await;
+    for number in 0..WRITES {
+        member.put(&format!("k{number}"), &"x".repeat(10_000)).await.expect("a write");
+    }
+    let started = std::time::Instant::now();
+    // The pauses outlast the bound three times over; each is a fraction of it.
+    read_all(&mut events, BOUND / 20).await;
+    while started.elapsed() < BOUND * 3 {
+        tokio::time::sleep(BOUND / 20).await;
+        member.put("more", &"x".repeat(70_000)).await.expect("a write");
+        let more = tokio::time::timeout(PATIENCE, events.message()).await.expect("in time").expect("open");
+        assert_eq!(more.expect("an answer").events.len(), 1);
+    }
+    assert_eq!(metric(member, "balsa_unread_streams_ended_total").await, 0.0);
+}
+
+/// A watch of everything, made.
+async fn watch(mut client: WatchClient<Channel>) -> Streaming<pb::WatchResponse> {
+    let (requests, receiver) = tokio::sync::mpsc::channel(1);
+    requests.send(watch_all()).await.expect("sent");
+    let mut events = client.watch(ReceiverStream::new(receiver)).await.expect("a watch").into_inner();
+    assert!(events.message().await.expect("open").expect("an answer").created);
+    events
+}
+
+/// Reads the events of all [`WRITES`], each in its turn, and pauses after each message.
+async fn read_all(events: &mut Streaming<pb::WatchResponse>, pause: Duration) {
+    let mut seen = 0;
+    while seen < WRITES {
+        for event in events.message().await.expect("open").expect("an answer").events {
+            assert_eq!(event.kv.expect("a pair").key, format!("k{seen}"));
+            seen += 1;
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Waits until the value of a metric is as wanted.
+async fn eventually(member: &Member, name: &str, wanted: impl Fn(f64) -> bool) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let value = metric(member, name).await;
+        if wanted(value) {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{name} is {value}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn metric(member: &Member, name: &str) -> f64 {
+    let mut request = http::Request::post("/metrics", "");
+    request.method = "GET".into();
+    let text = String::from_utf8(request.send(member.client_port).await.body).expect("text");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name}")).parse().expect("a number")
+}
+
+fn open_files(member: &Member) -> usize {
+    let listing = std::fs::read_dir(format!("/proc/{}/fd", member.pid())).expect("the process runs");
+    listing
+        .filter(|file| {
+            let target = file.as_ref().map(|file| std::fs::read_link(file.path()));
+            matches!(target, Ok(Ok(target)) if target.to_string_lossy().starts_with("socket:"))
+        })
+        .count()
 }
 
 fn watch_all() -> pb::WatchRequest {
