@@ -1,6 +1,10 @@
 //! A seeded comparison with a model that keeps every version in a list, and of replicas with each other: in whatever
 //! runs entries are applied, whenever old versions are deleted and whenever a process dies, all answer alike and end
-//! with the same tables.
+//! with the same tables, and watchers hear what the model says ([`watchers`]).
+//!
+//! `BALSA_SEEDS=n` runs more seeds, `BALSA_SEED=x` one of them again, exactly.
+
+mod watchers;
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -13,8 +17,9 @@ use pb::request_op::Request;
 use prost::Message;
 use raft::eraftpb::Entry;
 
-use super::{Changes, KeyRange, ReadError, RevisionEvents, changes, compaction, hash_kv, range};
-use crate::domain::apply::StateMachine;
+use self::watchers::Watching;
+use super::{Changes, KeyRange, ReadError, RevisionEvents, Revisions, changes, compaction, hash_kv, range};
+use crate::domain::apply::{Effects, StateMachine};
 use crate::domain::command::{Command, Outcome};
 use crate::domain::lease::table;
 use crate::domain::refusal::Refusal;
@@ -108,7 +113,15 @@ impl Model {
         state.into_values().filter(|kv| kv.lease == lease).map(|kv| kv.key).collect()
     }
 
-    fn execute(&mut self, command: &Command) {
+    fn revoke(&mut self, lease: i64) {
+        self.leases.remove(&lease);
+        let made = self.revision + 1;
+        let doomed = self.keys_of(lease);
+        self.versions.extend(doomed.into_iter().map(|key| (made, key, None)));
+    }
+
+    /// Executes a command of an entry of `term`.
+    fn execute(&mut self, command: &Command, term: u64) {
         match command {
             Command::Put(put) => self.put(put),
             Command::DeleteRange(delete) => {
@@ -129,12 +142,9 @@ impl Model {
             Command::LeaseGrant(grant) => {
                 self.leases.insert(grant.id, grant.ttl);
             }
-            Command::LeaseRevoke(revoke) => {
-                self.leases.remove(&revoke.id);
-                let made = self.revision + 1;
-                let doomed = self.keys_of(revoke.id);
-                self.versions.extend(doomed.into_iter().map(|key| (made, key, None)));
-            }
+            Command::LeaseRevoke(revoke) => self.revoke(revoke.id),
+            Command::LeaseExpire(expire) if expire.term == term => self.revoke(expire.id),
+            Command::LeaseExpire(_) => {}
             other => panic!("not generated: {other:?}"),
         }
         if self.versions.last().is_some_and(|(made, ..)| *made > self.revision) {
@@ -142,10 +152,11 @@ impl Model {
         }
     }
 
-    fn events(&self, from: i64, range: &KeyRange) -> Vec<RevisionEvents> {
+    /// `compacted`: pairs before the changes up to it cannot be read.
+    fn events(&self, from: i64, range: &KeyRange, compacted: i64) -> Vec<RevisionEvents> {
         let mut revisions: Vec<RevisionEvents> = Vec::new();
         for (made, key, version) in self.versions.iter().filter(|(made, key, _)| *made >= from && range.contains(key)) {
-            let before = || if *made > self.compacted { self.at(made - 1).remove(key) } else { None };
+            let before = || if *made > compacted { self.at(made - 1).remove(key) } else { None };
             let deleted = KeyValue { key: key.clone(), mod_revision: *made, ..Default::default() };
             let event = match version {
                 None => Event { r#type: 1, kv: Some(deleted), prev_kv: before() },
@@ -179,6 +190,17 @@ impl Replica {
         *self = Self::over(self.key_space.crash());
     }
 
+    fn revisions(&self) -> Revisions {
+        Revisions { revision: self.state.revision(), compacted: self.state.compacted() }
+    }
+
+    /// Applies a run, and lets watchers hear of it.
+    fn apply(&mut self, run: &[Entry], watching: &mut Watching, random: &mut Random, model: &Model) -> Effects {
+        let effects = self.state.apply(run).unwrap();
+        watching.applied(&effects, random, model, self.revisions());
+        effects
+    }
+
     fn view(&self) -> <MemoryKeySpace as KeySpace>::View {
         self.key_space.view().unwrap()
     }
@@ -202,7 +224,7 @@ impl Replica {
     }
 }
 
-fn random_command(random: &mut Random, model: &Model, value: usize) -> Command {
+fn random_command(random: &mut Random, model: &Model, term: u64, value: usize) -> Command {
     // Half of the puts are under a lease, if there is one.
     let any_lease = |random: &mut Random| model.leases.keys().nth(random.below(8)).copied().unwrap_or(0);
     let put = |random: &mut Random| pb::PutRequest {
@@ -239,16 +261,23 @@ fn random_command(random: &mut Random, model: &Model, value: usize) -> Command {
                 Command::LeaseGrant(pb::LeaseGrantRequest { id, ttl: 60 + id })
             }
             (_, 0) => Command::Put(put(random)),
-            (_, id) => Command::LeaseRevoke(pb::LeaseRevokeRequest { id }),
+            (_, id) if random.one_in(2) => Command::LeaseRevoke(pb::LeaseRevokeRequest { id }),
+            // Of the clock of the leader of this term, or of one that was deposed meanwhile.
+            (_, id) => Command::LeaseExpire(log::ExpireLease { id, term: term - u64::from(random.one_in(3)) }),
         },
         _ => Command::Put(put(random)),
     }
 }
 
+/// The term of an entry; leaders change now and then.
+fn term_of(index: u64) -> u64 {
+    1 + index / 40
+}
+
 fn entry_of(index: u64, commands: Vec<Command>) -> Entry {
     let proposal = |command| log::Proposal { command: Some(command), ..Default::default() };
     let batch = log::Batch { proposals: commands.into_iter().map(proposal).collect() };
-    Entry { index, term: 1 + index / 100, data: batch.encode_to_vec().into(), ..Default::default() }
+    Entry { index, term: term_of(index), data: batch.encode_to_vec().into(), ..Default::default() }
 }
 
 fn compare_reads(random: &mut Random, model: &Model, replica: &Replica) {
@@ -270,7 +299,7 @@ fn compare_reads(random: &mut Random, model: &Model, replica: &Replica) {
     let from = model.compacted.max(1) + random.below(5) as i64;
     let (key, range_end) = random.range();
     let range = KeyRange::of(&key, &range_end);
-    assert_eq!(catch_up(&view, &range, from, 1 + random.below(4)), model.events(from, &range));
+    assert_eq!(catch_up(&view, &range, from, 1 + random.below(4)), model.events(from, &range, model.compacted));
 }
 
 fn compare_leases(model: &Model, replica: &Replica) {
@@ -296,71 +325,93 @@ fn catch_up(view: &impl View, range: &KeyRange, mut from: i64, limit: usize) -> 
     all
 }
 
-fn simulate(seed: u64) {
+fn simulate(seed: u64) -> [usize; 2] {
     let random = &mut Random(seed);
     let mut model = Model::default();
     let mut replicas: Vec<_> = (0..2).map(|_| Replica::over(MemoryKeySpace::default())).collect();
+    let over = |replica: &Replica| Watching::over(replica.key_space.clone(), &mut Random(seed));
+    let mut watching: Vec<_> = replicas.iter().map(over).collect();
     let mut entries: Vec<Entry> = Vec::new();
-    let mut value = 0;
+    let (mut value, mut drained) = (0, [0; 2]);
     for _ in 0..40 {
-        let mut published = Vec::new();
-        let before = model.revision;
         for _ in 0..random.below(4) + 1 {
+            let index = entries.len() as u64 + 1;
             let mut commands = Vec::new();
             for _ in 0..random.below(4) {
                 value += 1;
-                commands.push(random_command(random, &model, value));
-                model.execute(&commands[commands.len() - 1]);
+                commands.push(random_command(random, &model, term_of(index), value));
+                model.execute(&commands[commands.len() - 1], term_of(index));
             }
-            entries.push(entry_of(entries.len() as u64 + 1, commands));
+            entries.push(entry_of(index, commands));
         }
-        for replica in &mut replicas {
+        for (replica, watching) in replicas.iter_mut().zip(&mut watching) {
             // A replica that died applies all since its last flush again, as one run; then what is new, piece by piece.
             if random.one_in(4) {
                 replica.crash();
+                watching.moved(replica.key_space.clone(), random);
                 let known = entries.len() - random.below(3).min(entries.len());
-                replica.state.apply(&entries[..known]).unwrap();
+                replica.apply(&entries[..known], watching, random, &model);
             }
-            published.clear();
             for chunk in entries.chunks(1 + random.below(5)) {
-                published.extend(replica.state.apply(chunk).unwrap().events);
+                replica.apply(chunk, watching, random, &model);
             }
-            published.retain(|revision: &RevisionEvents| revision.revision > before);
             if random.one_in(3) {
                 replica.key_space.flush().unwrap();
             }
             while !random.one_in(3) && replica.step(1 + random.below(6)) {}
-            assert_eq!((replica.state.revision(), replica.state.compacted()), (model.revision, model.compacted));
+            assert_eq!(replica.revisions(), Revisions { revision: model.revision, compacted: model.compacted });
+            if random.one_in(2) {
+                drained = add(drained, watching.drain(&model, replica.revisions()));
+            }
             compare_reads(random, &model, replica);
             compare_leases(&model, replica);
         }
         let hash = |replica: &Replica, revision| hash_kv(&replica.view(), revision).unwrap();
         let pinned =
             model.compacted.max(1) + random.below((model.revision - model.compacted.max(1)) as usize + 1) as i64;
-        assert_eq!(hash(&replicas[0], pinned), hash(&replicas[1], pinned), "seed {seed}");
+        assert_eq!(hash(&replicas[0], pinned), hash(&replicas[1], pinned));
     }
+    compare_runs(&model, &entries, replicas);
+    drained
+}
+
+fn add([heard, ended]: [usize; 2], more: [usize; 2]) -> [usize; 2] {
+    [heard + more[0], ended + more[1]]
+}
+
+/// All entries in one run and each in a run of its own end with the tables of `replicas`, and make the same events.
+fn compare_runs(model: &Model, entries: &[Entry], mut replicas: Vec<Replica>) {
     let mut at_once = Replica::over(MemoryKeySpace::default());
-    at_once.state.apply(&entries).unwrap();
+    at_once.state.apply(entries).unwrap();
     let mut one_by_one = Replica::over(MemoryKeySpace::default());
     let mut published = Vec::new();
-    for entry in &entries {
+    for entry in entries {
         published.extend(one_by_one.state.apply(std::slice::from_ref(entry)).unwrap().events);
     }
-    assert_eq!(at_once.tables(), one_by_one.tables(), "seed {seed}");
-    let all_events = Model { compacted: -1, ..model }.events(1, &KeyRange::of(&"".into(), &"\0".into()));
-    assert_eq!(published, all_events, "seed {seed}");
+    assert_eq!(at_once.tables(), one_by_one.tables());
+    assert_eq!(published, model.events(1, &KeyRange::of(&"".into(), &"\0".into()), -1));
     replicas.extend([at_once, one_by_one]);
     replicas.iter_mut().for_each(|replica| while replica.step(7) {});
     for pair in replicas.windows(2) {
-        assert_eq!(pair[0].tables(), pair[1].tables(), "seed {seed}");
+        assert_eq!(pair[0].tables(), pair[1].tables());
     }
 }
 
 #[test]
 fn every_read_agrees_with_a_list_of_all_versions_and_every_replica_with_the_others() {
-    for seed in 0..60 {
-        simulate(seed);
+    let number = |variable| std::env::var(variable).ok().and_then(|value| value.parse().ok());
+    let seeds = match number("BALSA_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("BALSA_SEEDS").unwrap_or(60),
+    };
+    let mut drained = [0; 2];
+    for seed in seeds.clone() {
+        let run = std::panic::catch_unwind(|| simulate(seed));
+        drained = add(drained, run.unwrap_or_else(|_| panic!("seed {seed} failed (BALSA_SEED={seed} repeats it)")));
     }
+    let [heard, ended] = drained;
+    println!("{seeds:?}: watchers heard {heard} events as the model, {ended} were ended by compactions");
+    assert!(heard > 0 && (ended > 0 || seeds.end - seeds.start < 10), "nothing happened");
 }
 
 #[test]
@@ -369,11 +420,15 @@ fn answers_of_writes_tell_what_the_model_did() {
     let mut model = Model::default();
     let mut replica = Replica::over(MemoryKeySpace::default());
     for index in 1..400 {
-        let command = random_command(random, &model, index);
+        let term = term_of(index as u64);
+        let command = random_command(random, &model, term, index);
         let before = model.at(model.revision);
-        model.execute(&command);
+        model.execute(&command, term);
         let effects = replica.state.apply(&[entry_of(index as u64, vec![command.clone()])]).unwrap();
-        let outcome = effects.outcomes[0].1.as_ref().unwrap();
+        let outcome = match (&effects.outcomes[0].1, &command) {
+            (Err(Refusal::OtherTerm { .. }), Command::LeaseExpire(expire)) if expire.term != term => continue,
+            (outcome, _) => outcome.as_ref().unwrap(),
+        };
         let (header, prev): (_, Vec<KeyValue>) = match (outcome, &command) {
             (Outcome::Put(response), Command::Put(put)) => {
                 let prev = before.get(&put.key).filter(|_| put.prev_kv);

@@ -61,7 +61,7 @@ impl WatchHub {
     ///
     /// # Errors
     /// Of the source.
-    pub(super) fn catch_up(&self, stream: StreamKey) -> Result<(), Failure> {
+    pub(crate) fn catch_up(&self, stream: StreamKey) -> Result<(), Failure> {
         let Some(plan) = self.plan_catch_up(stream) else { return Ok(()) };
         let missed = plan.read(&*self.source)?;
         self.finish_catch_up(plan, missed)

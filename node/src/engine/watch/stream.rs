@@ -120,7 +120,7 @@ impl WatchStream {
     }
 
     /// What is there already.
-    pub(super) fn try_next(&mut self) -> Option<Delivery> {
+    pub(crate) fn try_next(&mut self) -> Option<Delivery> {
         let delivery = self.buffer.pop()?;
         if let Delivery::Events { events, .. } = &delivery {
             self.hub.delivered.fetch_add(events.len() as u64, Ordering::Relaxed);
@@ -151,12 +151,12 @@ impl WatchStream {
     }
 
     #[cfg(test)]
-    pub(super) fn key(&self) -> StreamKey {
+    pub(crate) fn key(&self) -> StreamKey {
         self.key
     }
 
     #[cfg(test)]
-    pub(super) fn is_behind(&self) -> bool {
+    pub(crate) fn is_behind(&self) -> bool {
         self.buffer.is_behind()
     }
 }
