@@ -158,7 +158,7 @@ fn arguments(name: &str, directory: &Path, client: u16, peer: u16) -> Vec<String
 }
 
 /// A port below those that the system gives to outgoing connections: one of these could take it before the server listens.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static TAKEN: AtomicU16 = AtomicU16::new(0);
     // Processes that start one after the other begin far from each other.
     let begin = (std::process::id() as u16).wrapping_mul(7_919);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
-use balsa_e2e::clients::{PROGRAMS, endpoints, etcdctl, rust};
+use balsa_e2e::clients::{PROGRAMS, endpoints, etcdctl, patroni, rust};
 use balsa_e2e::local::Server;
 use clap::Parser;
 
@@ -15,7 +15,7 @@ const MEMBERS: usize = 3;
 #[derive(Parser)]
 #[command(about = "Runs real clients against a local cluster of three, all without a name")]
 struct Args {
-    /// Which: etcdctl, rust, go, node, java.
+    /// Which: etcdctl, rust, go, node, java, patroni.
     names: Vec<String>,
     /// Where `e2e/install` puts programs.
     #[arg(long, env = "BALSA_CACHE")]
@@ -38,7 +38,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         None => std::env::current_exe()?.with_file_name("balsa"),
     };
     let (mut passed, mut failed) = (0, 0);
-    for name in ["etcdctl", "rust", "go", "node", "java"] {
+    for name in ["etcdctl", "rust", "go", "node", "java", "patroni"] {
         if !args.names.is_empty() && !args.names.iter().any(|wanted| wanted == name) {
             continue;
         }
@@ -60,7 +60,7 @@ async fn main() -> anyhow::Result<ExitCode> {
 }
 
 async fn run(name: &str, cache: &Path, server: &Path) -> anyhow::Result<()> {
-    let members = Server::cluster("server", server, MEMBERS, &[]).await?;
+    let mut members = Server::cluster("server", server, MEMBERS, &[]).await?;
     let cluster = endpoints(&members);
     match name {
         "etcdctl" => {
@@ -70,6 +70,7 @@ async fn run(name: &str, cache: &Path, server: &Path) -> anyhow::Result<()> {
             Ok(())
         }
         "rust" => rust::run(&cluster).await,
+        "patroni" => patroni::run(cache, &mut members).await,
         other => {
             let program = PROGRAMS.iter().find(|program| program.name == other).context("no such client")?;
             program.run(cache, &cluster).await

@@ -3,6 +3,7 @@
 //! [`etcdctl`].
 
 pub mod etcdctl;
+pub mod patroni;
 pub mod rust;
 
 use std::path::Path;
