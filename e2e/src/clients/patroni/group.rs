@@ -126,7 +126,9 @@ impl Group {
     /// Asks for another leader.
     pub(super) async fn switch_over(&self, from: usize, to: usize) -> anyhow::Result<()> {
         let (from, to) = (name(from), name(to));
-        self.control(&["switchover", "--leader", &from, "--candidate", &to, "--force"]).await.map(drop)
+        let said = self.control(&["switchover", "--leader", &from, "--candidate", &to, "--force"]).await?;
+        ensure!(said.contains("Successfully switched over"), "{said}");
+        Ok(())
     }
 
     /// The table that `patronictl` prints.
