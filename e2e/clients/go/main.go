@@ -39,6 +39,7 @@ var parts = []part{
 	{"election", election},
 	{"stm", stm},
 	{"stm-isolation", stmIsolation},
+	{"pings", pings},
 }
 
 func main() {

@@ -14,18 +14,28 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::http::plain_error;
-use super::listener::Connection;
+use super::listener::{ClientCertificate, Connection};
+use crate::engine::Limit;
 
+/// The prefix of the gateway.
+const PREFIX: &str = "/v3/";
 /// The prefix of etcd 3.3 and before.
 const OLD_PREFIX: &str = "/v3beta/";
 
+/// etcd's words for a client whose certificate would name a user if it came by gRPC.
+const NAMED_CLIENT: &str =
+    "CommonName of client sending a request against gateway will be ignored and not used as expected";
+
 /// Who may come in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Access {
     /// `--cors`: origins, or `*`.
     pub origins: BTreeSet<String>,
     /// `--host-whitelist`: hosts, or `*`; none is any.
     pub hosts: BTreeSet<String>,
+    /// Whether the common name of a client's certificate is a user now. The gateway cannot pass it on, and so refuses who
+    /// has one.
+    pub names_are_users: Limit<bool>,
 }
 
 impl Access {
@@ -46,20 +56,24 @@ impl Access {
 /// Checks a request and passes it on.
 pub async fn check(State(access): State<Arc<Access>>, mut request: Request, next: Next) -> Response {
     let host = host(&request);
+    rename(&mut request);
     // Behind TLS the certificate says whose the listener is, and every host is right.
     let secure = request.extensions().get::<Connection>().is_some_and(|connection| connection.secure);
     if !secure && !access.admits_host(&host) {
         tracing::warn!(host, "rejecting HTTP request to prevent DNS rebinding attacks");
         return plain_error(StatusCode::MISDIRECTED_REQUEST, &foreign_host(&host));
     }
+    let name = ClientCertificate::of(request.extensions()).map(|certificate| certificate.common_name.as_str());
+    let named = request.uri().path().starts_with(PREFIX) && name.is_some_and(|name| !name.is_empty());
+    if named && access.names_are_users.get() {
+        return plain_error(StatusCode::BAD_REQUEST, NAMED_CLIENT);
+    }
     let origin = access.allowed_origin(request.headers());
-    let mut response = if request.method() == Method::OPTIONS {
-        Body::empty().into_response()
-    } else {
-        rename(&mut request);
-        next.run(request).await
-    };
-    if let Some(origin) = origin {
+    let mut response =
+        if request.method() == Method::OPTIONS { Body::empty().into_response() } else { next.run(request).await };
+    // A connection that speaks another protocol from now on gives no answer to read.
+    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if let (Some(origin), false) = (origin, switched) {
         let headers = response.headers_mut();
         headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE"));
         headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
@@ -86,7 +100,7 @@ fn rename(request: &mut Request) {
         return;
     };
     let mut parts = request.uri().clone().into_parts();
-    parts.path_and_query = format!("/v3/{rest}").parse().ok();
+    parts.path_and_query = format!("{PREFIX}{rest}").parse().ok();
     if let Ok(uri) = Uri::from_parts(parts) {
         *request.uri_mut() = uri;
     }
@@ -114,6 +128,10 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
+    fn access(origins: BTreeSet<String>, hosts: BTreeSet<String>) -> Access {
+        Access { origins, hosts, names_are_users: Limit::new(|| true) }
+    }
+
     async fn ask(access: Access, request: axum::http::request::Builder) -> (StatusCode, HeaderMap, String) {
         let path = |request: Request| async move { request.uri().to_string() };
         let router = Router::new().fallback(path).layer(from_fn_with_state(Arc::new(access), check));
@@ -125,25 +143,20 @@ mod tests {
 
     #[tokio::test]
     async fn only_hosts_of_the_list_are_served_without_tls() {
-        let access = Access { origins: set(&["*"]), hosts: set(&["a.example"]) };
+        let access = access(set(&["*"]), set(&["a.example"]));
         let request = |host: &str| Request::get("/version").header(HOST, host.to_owned());
         assert_eq!(ask(access.clone(), request("a.example:2379")).await.0, StatusCode::OK);
         let (status, headers, body) = ask(access.clone(), request("b.example")).await;
         assert_eq!(status, StatusCode::MISDIRECTED_REQUEST);
         assert!(body.contains("--host-whitelist \"b.example\""), "{body}");
         assert!(!headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN));
-        let connection = Connection {
-            remote: "127.0.0.1:1".parse().unwrap(),
-            secure: true,
-            certificate: None,
-            closer: Default::default(),
-        };
+        let connection = Connection::new("127.0.0.1:1".parse().unwrap(), true, None);
         assert_eq!(ask(access, request("b.example").extension(connection)).await.0, StatusCode::OK);
     }
 
     #[tokio::test]
     async fn an_origin_of_the_list_may_read_the_answer() {
-        let access = Access { origins: set(&["http://a"]), hosts: set(&["*"]) };
+        let access = access(set(&["http://a"]), set(&["*"]));
         let request = |origin: &str| Request::get("/version").header(ORIGIN, origin.to_owned());
         let (_, headers, _) = ask(access.clone(), request("http://a")).await;
         assert_eq!(headers[ACCESS_CONTROL_ALLOW_ORIGIN], "http://a");
@@ -153,11 +166,30 @@ mod tests {
 
     #[tokio::test]
     async fn the_old_prefix_is_the_new_one_and_options_are_answered_here() {
-        let access = Access { origins: set(&["*"]), hosts: set(&["*"]) };
+        let access = access(set(&["*"]), set(&["*"]));
         let (_, _, path) = ask(access.clone(), Request::post("/v3beta/kv/range?a=b")).await;
         assert_eq!(path, "/v3/kv/range?a=b");
         let (status, headers, body) = ask(access, Request::options("/v3/kv/range")).await;
         assert_eq!((status, body.as_str()), (StatusCode::OK, ""));
         assert_eq!(headers[ACCESS_CONTROL_ALLOW_METHODS], "POST, GET, OPTIONS, PUT, DELETE");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_a_user_does_not_come_through_the_gateway() {
+        let with = |name: &str| {
+            let certificate = Arc::new(ClientCertificate { common_name: name.to_owned() });
+            Connection::new("127.0.0.1:1".parse().unwrap(), true, Some(certificate))
+        };
+        let mut access = access(set(&["*"]), set(&["*"]));
+        let request = |path: &str, name: &str| Request::post(path).extension(with(name));
+        for path in ["/v3/kv/range", "/v3beta/kv/range"] {
+            let (status, headers, body) = ask(access.clone(), request(path, "root")).await;
+            assert_eq!((status, body), (StatusCode::BAD_REQUEST, format!("{NAMED_CLIENT}\n")));
+            assert!(!headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN));
+        }
+        assert_eq!(ask(access.clone(), request("/version", "root")).await.0, StatusCode::OK);
+        assert_eq!(ask(access.clone(), request("/v3/kv/range", "")).await.0, StatusCode::OK);
+        access.names_are_users = Limit::new(|| false);
+        assert_eq!(ask(access, request("/v3/kv/range", "root")).await.0, StatusCode::OK);
     }
 }

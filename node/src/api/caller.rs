@@ -57,12 +57,7 @@ mod tests {
     #[test]
     fn cve_2018_16886_a_gateways_certificate_names_no_user() {
         let certificate = Some(Arc::new(ClientCertificate { common_name: "root".into() }));
-        let connection = Connection {
-            remote: "127.0.0.1:1".parse().unwrap(),
-            secure: true,
-            certificate,
-            closer: Default::default(),
-        };
+        let connection = Connection::new("127.0.0.1:1".parse().unwrap(), true, certificate);
         let mut direct = request(&[]);
         direct.extensions_mut().insert(connection.clone());
         assert_eq!(caller(&direct).common_name.as_deref(), Some("root"));

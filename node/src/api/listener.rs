@@ -4,6 +4,7 @@
 //! [`MAX_HANDSHAKES`] the oldest is given up, because a client that means well is done in milliseconds.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -13,11 +14,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::task::AtomicWaker;
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -51,6 +53,35 @@ pub struct Connection {
     pub certificate: Option<Arc<ClientCertificate>>,
     /// Ends it.
     pub closer: Closer,
+    /// Gets its bytes.
+    pub takeover: Takeover,
+}
+
+impl Connection {
+    /// One that nobody ends or takes over yet.
+    pub(super) fn new(remote: SocketAddr, secure: bool, certificate: Option<Arc<ClientCertificate>>) -> Self {
+        Self { remote, secure, certificate, closer: Closer::default(), takeover: Takeover::default() }
+    }
+}
+
+/// Hands the bytes of a connection to whoever will go on with them in another protocol, once the server lets go of them:
+/// after an answer with status 101 it does. (hyper's own way is not open to users of tonic's server.)
+#[derive(Clone, Default)]
+pub struct Takeover(Arc<Mutex<Option<oneshot::Sender<Stream>>>>);
+
+impl Takeover {
+    /// Asks for them. What the client sends before it has the answer is lost.
+    pub fn ask(&self) -> oneshot::Receiver<Stream> {
+        let (asked, stream) = oneshot::channel();
+        *self.0.lock() = Some(asked);
+        stream
+    }
+}
+
+impl fmt::Debug for Takeover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Takeover")
+    }
 }
 
 /// Ends a connection from anywhere. The server sees it as broken off.
@@ -106,6 +137,18 @@ pub struct Stream {
 enum Bytes {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// Gone to whoever took them over.
+    Taken,
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let asked = self.connection.takeover.0.lock().take();
+        if let Some(asked) = asked {
+            let bytes = std::mem::replace(&mut self.bytes, Bytes::Taken);
+            let _ = asked.send(Self { bytes, connection: self.connection.clone() });
+        }
+    }
 }
 
 impl Connected for Stream {
@@ -153,7 +196,7 @@ async fn accept(
         let _ = SockRef::from(&stream).set_tcp_user_timeout(unread);
         match &tls {
             None => {
-                let connection = Connection { remote, secure: false, certificate: None, closer: Closer::default() };
+                let connection = Connection::new(remote, false, None);
                 if ready.send(Ok(Stream { bytes: Bytes::Plain(stream), connection })).await.is_err() {
                     return;
                 }
@@ -210,7 +253,7 @@ async fn handshake(tls: &Tls, stream: TcpStream, remote: SocketAddr) -> io::Resu
         Some([leaf, ..]) => Some(admitted(tls, leaf, remote).await?),
         _ => None,
     };
-    let connection = Connection { remote, secure: true, certificate, closer: Closer::default() };
+    let connection = Connection::new(remote, true, certificate);
     Ok(Stream { bytes: Bytes::Tls(Box::new(stream)), connection })
 }
 
@@ -229,6 +272,7 @@ impl AsyncRead for Stream {
         match &mut self.bytes {
             Bytes::Plain(stream) => Pin::new(stream).poll_read(context, into),
             Bytes::Tls(stream) => Pin::new(stream).poll_read(context, into),
+            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
@@ -239,6 +283,7 @@ impl AsyncWrite for Stream {
         match &mut self.bytes {
             Bytes::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Bytes::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -251,6 +296,7 @@ impl AsyncWrite for Stream {
         match &mut self.bytes {
             Bytes::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
             Bytes::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),
+            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -258,6 +304,7 @@ impl AsyncWrite for Stream {
         match &self.bytes {
             Bytes::Plain(stream) => stream.is_write_vectored(),
             Bytes::Tls(stream) => stream.is_write_vectored(),
+            Bytes::Taken => false,
         }
     }
 
@@ -266,6 +313,7 @@ impl AsyncWrite for Stream {
         match &mut self.bytes {
             Bytes::Plain(stream) => Pin::new(stream).poll_flush(context),
             Bytes::Tls(stream) => Pin::new(stream).poll_flush(context),
+            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
@@ -273,6 +321,7 @@ impl AsyncWrite for Stream {
         match &mut self.bytes {
             Bytes::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Bytes::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }

@@ -130,7 +130,11 @@ impl Services {
         let (origins, hosts) = (config.cors.clone(), config.host_whitelist.clone());
         let (gateway, split_http) = (config.enable_grpc_gateway, !config.listen_client_http_urls.is_empty());
         let (slow_call, unread) = (config.warning_unary_request_duration, config.unread_stream_timeout);
-        let access = Arc::new(Access { origins, hosts });
+        let certificates = config.enable_grpc_gateway && member.settings().auth.client_cert_auth;
+        let auth = member.clone();
+        let enabled = move || auth.handle().is_ok_and(|handle| handle.auth().is_enabled());
+        let names_are_users = Limit::new(move || certificates && enabled());
+        let access = Arc::new(Access { origins, hosts, names_are_users });
         Self {
             member,
             metrics,

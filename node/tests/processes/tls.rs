@@ -135,6 +135,32 @@ async fn both_protocols_are_served_to_those_with_a_certificate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_a_user_does_not_come_through_the_gateway() {
+    let (cluster, authority, client) = secured(1).await;
+    let member = &cluster.members[0];
+    let ask = |identity: &Identity, path: &str| {
+        let (ca, cert, key) = (authority.ca(), &identity.cert, &identity.key);
+        let files = [("--cacert", &ca), ("--cert", cert), ("--key", key)];
+        let files: Vec<String> =
+            files.iter().flat_map(|(name, file)| [name.to_string(), file.display().to_string()]).collect();
+        let mut words: Vec<&str> = files.iter().map(String::as_str).collect();
+        words.extend(["--http1.1", "-d", r#"{"key":"YQ=="}"#, "-w", " %{http_code}"]);
+        text(&curl(&format!("{}{path}", member.client_url()), &words))
+    };
+    assert!(ask(&client, "/v3/kv/range").ends_with(" 200"), "as long as auth is off");
+    for words in ["user add root:secret", "user grant-role root root", "auth enable"] {
+        let done = etcdctl(member, &authority, Some(&client), &words.split(' ').collect::<Vec<_>>());
+        assert!(done.status.success(), "{words}: {}", text(&done));
+    }
+    let refused =
+        "CommonName of client sending a request against gateway will be ignored and not used as expected\n 400";
+    assert_eq!(ask(&client, "/v3/kv/range"), refused);
+    let nameless = authority.sign("nameless", "");
+    let answer = ask(&nameless, "/v3/kv/range");
+    assert_eq!(answer, r#"{"code":3,"message":"etcdserver: user name is empty"} 400"#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn certificates_change_under_writes_and_nothing_fails() {
     let (cluster, authority, _) = secured(3).await;
     let (done, written) = (AtomicBool::new(false), AtomicUsize::new(0));

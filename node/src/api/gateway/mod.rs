@@ -1,6 +1,6 @@
 //! The JSON gateway: etcd's API for clients that speak HTTP/1.1 and JSON. `POST /v3/kv/range` with a message as JSON is the
 //! gRPC call of it, and its answer the message of the answer as JSON; a stream is a line per message, `{"result":…}` or
-//! `{"error":…}`.
+//! `{"error":…}`. Over a WebSocket each line is a message, either way.
 //!
 //! Works by the descriptors of the contract and asks the router of the client port, so a service is served here by being
 //! registered there. It must not know what any message means.
@@ -14,6 +14,7 @@ mod openapi;
 mod paths;
 mod scan;
 mod text;
+mod websocket;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -73,8 +74,16 @@ impl Gateway {
         json(StatusCode::OK, HeaderMap::new(), Body::from(self.openapi.clone()))
     }
 
-    /// Answers a request whose path begins with `/v3/`.
+    /// Answers a request whose path begins with `/v3/`, or goes on with it over a WebSocket.
     pub async fn answer(&self, request: Request<Body>) -> Response {
+        if websocket::is_asked_for(request.headers()) {
+            websocket::open(self, request)
+        } else {
+            self.post(request).await
+        }
+    }
+
+    async fn post(&self, request: Request<Body>) -> Response {
         let path = percent_decode_str(request.uri().path()).decode_utf8_lossy();
         let Some(method) = self.methods.get(path.as_ref()) else {
             return failure(&Failed::new(Code::NotFound, "Not Found"));

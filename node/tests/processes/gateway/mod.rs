@@ -8,6 +8,7 @@
 mod etcd;
 mod fuzz;
 pub(crate) mod http;
+mod websocket;
 
 use std::path::PathBuf;
 
