@@ -16,6 +16,7 @@ pub mod http;
 pub mod kv;
 pub mod lease;
 pub mod lease_clock;
+pub mod leftover;
 pub mod listener;
 pub mod lock;
 pub mod maintenance;

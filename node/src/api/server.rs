@@ -10,7 +10,7 @@ use axum::Router;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, LOCATION};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::v3electionpb::election_server::ElectionServer;
@@ -46,6 +46,7 @@ use super::http;
 use super::kv::KvApi;
 use super::lease::LeaseApi;
 use super::lease_clock::{GrpcClock, LeaseClockApi};
+use super::leftover;
 use super::listener;
 use super::lock::LockApi;
 use super::maintenance::MaintenanceApi;
@@ -218,7 +219,8 @@ impl Services {
         let gateway = if self.gateway { Some(Gateway::new(grpc, self.max_request_bytes.clone())?) } else { None };
         let fallback = move |request: Request| not_grpc(gateway.clone(), request);
         let routes = http::routes(self.member.clone(), self.metrics.clone());
-        Ok(routes.fallback(fallback).layer(from_fn_with_state(self.access.clone(), access::check)))
+        let routes = routes.fallback(fallback).layer(from_fn_with_state(self.access.clone(), access::check));
+        Ok(routes.layer(from_fn(leftover::read)))
     }
 
     /// gRPC of the peer port: the peer and node services, and etcd's membership calls for members that pass them on.

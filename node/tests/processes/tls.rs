@@ -144,7 +144,7 @@ async fn a_name_that_is_a_user_does_not_come_through_the_gateway() {
         let files: Vec<String> =
             files.iter().flat_map(|(name, file)| [name.to_string(), file.display().to_string()]).collect();
         let mut words: Vec<&str> = files.iter().map(String::as_str).collect();
-        words.extend(["--http1.1", "-d", r#"{"key":"YQ=="}"#, "-w", " %{http_code}"]);
+        words.extend(["-d", r#"{"key":"YQ=="}"#, "-w", " %{http_code}"]);
         text(&curl(&format!("{}{path}", member.client_url()), &words))
     };
     assert!(ask(&client, "/v3/kv/range").ends_with(" 200"), "as long as auth is off");
