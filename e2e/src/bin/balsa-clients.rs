@@ -8,6 +8,7 @@ use anyhow::Context;
 use balsa_e2e::clients::{PROGRAMS, endpoints, etcdctl, patroni, rust};
 use balsa_e2e::local::Server;
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Members of the cluster.
 const MEMBERS: usize = 3;
@@ -44,7 +45,11 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
         let started = Instant::now();
         println!("--- {name}");
-        match run(name, &cache, &server).await {
+        let ended = tokio::select! {
+            ended = run(name, &cache, &server) => ended,
+            told = told_to_end() => return told.map(|()| ExitCode::FAILURE),
+        };
+        match ended {
             Ok(()) => {
                 println!("--- {name}: passed, {} s", started.elapsed().as_secs());
                 passed += 1;
@@ -57,6 +62,15 @@ async fn main() -> anyhow::Result<ExitCode> {
     }
     println!("{passed} passed, {failed} failed");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Resolves when the process is told to end. All that a run has started ends as the run is dropped.
+async fn told_to_end() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        told = tokio::signal::ctrl_c() => Ok(told?),
+        _ = terminate.recv() => Ok(()),
+    }
 }
 
 async fn run(name: &str, cache: &Path, server: &Path) -> anyhow::Result<()> {
