@@ -15,13 +15,14 @@ use super::auth::{self, AuthChanges, AuthState, Identity, TokenChange};
 use super::command::{Command, Outcome, ProposalId};
 use super::lease::{self, LeaseChange};
 use super::mvcc::encoding::{self, APPLIED, CONF_STATE, FORMAT, FORMAT_VERSION, MAINTENANCE, MEMBERSHIP, corrupt};
-use super::mvcc::overlay::Overlay;
+use super::mvcc::overlay::large::{self, PART_BYTES};
+use super::mvcc::overlay::{Finished, Overlay};
 use super::mvcc::{Counts, ReadError, Revisions, current, write};
 use super::refusal::Refusal;
 use super::{maintenance, membership};
 use crate::storage::{KeySpace, SnapshotPoint, StorageError, Table, View, WriteBatch};
 
-pub use super::mvcc::RevisionEvents;
+pub use super::mvcc::{RevisionEvents, Unlisted};
 
 /// Why applying cannot go on. The process stops.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +66,10 @@ pub struct Effects {
     pub term: u64,
     /// The answers, in log order. Entries that were applied before the run have none.
     pub outcomes: Vec<(ProposalId, Result<Outcome, Refusal>)>,
-    /// The revisions made, in order.
+    /// The revisions made, in order, without those of `unlisted`.
     pub events: Vec<RevisionEvents>,
+    /// The revisions made whose events are only in the store, in order.
+    pub unlisted: Vec<Unlisted>,
     /// Accepted changes of the configuration, in order, for `RawNode::apply_conf_change`. One that was refused, or
     /// that only changes URLs, is not among them.
     pub conf_changes: Vec<ConfChange>,
@@ -96,7 +99,13 @@ pub struct StateMachine<K: KeySpace> {
     counts: Option<Counts>,
     /// The format row stands in the key space.
     formatted: bool,
+    /// Deletes of more are written in parts.
+    part_bytes: usize,
+    between_parts: BetweenParts,
 }
+
+/// Called before each part of a large delete.
+type BetweenParts = Arc<dyn Fn() -> Result<(), StorageError> + Send + Sync>;
 
 impl<K: KeySpace> StateMachine<K> {
     /// Writes the first state of a cluster into an empty key space, durably.
@@ -110,6 +119,16 @@ impl<K: KeySpace> StateMachine<K> {
         put_membership(&mut batch, membership, &point.conf_state);
         key_space.write(batch)?;
         Ok(key_space.flush()?)
+    }
+
+    /// As [`open`](Self::open), of a key space that nobody else writes: what a process wrote ahead before it died is
+    /// taken back first.
+    ///
+    /// # Errors
+    /// `Format`, or the store's.
+    pub fn recover(key_space: Arc<K>) -> Result<Self, ApplyError> {
+        large::undo(&*key_space)?;
+        Self::open(key_space)
     }
 
     /// Reads how far the key space is. An empty one is a joiner's, which starts from a snapshot: applied 0.
@@ -134,7 +153,30 @@ impl<K: KeySpace> StateMachine<K> {
         let revisions = current(&view)?;
         let applied = AppliedPoint { index, term, conf_state: to_raft(conf_state) };
         let (counts, formatted) = (None, format.is_some());
-        Ok(Self { key_space, applied, membership, maintenance, auth, revisions, counts, formatted })
+        let (part_bytes, between_parts) = (PART_BYTES, Arc::new(|| Ok(())) as BetweenParts);
+        Ok(Self {
+            key_space,
+            applied,
+            membership,
+            maintenance,
+            auth,
+            revisions,
+            counts,
+            formatted,
+            part_bytes,
+            between_parts,
+        })
+    }
+
+    /// Lets `hook` be called before each part of a large delete; its failure counts as the store's.
+    pub fn between_parts(&mut self, hook: impl Fn() -> Result<(), StorageError> + Send + Sync + 'static) {
+        self.between_parts = Arc::new(hook);
+    }
+
+    /// Lets deletes be written in parts of this size.
+    #[cfg(test)]
+    pub(crate) fn set_part_bytes(&mut self, bytes: usize) {
+        self.part_bytes = bytes;
     }
 
     /// How far it got.
@@ -217,6 +259,7 @@ impl<K: KeySpace> StateMachine<K> {
         let decoded = decode_run(self.applied.index, &fresh)?;
         let mut run = Run::new(self.key_space.view()?, self);
         run.overlay.count_by(self.counts.clone());
+        run.overlay.write_ahead(self.part_bytes, self.counts.clone(), self.part_writer());
         run.overlay.prefetch(keys_of(&decoded))?;
         for (entry, decoded) in fresh.iter().zip(decoded) {
             run.index = entry.index;
@@ -224,7 +267,7 @@ impl<K: KeySpace> StateMachine<K> {
         }
         let (index, term) = (last.index, last.term);
         let created_and_deleted = run.overlay.created_and_deleted();
-        let (mut batch, mut effects, revisions) = run.finish();
+        let (mut batch, mut effects, counts, revisions) = run.finish();
         (effects.index, effects.term) = (index, term);
         batch.put(Table::Meta, APPLIED, encoding::encode_applied(index, term));
         if !self.formatted {
@@ -246,6 +289,7 @@ impl<K: KeySpace> StateMachine<K> {
             self.auth = Arc::clone(auth);
         }
         self.revisions = revisions;
+        self.counts = counts.or_else(|| self.counts.take());
         self.count(&created_and_deleted)?;
         self.membership = membership.unwrap_or_else(|| Arc::clone(&self.membership));
         let conf_state = conf_state.unwrap_or_else(|| std::mem::take(&mut self.applied.conf_state));
@@ -255,6 +299,15 @@ impl<K: KeySpace> StateMachine<K> {
 }
 
 impl<K: KeySpace> StateMachine<K> {
+    fn part_writer(&self) -> large::WritePart<K::View> {
+        let (key_space, between_parts) = (Arc::clone(&self.key_space), Arc::clone(&self.between_parts));
+        Box::new(move |part| {
+            between_parts()?;
+            key_space.write(part)?;
+            key_space.view()
+        })
+    }
+
     fn count(&mut self, created_and_deleted: &[(Bytes, bool)]) -> Result<(), ApplyError> {
         let Some(counts) = &mut self.counts else { return Ok(()) };
         counts.advance(self.revisions.revision, created_and_deleted);
@@ -474,13 +527,13 @@ impl<V: View> Run<V> {
         self.effects.membership = Some(Arc::clone(&self.membership));
     }
 
-    fn finish(mut self) -> (WriteBatch, Effects, Revisions) {
-        let (mut batch, events, leases, revisions) = self.overlay.finish();
-        (self.effects.events, self.effects.leases) = (events, leases);
+    fn finish(mut self) -> (WriteBatch, Effects, Option<Counts>, Revisions) {
+        let Finished { mut batch, events, unlisted, counts, leases, revisions } = self.overlay.finish();
+        (self.effects.events, self.effects.unlisted, self.effects.leases) = (events, unlisted, leases);
         let (rows, auth, tokens) = self.auth.finish();
         batch.writes.extend(rows.writes);
         (self.effects.auth, self.effects.tokens) = (auth, tokens);
-        (batch, self.effects, revisions)
+        (batch, self.effects, counts, revisions)
     }
 }
 

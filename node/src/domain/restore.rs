@@ -30,7 +30,7 @@ pub fn restore<K: KeySpace>(
     members: Vec<log::Member>,
     change: RevisionChange,
 ) -> Result<(log::Membership, SnapshotPoint), ApplyError> {
-    let machine = StateMachine::open(key_space.clone())?;
+    let machine = StateMachine::recover(key_space.clone())?;
     let (index, term) = (machine.applied().index, machine.applied().term);
     if index == 0 {
         return Err(ApplyError::Entry { index, what: "the key space holds no state of a member".to_owned() });

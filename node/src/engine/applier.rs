@@ -134,7 +134,7 @@ impl Applier {
         if count(&effects) > 0 {
             self.space.grew();
         }
-        self.hub.publish(&effects.events);
+        self.hub.publish_all(&effects.events, &effects.unlisted);
         self.leases.applied(&effects.leases);
         if let Some(compacted) = effects.compacted {
             self.hub.compacted(compacted);
@@ -155,8 +155,9 @@ impl Applier {
     /// Switches to an installed snapshot. The log names it already, so a crash before the end only repeats this.
     fn install(&mut self, name: &str, point: &SnapshotPoint) -> Result<(), ApplyError> {
         let store = Arc::new(Store::open(&self.directory.join(name), &self.options)?);
-        self.machine = StateMachine::open(store.clone())?;
+        self.machine = StateMachine::recover(store.clone())?;
         self.machine.count_keys()?;
+        self.machine.between_parts(|| failpoint::hit("apply-part"));
         self.credentials.replace(self.machine.auth().clone());
         *self.store.write() = store;
         failpoint::hit("snapshot-opened")?;
@@ -220,6 +221,7 @@ fn count(effects: &Effects) -> u64 {
             deletes += 1;
         }
     }
+    deletes += effects.unlisted.iter().map(|revision| revision.deleted).sum::<u64>();
     let txns = effects.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Ok(Outcome::Txn(_)))).count();
     metrics::PUTS.inc_by(puts);
     metrics::DELETES.inc_by(deletes);

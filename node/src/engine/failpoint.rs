@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::storage::{Result, StorageError};
 
 /// All places. A name that is not here is refused, so that no test waits for what cannot happen.
-pub const NAMES: [&str; 16] = [
+pub const NAMES: [&str; 17] = [
     // The driver's batch: about to write the log; written and synced, nothing sent; everything of it sent.
     "raft-before-persist",
     "raft-after-persist",
@@ -17,6 +17,8 @@ pub const NAMES: [&str; 16] = [
     // The applier: about to write a run of entries; written, nobody answered yet.
     "apply-before-write",
     "apply-after-write",
+    // A part of a large delete is about to be written.
+    "apply-part",
     // A run that changed the membership is written, and Raft not told; Raft was told.
     "change-before-raft",
     "change-after-raft",

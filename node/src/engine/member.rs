@@ -13,6 +13,7 @@ use tracing::info;
 use super::applier::{Applier, Work};
 use super::credentials::Credentials;
 use super::driver::{Driver, Ports};
+use super::failpoint;
 use super::fatal::{ExitCode, Fatal};
 use super::handle::{Handle, Shared};
 use super::inbox::{Inbox, Input};
@@ -109,8 +110,9 @@ pub(crate) fn open<'a>(config: &'a NodeConfig, marker: &'a Marker) -> Result<Dis
     };
     storage::snapshot::remove_others(&layout.key_spaces(), &name)?;
     let store = Arc::new(Store::open(&layout.key_spaces().join(&name), &config.key_space)?);
-    let mut machine = StateMachine::open(store.clone())?;
+    let mut machine = StateMachine::recover(store.clone())?;
     machine.count_keys()?;
+    machine.between_parts(|| failpoint::hit("apply-part"));
     let applied = point_of(machine.applied());
     let fixes = repair(&initial, &applied)
         .map_err(|lost| StartError::Corrupt(format!("log {}: {lost}", layout.log().display())))?;

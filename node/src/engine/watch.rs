@@ -25,8 +25,8 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::Failure;
-use crate::domain::mvcc::RevisionEvents;
 use crate::domain::mvcc::watch::{Interest, Selection, WatchIndex, WatcherKey};
+use crate::domain::mvcc::{RevisionEvents, Unlisted};
 use buffer::{Buffer, Item, Live, Room};
 
 pub use source::{ChangeSource, Missed, ViewSource};
@@ -164,12 +164,24 @@ impl WatchHub {
     /// Hands over revisions in order. Called by the applier after they are visible in the store; revisions that were
     /// published before are skipped. Never waits for a client.
     pub fn publish(&self, batch: &[RevisionEvents]) {
+        self.publish_all(batch, &[]);
+    }
+
+    /// The same with revisions among them whose events are only in the store: the watchers that they may be for read
+    /// them there.
+    pub fn publish_all(&self, batch: &[RevisionEvents], unlisted: &[Unlisted]) {
         let mut state = self.state.lock();
+        let published = state.published;
+        let mut unlisted = unlisted.iter().filter(|passed| passed.revision > published).peekable();
         for revision in batch {
+            while let Some(passed) = unlisted.next_if(|passed| passed.revision < revision.revision) {
+                state.pass_over(passed);
+            }
             if revision.revision > state.published {
                 state.publish(revision);
             }
         }
+        unlisted.for_each(|passed| state.pass_over(passed));
     }
 
     /// Cancels the watchers that are behind `revision`, which was compacted. Called by the applier after the compaction
@@ -318,6 +330,15 @@ impl State {
         let shared = Arc::new(revision.clone());
         for (key, selection) in selected {
             self.offer(key, &shared, selection);
+        }
+    }
+
+    fn pass_over(&mut self, passed: &Unlisted) {
+        self.published = passed.revision;
+        for key in self.index.touched_by(&passed.range) {
+            if self.watchers.get(&key).is_some_and(|watcher| watcher.next <= passed.revision) {
+                self.fall_behind(key, passed.revision);
+            }
         }
     }
 

@@ -15,6 +15,7 @@ mod faults;
 mod flags;
 mod gateway;
 mod kv;
+mod large;
 mod lease;
 mod lock;
 mod maintenance;

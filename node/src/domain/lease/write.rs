@@ -6,6 +6,7 @@ use super::MAX_TTL;
 use crate::domain::mvcc::ReadError;
 use crate::domain::mvcc::overlay::Overlay;
 use crate::domain::mvcc::range::header;
+use crate::domain::mvcc::write::delete_keys;
 use crate::domain::refusal::Refusal;
 use crate::storage::View;
 
@@ -35,10 +36,7 @@ pub(crate) fn revoke(run: &mut Overlay<impl View>, id: i64) -> Result<pb::LeaseR
         return Err(Refusal::LeaseNotFound.into());
     }
     let keys = run.lease_keys(id)?;
-    run.prefetch(keys.clone())?;
-    for key in &keys {
-        run.delete(key)?;
-    }
+    delete_keys(run, &keys)?;
     run.leases.revoke(id);
     Ok(pb::LeaseRevokeResponse { header: header(run.revisions().revision) })
 }

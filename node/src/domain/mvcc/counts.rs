@@ -93,7 +93,7 @@ impl Counts {
     }
 
     /// Takes over that a key was created, or deleted.
-    fn change(&mut self, key: &[u8], created: bool) {
+    pub(crate) fn change(&mut self, key: &[u8], created: bool) {
         let (page, block) = self.block_of(key);
         let pages = Arc::make_mut(&mut self.pages);
         let page = Arc::make_mut(&mut pages[page]);

@@ -16,6 +16,7 @@
 //! | meta | `maintenance` | `log.Maintenance` |
 //! | meta | `counts` | `log.Counts`; this member's own |
 //! | meta | `counts/` and a number, 4 bytes big-endian | `log.CountsPage` |
+//! | meta | `ahead/` and a revision, 8 bytes big-endian | its changes that were written ahead and stand in no row: key and value of a row of `revision`, or nothing; gone once it is current |
 //! | meta | `compaction` | key of `revision`: all rows below it are gone |
 
 use std::borrow::Cow;
@@ -54,6 +55,16 @@ pub(crate) const MEMBERSHIP: &[u8] = b"membership";
 const TERMINATOR: [u8; 2] = [0, 0];
 /// Bytes of a history key behind the user key.
 const HISTORY_SUFFIX: usize = TERMINATOR.len() + 8;
+
+/// Begins the key of the mark of a revision that is written ahead.
+pub(crate) const AHEAD: &[u8] = b"ahead/";
+/// Above all keys that begin so.
+pub(crate) const AHEAD_END: &[u8] = b"ahead0";
+
+/// The key of the mark of a revision that is written ahead.
+pub(crate) fn ahead(revision: i64) -> Bytes {
+    [AHEAD, &revision.to_be_bytes()].concat().into()
+}
 
 /// The key of a page of the counts.
 pub(crate) fn counts_page(number: u32) -> Bytes {
@@ -375,6 +386,16 @@ impl RowWriter {
         self.rows.push((self.first, row.freeze()));
         self.body.clear();
         (self.revisions, self.changes) = (0, 0);
+    }
+
+    /// Changes that the row at hand still takes.
+    pub(crate) fn room(&self) -> usize {
+        ROW_CHANGES - self.changes
+    }
+
+    /// Hands out the rows that are complete.
+    pub(crate) fn closed(&mut self) -> impl Iterator<Item = (RowKey, Bytes)> + use<> {
+        std::mem::take(&mut self.rows).into_iter()
     }
 
     /// Ends the entry and hands out its rows.

@@ -98,6 +98,17 @@ pub struct RevisionEvents {
     pub events: Vec<mvccpb::Event>,
 }
 
+/// A revision whose events are not at hand but in the store: a delete that was too large to be kept in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unlisted {
+    /// The revision.
+    pub revision: i64,
+    /// All keys that it deleted lie in it, and others may.
+    pub range: KeyRange,
+    /// How many it deleted.
+    pub deleted: u64,
+}
+
 /// The keys that a request names by `key` and `range_end`, in etcd's forms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyRange {
@@ -127,6 +138,17 @@ impl KeyRange {
         match self {
             Self::One(one) => one == key,
             Self::Span { low, high } => &low[..] <= key && high.as_ref().is_none_or(|high| key < &high[..]),
+        }
+    }
+
+    /// Whether a key can be in both.
+    pub fn meets(&self, other: &Self) -> bool {
+        let below = |low: &Bytes, high: &Option<Bytes>| high.as_ref().is_none_or(|high| low < high);
+        match (self, other) {
+            (Self::One(key), range) | (range, Self::One(key)) => range.contains(key),
+            (Self::Span { low: a, high: b }, Self::Span { low: c, high: d }) => {
+                !self.is_empty() && !other.is_empty() && below(a, d) && below(c, b)
+            }
         }
     }
 

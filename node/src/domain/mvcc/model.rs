@@ -4,6 +4,7 @@
 //!
 //! `BALSA_SEEDS=n` runs more seeds, `BALSA_SEED=x` one of them again, exactly.
 
+mod large;
 mod watchers;
 
 use std::collections::BTreeMap;
@@ -18,12 +19,13 @@ use prost::Message;
 use raft::eraftpb::Entry;
 
 use self::watchers::Watching;
+use super::overlay::large::PART_BYTES;
 use super::{Changes, KeyRange, ReadError, RevisionEvents, Revisions, changes, compaction, hash_kv, range};
 use crate::domain::apply::{Effects, StateMachine};
 use crate::domain::command::{Command, Outcome};
 use crate::domain::lease::table;
 use crate::domain::refusal::Refusal;
-use crate::storage::memory::MemoryKeySpace;
+use crate::storage::memory::{FailedWrite, MemoryKeySpace};
 use crate::storage::{KeySpace, Table, View, WriteBatch};
 
 /// SplitMix64.
@@ -177,17 +179,26 @@ struct Replica {
     key_space: Arc<MemoryKeySpace>,
     state: StateMachine<MemoryKeySpace>,
     cursor: compaction::Cursor,
+    part_bytes: usize,
 }
 
 impl Replica {
     fn over(key_space: MemoryKeySpace) -> Self {
+        Self::in_parts(key_space, PART_BYTES)
+    }
+
+    /// Deletes of more than `part_bytes` are written in parts, and each part is durable before the next.
+    fn in_parts(key_space: MemoryKeySpace, part_bytes: usize) -> Self {
         let key_space = Arc::new(key_space);
-        let state = StateMachine::open(Arc::clone(&key_space)).unwrap();
-        Self { key_space, state, cursor: compaction::Cursor::default() }
+        let mut state = StateMachine::recover(Arc::clone(&key_space)).unwrap();
+        state.set_part_bytes(part_bytes);
+        let flushed = Arc::clone(&key_space);
+        state.between_parts(move || flushed.flush());
+        Self { key_space, state, cursor: compaction::Cursor::default(), part_bytes }
     }
 
     fn crash(&mut self) {
-        *self = Self::over(self.key_space.crash());
+        *self = Self::in_parts(self.key_space.crash(), self.part_bytes);
     }
 
     fn revisions(&self) -> Revisions {
@@ -328,7 +339,8 @@ fn catch_up(view: &impl View, range: &KeyRange, mut from: i64, limit: usize) -> 
 fn simulate(seed: u64) -> [usize; 2] {
     let random = &mut Random(seed);
     let mut model = Model::default();
-    let mut replicas: Vec<_> = (0..2).map(|_| Replica::over(MemoryKeySpace::default())).collect();
+    let parts = |random: &mut Random| Replica::in_parts(MemoryKeySpace::default(), 1 + random.below(400));
+    let mut replicas: Vec<_> = (0..2).map(|_| parts(random)).collect();
     let over = |replica: &Replica| Watching::over(replica.key_space.clone(), &mut Random(seed));
     let mut watching: Vec<_> = replicas.iter().map(over).collect();
     let mut entries: Vec<Entry> = Vec::new();
@@ -345,8 +357,12 @@ fn simulate(seed: u64) -> [usize; 2] {
             entries.push(entry_of(index, commands));
         }
         for (replica, watching) in replicas.iter_mut().zip(&mut watching) {
-            // A replica that died applies all since its last flush again, as one run; then what is new, piece by piece.
+            // A replica that died, perhaps between two parts of a delete, applies all since its last flush again, as one
+            // run; then what is new, piece by piece.
             if random.one_in(4) {
+                let left = if random.one_in(2) { FailedWrite::Lost } else { FailedWrite::Kept };
+                replica.key_space.fail_write(1 + random.below(12) as u64, left);
+                let _ = replica.state.apply(&entries);
                 replica.crash();
                 watching.moved(replica.key_space.clone(), random);
                 let known = entries.len() - random.below(3).min(entries.len());

@@ -3,6 +3,8 @@
 //! Owns the bookkeeping of one put or delete: which version moves to `history`, what the revision row and the event
 //! say. It must not know requests or transactions ([`super::write`]).
 
+pub(crate) mod large;
+
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::iter::Peekable;
@@ -15,11 +17,12 @@ use bytes::Bytes;
 use super::counts::Counts;
 use super::encoding::{self, Arena, Change, ChangeKind, RowWriter, VersionRef, decode};
 use super::source::{Bounds, Source, Stored, VisitRow, VisitVersion};
-use super::{KeyRange, RevisionEvents, Revisions, delete_event, key_value, put_event};
+use super::{KeyRange, RevisionEvents, Revisions, Unlisted, delete_event, key_value, put_event};
 use crate::domain::auth::LeaseKeys;
 use crate::domain::lease::LeaseChange;
 use crate::domain::lease::changes::LeaseChanges;
 use crate::storage::{StorageError, Table, View, WriteBatch};
+use large::Ahead;
 
 /// What is known of one key.
 #[derive(Debug, Default)]
@@ -59,6 +62,24 @@ pub(crate) struct Overlay<V> {
     events: Vec<Event>,
     marks: Vec<Mark>,
     published: Vec<RevisionEvents>,
+    /// None: nothing is written before the run ends.
+    ahead: Option<Ahead<V>>,
+}
+
+/// What a run comes to.
+pub(crate) struct Finished {
+    /// Its writes.
+    pub(crate) batch: WriteBatch,
+    /// Its revisions, without those of `unlisted`.
+    pub(crate) events: Vec<RevisionEvents>,
+    /// The revisions that were written ahead.
+    pub(crate) unlisted: Vec<Unlisted>,
+    /// The number of keys without what those deleted from ranges.
+    pub(crate) counts: Option<Counts>,
+    /// What happened to leases.
+    pub(crate) leases: Vec<LeaseChange>,
+    /// The revisions after it.
+    pub(crate) revisions: Revisions,
 }
 
 impl<V: View> Overlay<V> {
@@ -77,6 +98,7 @@ impl<V: View> Overlay<V> {
             events: Vec::new(),
             marks: Vec::new(),
             published: Vec::new(),
+            ahead: None,
         }
     }
 
@@ -87,7 +109,7 @@ impl<V: View> Overlay<V> {
 
     /// Reads many keys at once; each is read from the store once in a run.
     pub(crate) fn prefetch(&mut self, mut keys: Vec<Bytes>) -> Result<(), StorageError> {
-        keys.retain(|key| !self.slots.contains_key(key));
+        keys.retain(|key| !self.slots.contains_key(key) && !self.is_cleared(key));
         keys.sort_unstable();
         keys.dedup();
         let slices: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
@@ -95,6 +117,18 @@ impl<V: View> Overlay<V> {
         let slots = keys.into_iter().zip(found).map(|(key, found)| Ok((key, Slot::of(found)?)));
         self.slots.append(&mut slots.collect::<Result<_, StorageError>>()?);
         Ok(())
+    }
+
+    /// The newest versions of keys, in the order asked.
+    pub(crate) fn live_of(&self, keys: &[Bytes]) -> Result<Vec<Option<Version>>, StorageError> {
+        let slices: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
+        let stored = self.view.multi_get(Table::Live, &slices)?;
+        let newest = |(key, stored): (&Bytes, Option<Bytes>)| match self.slots.get(key) {
+            Some(slot) => Ok(slot.now.clone()),
+            None if self.is_cleared(key) => Ok(None),
+            None => Ok(Slot::of(stored)?.now),
+        };
+        keys.iter().zip(stored).map(newest).collect()
     }
 
     /// A lease as the command under way sees it.
@@ -109,7 +143,7 @@ impl<V: View> Overlay<V> {
 
     /// The revisions as the command under way sees them: its own changes are one above those before.
     pub(crate) fn revisions(&self) -> Revisions {
-        let revision = self.revisions.revision + i64::from(!self.events.is_empty());
+        let revision = self.revisions.revision + i64::from(!self.events.is_empty() || self.is_large());
         Revisions { revision, ..self.revisions }
     }
 
@@ -156,8 +190,10 @@ impl<V: View> Overlay<V> {
     /// Takes the newest version away: into `history` if an earlier revision made it, nowhere if this one did, because
     /// no revision shows it. Returns it.
     fn supersede(&mut self, key: &Bytes, revision: i64) -> Result<(Option<Version>, Mark), StorageError> {
+        let cleared = self.is_cleared(key);
         let slot = match self.slots.entry(key.clone()) {
             Entry::Occupied(slot) => slot.into_mut(),
+            Entry::Vacant(vacant) if cleared => vacant.insert(Slot::default()),
             Entry::Vacant(vacant) => vacant.insert(Slot::of(self.view.get(Table::Live, key)?)?),
         };
         let now = slot.now.take();
@@ -183,6 +219,7 @@ impl<V: View> Overlay<V> {
 
     /// Ends the command under way. If it changed anything, that is a revision.
     pub(crate) fn finish_command(&mut self) {
+        self.finish_large();
         if self.events.is_empty() {
             return;
         }
@@ -209,22 +246,24 @@ impl<V: View> Overlay<V> {
         changed.map(|(key, slot)| (key.clone(), slot.now.is_some())).collect()
     }
 
-    /// All that the run writes and says, and the revisions after it.
-    pub(crate) fn finish(mut self) -> (WriteBatch, Vec<RevisionEvents>, Vec<LeaseChange>, Revisions) {
+    /// All that the run writes and says.
+    pub(crate) fn finish(mut self) -> Finished {
+        let mut batch = std::mem::take(&mut self.batch);
+        let (unlisted, counts) = self.finish_ahead(&mut batch);
         for (key, slot) in self.slots {
             match slot.now {
                 _ if slot.changed_at == 0 => {}
-                Some(version) => self.batch.put(Table::Live, key, self.arena.version(&version)),
-                None if slot.stored => self.batch.delete(Table::Live, key),
+                Some(version) => batch.put(Table::Live, key, self.arena.version(&version)),
+                None if slot.stored => batch.delete(Table::Live, key),
                 None => {}
             }
         }
         for (key, row) in self.history {
-            self.batch.put(Table::History, key, row);
+            batch.put(Table::History, key, row);
         }
-        self.batch.put(Table::Meta, encoding::REVISIONS, encoding::encode_revisions(self.revisions));
-        let leases = self.leases.finish(&mut self.batch);
-        (self.batch, self.published, leases, self.revisions)
+        batch.put(Table::Meta, encoding::REVISIONS, encoding::encode_revisions(self.revisions));
+        let leases = self.leases.finish(&mut batch);
+        Finished { batch, events: self.published, unlisted, counts, leases, revisions: self.revisions }
     }
 }
 
@@ -282,6 +321,7 @@ impl<V: View> Source for Overlay<V> {
     fn live(&self, key: &[u8]) -> Result<Option<Version>, StorageError> {
         match self.slots.get(key) {
             Some(slot) => Ok(slot.now.clone()),
+            None if self.is_cleared(key) => Ok(None),
             None => Stored(&self.view).live(key),
         }
     }
@@ -297,6 +337,7 @@ impl<V: View> Source for Overlay<V> {
             flow = above.before(Some(key), |key, version| visit(key, VersionRef::of(version)));
             if flow.is_continue() {
                 flow = match above.at(key) {
+                    None if self.is_cleared(key) => ControlFlow::Continue(()),
                     None => visit(key, version),
                     Some(Some(version)) => visit(key, VersionRef::of(version)),
                     Some(None) => ControlFlow::Continue(()),

@@ -176,7 +176,7 @@ pub(crate) fn scan_records(
         let window = Window::read(source, (low.as_ref().map(|key| &key[..]), high))?;
         let last = window.last();
         let upper = if window.full { Bound::Included(&last[..]) } else { high };
-        let mut merge = Merge { live: window.live.iter().peekable(), skipping: None, visit };
+        let mut merge = Merge { live: window.live.iter().peekable(), newest: None, skipping: None, visit };
         if merge.run(source, (low.as_ref().map(|key| &key[..]), upper))?.is_break() || !window.full {
             return Ok(());
         }
@@ -214,6 +214,8 @@ impl Window {
 /// Merges a window of `live` into the rows of `history` of the same keys.
 struct Merge<'w, 'v> {
     live: std::iter::Peekable<std::slice::Iter<'w, (Bytes, Version)>>,
+    /// The last version shown of `live`. While a large delete is written ahead, `history` has a copy of it.
+    newest: Option<&'w (Bytes, Version)>,
     /// The key whose older records nobody wants.
     skipping: Option<Vec<u8>>,
     visit: &'v mut dyn FnMut(&[u8], Record<'_>) -> Next,
@@ -257,6 +259,10 @@ impl Merge<'_, '_> {
     /// A row of history, and before it all that `live` holds up to its key.
     fn row(&mut self, key: &[u8], record: Record<'_>) -> ControlFlow<()> {
         self.live_before(Some(key))?;
+        let is_copy = |(live, version): &(Bytes, Version)| version.mod_revision == record.mod_revision() && live == key;
+        if self.newest.is_some_and(is_copy) {
+            return ControlFlow::Continue(());
+        }
         if self.skipping.as_deref() == Some(key) {
             return ControlFlow::Continue(());
         }
@@ -265,7 +271,9 @@ impl Merge<'_, '_> {
 
     /// The newest versions of all keys up to and including `key`.
     fn live_before(&mut self, key: Option<&[u8]>) -> ControlFlow<()> {
-        while let Some((live, version)) = self.live.next_if(|(live, _)| key.is_none_or(|key| &live[..] <= key)) {
+        while let Some(found) = self.live.next_if(|(live, _)| key.is_none_or(|key| &live[..] <= key)) {
+            self.newest = Some(found);
+            let (live, version) = found;
             self.show(live, Record::Version(VersionRef::of(version)))?;
         }
         ControlFlow::Continue(())

@@ -149,6 +149,13 @@ impl WatchIndex {
         places.into_iter().map(|(watcher, places)| (watcher, choose(places))).collect()
     }
 
+    /// The watchers that deletions within `range` may be for.
+    pub fn touched_by(&self, range: &KeyRange) -> Vec<WatcherKey> {
+        let touched = |interest: &Interest| !interest.filters.no_delete && interest.range.meets(range);
+        let found = self.interests.iter().filter(|(_, interest)| touched(interest));
+        found.map(|(watcher, _)| *watcher).collect()
+    }
+
     fn each_watcher(&self, event: &Event, visit: &mut dyn FnMut(WatcherKey)) {
         let Some(key) = event.kv.as_ref().map(|kv| &kv.key) else { return };
         let mut admitted = |watcher: WatcherKey| {

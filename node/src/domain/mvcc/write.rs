@@ -4,17 +4,22 @@
 use std::ops::ControlFlow;
 
 use balsa_proto::etcdserverpb as pb;
+use balsa_proto::log::Version;
 use bytes::Bytes;
 use pb::request_op::Request;
 use pb::response_op::Response;
 
 use super::overlay::Overlay;
+use super::overlay::large::{Leave, bytes_of};
 use super::range::{header, range_at};
 use super::source::Source;
 use super::txn::{branch, check, check_put, choose, read_revision};
 use super::{KeyRange, ReadError, key_value};
 use crate::domain::refusal::Refusal;
 use crate::storage::{StorageError, View};
+
+/// Keys of a lease whose versions are read in one go; each may be as large as a request.
+const KEYS_READ_AT_ONCE: usize = if cfg!(test) { 3 } else { 16 };
 
 /// Executes a put command.
 pub(crate) fn put(run: &mut Overlay<impl View>, request: &pb::PutRequest) -> Result<pb::PutResponse, ReadError> {
@@ -27,37 +32,99 @@ pub(crate) fn delete_range(
     run: &mut Overlay<impl View>,
     request: &pb::DeleteRangeRequest,
 ) -> Result<pb::DeleteRangeResponse, StorageError> {
-    let range = KeyRange::of(&request.key, &request.range_end);
-    let doomed = keys_of(run, &range)?;
+    let bytes = run.part_bytes();
+    delete_up_to(run, request, bytes)
+}
+
+/// Deletes. More than `part_bytes` are written in parts, which may only be when nothing else in the revision changes
+/// anything.
+fn delete_up_to(
+    run: &mut Overlay<impl View>,
+    request: &pb::DeleteRangeRequest,
+    part_bytes: usize,
+) -> Result<pb::DeleteRangeResponse, StorageError> {
+    let (mut doomed, mut rest) = keys_of(run, &KeyRange::of(&request.key, &request.range_end), part_bytes)?;
+    let mut prev_kvs = Vec::new();
+    let mut deleted = doomed.len() as u64;
+    if rest.is_none() {
+        for (key, version) in &doomed {
+            run.know(key, version);
+            run.delete(key)?;
+        }
+    }
+    let large = rest.is_some();
+    loop {
+        if large {
+            run.delete_part(&doomed, Leave::Range)?;
+        }
+        if request.prev_kv {
+            prev_kvs.extend(doomed.into_iter().map(|(key, version)| key_value(key, version)));
+        }
+        let Some(range) = rest else { break };
+        (doomed, rest) = keys_of(run, &range, part_bytes)?;
+    }
+    if large {
+        deleted = run.end_parts(Leave::Range);
+    }
+    let deleted = i64::try_from(deleted).unwrap_or(i64::MAX);
+    Ok(pb::DeleteRangeResponse { header: header(run.revisions().revision), deleted, prev_kvs })
+}
+
+/// Keys with what stands under them, and the range that is still to be looked at.
+type Doomed = (Vec<(Bytes, Version)>, Option<KeyRange>);
+
+/// The keys of a range that are there, with what stands under them: their deletion needs it, and reading each key again
+/// would be far dearer than the scan. Stops once they take `limit` bytes.
+fn keys_of(run: &Overlay<impl View>, range: &KeyRange, limit: usize) -> Result<Doomed, StorageError> {
+    let high = match range {
+        KeyRange::One(key) => {
+            let found = run.live(key)?.map(|version| (key.clone(), version));
+            return Ok((found.into_iter().collect(), None));
+        }
+        KeyRange::Span { high, .. } => high,
+    };
+    let (mut found, mut bytes) = (Vec::new(), 0);
+    if !range.is_empty() {
+        run.scan_live(range.bounds(), &mut |key, version| {
+            found.push((Bytes::copy_from_slice(key), version.to_version()));
+            bytes += bytes_of(key, version.value);
+            if bytes < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+    }
+    let rest = match found.last() {
+        Some((last, _)) if bytes >= limit => {
+            Some(KeyRange::Span { low: [&last[..], &[0]].concat().into(), high: high.clone() })
+        }
+        _ => None,
+    };
+    Ok((found, rest))
+}
+
+/// Deletes keys that are there, in order, as the whole of a command.
+pub(crate) fn delete_keys(run: &mut Overlay<impl View>, keys: &[Bytes]) -> Result<(), StorageError> {
+    let (limit, mut large, mut bytes, mut doomed) = (run.part_bytes(), false, 0, Vec::new());
+    for chunk in keys.chunks(KEYS_READ_AT_ONCE) {
+        for (key, version) in chunk.iter().zip(run.live_of(chunk)?) {
+            let Some(version) = version else { continue };
+            bytes += bytes_of(key, &version.value);
+            doomed.push((key.clone(), version));
+        }
+        if bytes >= limit {
+            run.delete_part(&doomed, Leave::Keys)?;
+            (large, bytes) = (true, 0);
+            doomed.clear();
+        }
+    }
+    if large {
+        run.delete_part(&doomed, Leave::Keys)?;
+        run.end_parts(Leave::Keys);
+        return Ok(());
+    }
     for (key, version) in &doomed {
         run.know(key, version);
         run.delete(key)?;
     }
-    let deleted = i64::try_from(doomed.len()).unwrap_or(i64::MAX);
-    let prev_kvs = match request.prev_kv {
-        true => doomed.into_iter().map(|(key, version)| key_value(key, version)).collect(),
-        false => Vec::new(),
-    };
-    Ok(pb::DeleteRangeResponse { header: header(run.revisions().revision), deleted, prev_kvs })
-}
-
-/// The keys of a range that are there, with what stands under them: their deletion needs it, and reading each key again
-/// would be far dearer than the scan.
-fn keys_of(
-    run: &Overlay<impl View>,
-    range: &KeyRange,
-) -> Result<Vec<(Bytes, balsa_proto::log::Version)>, StorageError> {
-    if let KeyRange::One(key) = range {
-        return Ok(run.live(key)?.map(|version| (key.clone(), version)).into_iter().collect());
-    }
-    let mut found = Vec::new();
-    if !range.is_empty() {
-        run.scan_live(range.bounds(), &mut |key, version| {
-            found.push((Bytes::copy_from_slice(key), version.to_version()));
-            ControlFlow::Continue(())
-        })?;
-    }
-    Ok(found)
+    Ok(())
 }
 
 /// Executes a transaction command.
@@ -65,9 +132,22 @@ pub(crate) fn txn(run: &mut Overlay<impl View>, request: &pb::TxnRequest) -> Res
     let mut path = Vec::with_capacity(1);
     choose(run, request, &mut path)?;
     check(run, run.revisions(), request, &mut path.iter().copied())?;
-    let mut response = execute(run, request, &mut path.into_iter())?;
+    let alone = changes(request, &mut path.iter().copied()) == 1;
+    let part_bytes = if alone { run.part_bytes() } else { usize::MAX };
+    let mut response = execute(run, request, &mut path.into_iter(), part_bytes)?;
     response.header = header(run.revisions().revision);
     Ok(response)
+}
+
+/// How many operations of the chosen branches change something.
+fn changes(request: &pb::TxnRequest, path: &mut impl Iterator<Item = bool>) -> usize {
+    let (_, ops) = branch(request, path);
+    let of_op = |op: &pb::RequestOp| match &op.request {
+        Some(Request::RequestPut(_) | Request::RequestDeleteRange(_)) => 1,
+        Some(Request::RequestTxn(nested)) => changes(nested, path),
+        Some(Request::RequestRange(_)) | None => 0,
+    };
+    ops.iter().map(of_op).sum()
 }
 
 /// Runs the operations of the chosen branches. A nested response has a header of zeros.
@@ -75,6 +155,7 @@ fn execute(
     run: &mut Overlay<impl View>,
     request: &pb::TxnRequest,
     path: &mut impl Iterator<Item = bool>,
+    part_bytes: usize,
 ) -> Result<pb::TxnResponse, StorageError> {
     let (succeeded, ops) = branch(request, path);
     let mut responses = Vec::with_capacity(ops.len());
@@ -87,9 +168,9 @@ fn execute(
             }
             Some(Request::RequestPut(put)) => Some(Response::ResponsePut(put_checked(run, put)?)),
             Some(Request::RequestDeleteRange(delete)) => {
-                Some(Response::ResponseDeleteRange(delete_range(run, delete)?))
+                Some(Response::ResponseDeleteRange(delete_up_to(run, delete, part_bytes)?))
             }
-            Some(Request::RequestTxn(nested)) => Some(Response::ResponseTxn(execute(run, nested, path)?)),
+            Some(Request::RequestTxn(nested)) => Some(Response::ResponseTxn(execute(run, nested, path, part_bytes)?)),
             None => None,
         };
         responses.push(pb::ResponseOp { response });

@@ -226,7 +226,7 @@ impl Watching {
 
     /// What the applier does after a run; then clients do something, or nothing.
     pub(super) fn applied(&mut self, effects: &Effects, random: &mut Random, model: &Model, now: Revisions) {
-        self.hub.publish(&effects.events);
+        self.hub.publish_all(&effects.events, &effects.unlisted);
         if let Some(compacted) = effects.compacted {
             self.hub.compacted(compacted);
         }

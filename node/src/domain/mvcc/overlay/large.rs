@@ -1,0 +1,258 @@
+//! Deletes too large for one write batch.
+//!
+//! Their superseded versions, tombstones and rows of `revision` are written ahead, in parts, and nobody sees them: they
+//! are of a revision above the current one, and `live` still has every key. The run's own batch then only takes the
+//! keys out of `live` and moves the revision. A marker beside each part tells a process that died in between what to take
+//! back ([`undo`]), so that it begins again from the state before. Events of such a revision are not kept; watchers read
+//! them from the store.
+
+use std::ops::{Bound, ControlFlow};
+
+use balsa_proto::log::Version;
+use bytes::Bytes;
+
+use super::{Overlay, Slot};
+use crate::domain::mvcc::encoding::{self, Change, ChangeKind, RowKey, RowReader, RowWriter, corrupt, history_key};
+use crate::domain::mvcc::source::keep_error;
+use crate::domain::mvcc::{Counts, KeyRange, Unlisted, current};
+use crate::storage::{KeySpace, StorageError, Table, View, WriteBatch};
+
+/// Bytes of keys and values from which a delete is written in parts, and of each part. A part is in memory a few times.
+pub(crate) const PART_BYTES: usize = 4 << 20;
+/// What a key takes beside its bytes.
+const KEY_BYTES: usize = 64;
+/// Deletions of rows that [`undo`] writes at once.
+const UNDO_ROWS: usize = 4096;
+
+/// Writes a part and shows the state with it.
+pub(crate) type WritePart<V> = Box<dyn FnMut(WriteBatch) -> Result<V, StorageError>>;
+
+/// What a run has written ahead.
+pub(super) struct Ahead<V> {
+    part_bytes: usize,
+    write: WritePart<V>,
+    /// Number of keys of each part of the key space, without those that were deleted from a range.
+    counts: Option<Counts>,
+    /// Ranges of `live` of which nothing stored is left, `low` included, `high` not.
+    cleared: Vec<(Bytes, Bytes)>,
+    under_way: Option<UnderWay>,
+    done: Vec<Unlisted>,
+}
+
+/// A delete that is written in parts.
+struct UnderWay {
+    first: Bytes,
+    last: Bytes,
+    deleted: u64,
+    /// Changes that no row holds yet: key and previous revision. Their first sub-revision is `deleted` less their number.
+    pending: Vec<(Bytes, i64)>,
+}
+
+/// What becomes of the keys of a part in `live`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// All keys from the first to the last one of the delete go, by one deletion of the range.
+    Range,
+    /// Each goes by itself; others stand between them.
+    Keys,
+}
+
+impl UnderWay {
+    /// The pending changes.
+    fn changes<'a>(&'a self, revision: i64) -> Vec<Change<'a>> {
+        let first = u32::try_from(self.deleted).unwrap_or(u32::MAX) - u32::try_from(self.pending.len()).unwrap_or(0);
+        let of = |(sub, (key, previous)): (u32, &'a (Bytes, i64))| Change {
+            revision,
+            sub,
+            key,
+            kind: ChangeKind::Delete,
+            previous: *previous,
+        };
+        (first..).zip(&self.pending).map(of).collect()
+    }
+}
+
+impl<V: View> Overlay<V> {
+    /// Lets large deletes be written in parts of about `part_bytes`. `counts` are those of the view.
+    pub(crate) fn write_ahead(&mut self, part_bytes: usize, counts: Option<Counts>, write: WritePart<V>) {
+        let (cleared, done) = (Vec::new(), Vec::new());
+        self.ahead = Some(Ahead { part_bytes, write, counts, cleared, under_way: None, done });
+    }
+
+    /// Bytes, as [`bytes_of`] counts them, that a delete may take before it must be written in parts.
+    pub(crate) fn part_bytes(&self) -> usize {
+        self.ahead.as_ref().map_or(usize::MAX, |ahead| ahead.part_bytes)
+    }
+
+    /// Whether the command under way is written in parts.
+    pub(super) fn is_large(&self) -> bool {
+        self.ahead.as_ref().is_some_and(|ahead| ahead.under_way.is_some())
+    }
+
+    /// Whether the store's version of `key` was deleted with a range.
+    pub(super) fn is_cleared(&self, key: &[u8]) -> bool {
+        let cleared = self.ahead.as_ref().map(|ahead| &ahead.cleared[..]).unwrap_or_default();
+        cleared.iter().any(|(low, high)| &low[..] <= key && key < &high[..])
+    }
+
+    /// Deletes keys, which are there and follow those of the part before, and writes what their deletion leaves behind.
+    /// The whole command is one delete of them and [`end_parts`](Self::end_parts).
+    pub(crate) fn delete_part(&mut self, doomed: &[(Bytes, Version)], leave: Leave) -> Result<(), StorageError> {
+        let revision = self.revisions.revision + 1;
+        let (Some((first, _)), Some((last, _))) = (doomed.first(), doomed.last()) else { return Ok(()) };
+        let Some(mut ahead) = self.ahead.take() else { return Ok(()) };
+        let begin = || UnderWay { first: first.clone(), last: last.clone(), deleted: 0, pending: Vec::new() };
+        let mut delete = ahead.under_way.take().unwrap_or_else(begin);
+        delete.last = last.clone();
+        let mut part = WriteBatch::default();
+        for (key, version) in doomed {
+            let previous = match self.slots.contains_key(key) {
+                true => self.delete_changed(key, revision)?,
+                false => {
+                    part.put(
+                        Table::History,
+                        self.arena.history_key(key, version.mod_revision),
+                        self.arena.version(version),
+                    );
+                    part.put(Table::History, self.arena.history_key(key, revision), Bytes::new());
+                    self.leave(&mut ahead, key, revision, leave);
+                    version.mod_revision
+                }
+            };
+            self.leases.moved(key, version.lease, 0);
+            delete.pending.push((key.clone(), previous));
+            delete.deleted += 1;
+            if delete.pending.len() == self.rows.room() {
+                self.rows.add(&delete.changes(revision));
+                delete.pending.clear();
+            }
+        }
+        self.rows.closed().for_each(|(key, row)| part.put(Table::Revision, key.encode().to_vec(), row));
+        part.put(Table::Meta, encoding::ahead(revision), marker(&delete.changes(revision)));
+        self.view = (ahead.write)(part)?;
+        ahead.under_way = Some(delete);
+        self.ahead = Some(ahead);
+        Ok(())
+    }
+
+    /// Deletes a key that the run has looked at before; what it leaves behind goes with the run's own batch. Answers the
+    /// revision of the version that it had before this revision.
+    fn delete_changed(&mut self, key: &Bytes, revision: i64) -> Result<i64, StorageError> {
+        let (_, mark) = self.supersede(key, revision)?;
+        self.history.insert(self.arena.history_key(key, revision), Bytes::new());
+        Ok(mark.previous)
+    }
+
+    fn leave(&mut self, ahead: &mut Ahead<V>, key: &Bytes, revision: i64, leave: Leave) {
+        match leave {
+            Leave::Range => ahead.counts.iter_mut().for_each(|counts| counts.change(key, false)),
+            Leave::Keys => {
+                self.slots.insert(key.clone(), Slot { stored: true, changed_at: revision, ..Slot::default() });
+            }
+        }
+    }
+
+    /// Ends the delete under way, of which all parts are written. Answers how many keys it deleted.
+    pub(crate) fn end_parts(&mut self, leave: Leave) -> u64 {
+        let revision = self.revisions.revision + 1;
+        let Some(ahead) = &mut self.ahead else { return 0 };
+        let Some(delete) = &mut ahead.under_way else { return 0 };
+        self.rows.add(&delete.changes(revision));
+        delete.pending = Vec::new();
+        if leave == Leave::Range {
+            ahead.cleared.push((delete.first.clone(), after(&delete.last)));
+            // They are of the view, which still has the keys.
+            self.counts = None;
+        }
+        delete.deleted
+    }
+
+    /// Takes over the delete that was the command under way, if it was one.
+    pub(super) fn finish_large(&mut self) {
+        let Some(ahead) = &mut self.ahead else { return };
+        let Some(UnderWay { first, last, deleted, .. }) = ahead.under_way.take() else { return };
+        self.revisions.revision += 1;
+        let range = KeyRange::Span { low: first, high: Some(after(&last)) };
+        ahead.done.push(Unlisted { revision: self.revisions.revision, range, deleted });
+    }
+
+    /// What the run's own batch begins with, the revisions that were written ahead, and the counts without what was
+    /// deleted from ranges.
+    pub(super) fn finish_ahead(&mut self, batch: &mut WriteBatch) -> (Vec<Unlisted>, Option<Counts>) {
+        let Some(ahead) = self.ahead.take().filter(|ahead| !ahead.done.is_empty()) else { return (Vec::new(), None) };
+        for (low, high) in ahead.cleared {
+            batch.delete_range(Table::Live, low, high);
+        }
+        for Unlisted { revision, .. } in &ahead.done {
+            batch.delete(Table::Meta, encoding::ahead(*revision));
+        }
+        (ahead.done, ahead.counts)
+    }
+}
+
+/// What a pair counts for towards [`PART_BYTES`].
+pub(crate) fn bytes_of(key: &[u8], value: &[u8]) -> usize {
+    KEY_BYTES + key.len() + value.len()
+}
+
+/// The first key above `key`.
+fn after(key: &[u8]) -> Bytes {
+    [key, &[0]].concat().into()
+}
+
+/// The changes that no row holds yet, as a row behind its key; empty when there is none.
+fn marker(changes: &[Change<'_>]) -> Bytes {
+    let mut rows = RowWriter::default();
+    rows.add(changes);
+    let row = rows.finish().into_iter().next();
+    row.map(|(key, row)| [&key.encode()[..], &row].concat().into()).unwrap_or_default()
+}
+
+/// Takes back what a process wrote ahead before it died, so that the state is the one before. The entries come again.
+///
+/// # Errors
+/// Of the store.
+pub(crate) fn undo<K: KeySpace>(key_space: &K) -> Result<(), StorageError> {
+    let view = key_space.view()?;
+    let mut markers = Vec::new();
+    let bounds = (Bound::Included(encoding::AHEAD), Bound::Excluded(encoding::AHEAD_END));
+    view.scan(Table::Meta, bounds, false, &mut |key, row| {
+        markers.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(row)));
+        ControlFlow::Continue(())
+    })?;
+    if markers.is_empty() {
+        return Ok(());
+    }
+    // Rows of revisions that nobody was told of were all written ahead.
+    let low = RowKey { revision: current(&view)?.revision.saturating_add(1), sub: 0 }.encode();
+    let (mut batch, mut outcome) = (WriteBatch::default(), Ok(()));
+    view.scan(Table::Revision, (Bound::Included(&low), Bound::Unbounded), false, &mut |key, row| {
+        let undone = undo_row(key, row, &mut batch).and_then(|()| {
+            batch.delete(Table::Revision, key.to_vec());
+            if batch.writes.len() < UNDO_ROWS { Ok(()) } else { key_space.write(std::mem::take(&mut batch)) }
+        });
+        keep_error(&mut outcome, undone, |()| ControlFlow::Continue(()))
+    })?;
+    outcome?;
+    for (key, row) in markers {
+        if let Some((at, row)) = row.split_first_chunk::<12>() {
+            undo_row(at, row, &mut batch)?;
+        } else if !row.is_empty() {
+            return Err(corrupt("the mark of a delete under way does not decode"));
+        }
+        batch.delete(Table::Meta, key);
+    }
+    key_space.write(batch)
+}
+
+/// The versions that a change of a row superseded stand in `live` still, so those in `history` are copies.
+fn undo_row(key: &[u8], row: &[u8], batch: &mut WriteBatch) -> Result<(), StorageError> {
+    for change in RowReader::new(RowKey::decode(key)?, row)? {
+        let change = change?;
+        batch.delete(Table::History, history_key(change.key, change.revision));
+        if change.previous != 0 {
+            batch.delete(Table::History, history_key(change.key, change.previous));
+        }
+    }
+    Ok(())
+}
