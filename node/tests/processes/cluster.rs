@@ -76,6 +76,23 @@ impl Member {
         }
     }
 
+    /// Waits until the process has ended by itself, or answers linearizable reads.
+    pub(crate) async fn ended_or_serves(&mut self) -> Option<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let process = self.process.as_mut().expect("the member runs");
+            if let Some(status) = process.try_wait().expect("the process can be asked") {
+                self.process = None;
+                return Some(status);
+            }
+            if self.get("absent").await.is_ok() {
+                return None;
+            }
+            assert!(Instant::now() < deadline, "{} neither ends nor serves:\n{}", self.name, tail(&self.log));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     pub(crate) fn signal(&self, signal: &str) {
         let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
         assert!(status.expect("kill runs").success());
@@ -237,6 +254,12 @@ impl Cluster {
         let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", bytes / 512);
         let mut command = Command::new("sh");
         command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_balsa"));
+        self.spawn(index, command, &all, "new");
+    }
+
+    /// Starts a member by a command that runs the node's binary somewhere else.
+    pub(crate) fn run_inside(&mut self, index: usize, command: Command) {
+        let all = self.initial_cluster();
         self.spawn(index, command, &all, "new");
     }
 

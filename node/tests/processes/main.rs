@@ -13,6 +13,7 @@ mod etcd3gw;
 mod failpoints;
 mod faults;
 mod flags;
+mod full_disk;
 mod gateway;
 mod kv;
 mod large;
