@@ -15,6 +15,7 @@ BIN := $(CARGO_TARGET_DIR)/debug
 CARGO := cargo
 SCENARIO ?=
 CLIENT ?=
+TIMES ?= 20
 
 .PHONY: help
 help: ## Show this list
@@ -69,6 +70,16 @@ clients: build ## Real clients in several languages against a local cluster of 3
 e2e: images ## End-to-end scenarios on Kubernetes; SCENARIO=name runs one
 	@e2e/install helm
 	@e2e/run $(SCENARIO)
+
+.PHONY: failover
+failover: images ## How long writes pause when the leader is lost, on the Kubernetes that is up; TIMES=20
+	@e2e/operator
+	@KUBECONFIG=$${KUBECONFIG:-$(BALSA_KUBE)/kubeconfig} $(BIN)/balsa-e2e failover --times $(TIMES)
+
+.PHONY: idle
+idle: images ## What three idle members and the operator cost, on the Kubernetes that is up
+	@e2e/operator
+	@e2e/bench/idle
 
 .PHONY: images
 images: build ## Build the container images and hand them to the local Kubernetes

@@ -71,6 +71,9 @@ pub enum ReconcileError {
     /// The status could not be written.
     #[error(transparent)]
     Status(#[from] StatusError),
+    /// This process may have lost its lease: it writes nothing any more.
+    #[error("the process was asleep for too long to be sure that it still leads")]
+    NotLeading,
     /// The finalizer could not be added.
     #[error("adding the finalizer failed: {0}")]
     Finalizer(#[source] Box<kube::Error>),
@@ -83,6 +86,7 @@ impl ReconcileError {
             Self::Observe(error) => error.reason(),
             Self::Apply(error) => error.reason(),
             Self::Status(error) => error.reason(),
+            Self::NotLeading => "NotLeading",
             Self::Finalizer(_) => "FinalizerFailed",
         }
     }
@@ -90,7 +94,7 @@ impl ReconcileError {
     /// The world has moved under the pass: nothing is wrong, observe again.
     fn is_conflict(&self) -> bool {
         match self {
-            Self::Observe(_) => false,
+            Self::Observe(_) | Self::NotLeading => false,
             Self::Apply(error) => error.is_conflict(),
             Self::Status(error) => error.is_conflict(),
             Self::Finalizer(error) => is_conflict(error),
@@ -118,6 +122,14 @@ pub struct Context {
     pub dial: Box<dyn Dial>,
     /// What time it is; the only clock of a pass.
     pub clock: Clock,
+    /// Whether this process may still write: asked before objects are applied, and before a step.
+    pub leads: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl Context {
+    fn still_leads(&self) -> Result<(), ReconcileError> {
+        if (self.leads)() { Ok(()) } else { Err(ReconcileError::NotLeading) }
+    }
 }
 
 /// Runs passes for all clusters of `namespace` (of all namespaces if `None`) until `stop` is cancelled; a pass that
@@ -187,6 +199,7 @@ pub(crate) async fn pass(cached: &RaftCluster, context: &Context) -> Result<Acti
         Ok(cluster) => cluster,
         Err(invalid) => return refuse(context, &resource, &observed, &invalid.to_string()).await,
     };
+    context.still_leads()?;
     if deleting && !observed.resource.finalizer {
         return Ok(Action::await_change());
     }
@@ -238,6 +251,7 @@ async fn act(
 ) -> Result<Action, ReconcileError> {
     let (client, dial, addresses) = (&context.client, &*context.dial, &live.addresses);
     let hands = Hands { client, dial, resource, cluster, observed, addresses };
+    context.still_leads()?;
     let result = hands.execute(&plan.step).await;
     let executed = matches!(result, Ok(true));
     match &result {

@@ -3,6 +3,8 @@
 //! Two operators at once would be safe, since every change is fenced by UIDs, resource versions and the membership
 //! index; the lease spares them from refusing each other's writes.
 
+use std::time::Duration;
+
 use kube::Client;
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
 use thiserror::Error;
@@ -15,6 +17,9 @@ pub const LEASE: &str = "balsa-operator";
 const DURATION: u64 = 15;
 /// Seconds before the end at which the holder renews.
 const GRACE: u64 = 5;
+
+/// The longest time for which the holder may be asleep and cannot have lost the lease.
+pub const SLEEP_MAX: Duration = Duration::from_secs(GRACE);
 
 /// Why leadership ended.
 #[derive(Debug, Error)]

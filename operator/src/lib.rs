@@ -16,6 +16,7 @@ pub mod names;
 pub mod observe;
 pub mod observed;
 pub mod plan;
+pub mod pulse;
 pub mod status;
 pub mod step;
 pub mod valid;

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use balsa_operator::arguments::{Arguments, Command, Run};
+use balsa_operator::lease::{self, Seat};
 use balsa_operator::members::Network;
-use balsa_operator::{controller, health, lease::Seat, metrics::Metrics};
+use balsa_operator::pulse::Pulse;
+use balsa_operator::{controller, health, metrics::Metrics};
 use clap::Parser;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::{Client, Config};
@@ -47,14 +49,17 @@ async fn operate(run: Run) -> anyhow::Result<()> {
     let mut seat = Seat::stand(watches.clone(), &run.namespace, &run.identity).await?;
     let reporter = Reporter { controller: "balsa-operator".into(), instance: Some(run.identity.clone()) };
     let events = Recorder::new(client.clone(), reporter);
+    let pulse = Arc::new(Pulse::new(lease::SLEEP_MAX));
+    let steady = pulse.clone();
     let context = Arc::new(controller::Context {
         client,
         events,
         metrics,
         dial: Box::new(Network),
         clock: controller::system_clock(),
+        leads: Box::new(move || steady.is_steady()),
     });
-    let result = lead(&mut seat, context, watches, &run, &stop).await;
+    let result = lead(&mut seat, context, watches, &run, &pulse, &stop).await;
     stop.cancel();
     // Only now may another operator begin: every pass has ended.
     seat.release().await?;
@@ -67,15 +72,18 @@ async fn lead(
     context: Arc<controller::Context>,
     watches: Client,
     run: &Run,
+    pulse: &Pulse,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     tokio::select! {
         won = seat.won() => won?,
         () = stop.cancelled() => return Ok(()),
     }
+    pulse.begin();
     tracing::info!(identity = run.identity, "leading");
     tokio::select! {
         () = controller::run(context, watches, run.watch_namespace.as_deref(), stop.clone()) => Ok(()),
         () = seat.lost() => anyhow::bail!("the lease is lost: another operator leads"),
+        () = pulse.beat() => anyhow::bail!("the process was asleep: another operator may lead"),
     }
 }

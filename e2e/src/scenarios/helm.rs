@@ -21,7 +21,7 @@ const CHARTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts");
 /// Release and Deployment of the operator.
 const OPERATOR: &str = "own-operator";
 /// Name of its Lease and of its account.
-const BALSA_OPERATOR: &str = "balsa-operator";
+pub(super) const BALSA_OPERATOR: &str = "balsa-operator";
 /// Longest wait for another operator to take over from one that vanished: its lease runs out after 15 s.
 const TAKEOVER_MAX: Duration = Duration::from_secs(40);
 
@@ -71,7 +71,7 @@ fn helm(arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn replicas(deployments: &Api<Deployment>, replicas: i32) -> anyhow::Result<()> {
+pub(super) async fn replicas(deployments: &Api<Deployment>, replicas: i32) -> anyhow::Result<()> {
     let patch = json!({"spec": {"replicas": replicas}});
     deployments.patch(BALSA_OPERATOR, &PatchParams::default(), &Patch::Merge(&patch)).await?;
     let deadline = Instant::now() + Duration::from_secs(60);

@@ -8,6 +8,7 @@ mod metrics;
 mod rollout;
 mod scale;
 mod store;
+mod takeover;
 
 use std::pin::Pin;
 
@@ -47,6 +48,7 @@ scenarios! {
     "lose-volume", loss::lose_volume, "a pod and its volume are lost: the member is replaced under a new id";
     "all-pods", loss::all_pods, "all pods deleted at once: the same members come back with all data";
     "kill-operator", scale::kill_operator, "the operator dies in the middle of a scale: its successor picks it up";
+    "takeover", takeover::vanish, "an operator that vanishes with its lease is succeeded within its duration, and may not act when it wakes up";
     "roll", rollout::roll, "a changed setting reaches every pod, the leader last";
     "bad-image", rollout::bad_image, "a broken image stops at one pod, and a good one heals it without a hand";
     "evict", rollout::evict, "evictions never take the quorum";

@@ -38,13 +38,14 @@ impl Operator {
     pub(super) fn new(stage: &Shared) -> Self {
         let client = client(stage);
         let reporter = Reporter { controller: "balsa-operator".into(), instance: None };
-        let clock = Arc::clone(stage);
+        let (clock, asleep) = (Arc::clone(stage), Arc::clone(stage));
         let context = Context {
             events: Recorder::new(client.clone(), reporter),
             client,
             metrics: Arc::new(Metrics::new().expect("registers")),
             dial: Box::new(Nodes(Arc::clone(stage))),
             clock: Box::new(move || lock(&clock).world.now),
+            leads: Box::new(move || !lock(&asleep).asleep),
         };
         // As from a cache: only its name is looked at.
         let spec = json!({"image": "stale", "storage": {"size": "1Gi"}});
@@ -218,6 +219,24 @@ fn a_process_that_ends_before_its_first_write_has_done_nothing() {
         let before = format!("{:?}", lock(&stage).world);
         assert!(Operator::new(&stage).pass().await.is_err(), "the connection broke");
         assert_eq!(format!("{:?}", lock(&stage).world), before);
+    });
+}
+
+/// One that woke up after its lease has run out reads, and writes nothing: neither objects nor steps nor status.
+#[test]
+fn a_process_that_may_have_lost_its_lease_writes_nothing() {
+    block_on(async {
+        let stage = settled(3, &json!({})).await;
+        let stage = shared(changed(stage, |stage| {
+            stage.edit(&json!({"replicas": 5, "image": "balsa.dev/balsa:b"}));
+            stage.asleep = true;
+        }));
+        let operator = Operator::new(&stage);
+        let error = operator.pass().await.expect_err("not leading");
+        assert_eq!(error.reason(), "NotLeading");
+        assert_eq!(lock(&stage).writes, Vec::<String>::new());
+        lock(&stage).asleep = false;
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
     });
 }
 

@@ -45,6 +45,8 @@ pub(super) struct Stage {
     pub(super) dead: bool,
     /// Which cluster each pod's node was last said to belong to.
     pub(super) told: BTreeMap<u32, u64>,
+    /// The process may have lost its lease.
+    pub(super) asleep: bool,
     /// Other processes change things meanwhile: the model's proofs need not hold when a write arrives.
     pub(super) busy: bool,
 }
@@ -87,6 +89,7 @@ impl Stage {
             dead: false,
             told: BTreeMap::new(),
             busy: false,
+            asleep: false,
         }
     }
 
