@@ -6,9 +6,10 @@ use balsa_node::api::server::{Closing, Listeners, Services};
 use balsa_node::api::snapshot_command;
 use balsa_node::config::hot::HotConfig;
 use balsa_node::config::{Config, Invocation, logging};
+use balsa_node::domain::corruption::AtStart;
 use balsa_node::engine::Node;
 use balsa_node::engine::failpoint;
-use balsa_node::engine::fatal::Fatal;
+use balsa_node::engine::fatal::{ExitCode, Fatal};
 use balsa_node::process::{StopSignals, Termination, end_by};
 use balsa_node::service::metrics::Metrics;
 use balsa_node::service::settings::SettingsFile;
@@ -89,7 +90,10 @@ async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> 
     let settings = wiring::service(config, hot).map_err(failed)?;
     let member = Arc::new(Member::new(node.clone(), settings));
     tokio::spawn(auto_compaction::run(member.clone(), wiring::retention(hot)));
-    tokio::spawn(corruption::run(member.clone(), config.corrupt_check_time));
+    tokio::select! {
+        checked = check_data(&member, config) => checked?,
+        signal = signals.next() => return Ok(signal),
+    }
     let services = Services::new(member.clone(), metrics, config, dialer);
 
     let mut listeners = Listeners::new(config.http2, config.reuse_port);
@@ -117,6 +121,27 @@ async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> 
     listeners.close().await;
     node.stop().await;
     Ok(signal)
+}
+
+/// Starts the comparisons of the members' data; the first one is waited for, because it decides whether to serve at all.
+async fn check_data(member: &Arc<Member>, config: &Config) -> Result<(), Termination> {
+    if config.gates["InitialCorruptCheck"] {
+        let message = "found data inconsistency with peers";
+        match corruption::at_first(member).await {
+            AtStart::Same => {}
+            AtStart::Wrong => {
+                let code = ExitCode::ExitCorrupt;
+                return Err(Termination::typed(code as i32, &Termination::reason_of(code), message));
+            }
+            // To call this disk corrupt would be to have it replaced, perhaps by what is.
+            AtStart::Differs => return Err(failed(message)),
+        }
+    }
+    tokio::spawn(corruption::run(member.clone(), config.corrupt_check_time));
+    if config.gates["CompactHashCheck"] {
+        tokio::spawn(corruption::run_after_compactions(member.clone(), config.compact_hash_check_time));
+    }
+    Ok(())
 }
 
 fn failed(error: impl ToString) -> Termination {

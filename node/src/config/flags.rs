@@ -62,7 +62,7 @@ const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
 use Kind::{Bool, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 76] = [
+const SERVED: [Flag; 77] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -123,6 +123,7 @@ const SERVED: [Flag; 76] = [
     flag("tls-max-version", Text(""), "TLS1.2 or TLS1.3 [default: the highest]"),
     flag("config-file", Text(""), "Read everything from this YAML file instead"),
     flag("corrupt-check-time", Duration("0s"), "How often the leader compares the members' data; 0 is never"),
+    flag("compact-hash-check-time", Duration("1m"), "How often to do so after compactions, with gate CompactHashCheck"),
     flag("quota-backend-bytes", Number("0"), "Bytes of the key space above which puts are refused; 0 is off"),
     flag("listen-client-http-urls", Text(""), "Port of its own for plain HTTP, which the client port then has not"),
     flag("enable-grpc-gateway", Bool("true"), "Serve the JSON gateway"),
@@ -146,7 +147,7 @@ const SERVED: [Flag; 76] = [
 ];
 
 /// Accepted, because manifests pass them, and without meaning here: the reason of each.
-const INERT: [Flag; 44] = [
+const INERT: [Flag; 43] = [
     inert("wal-dir", Text(""), "the Raft log lies in the data directory"),
     inert("max-wals", Number("5"), "the Raft log is trimmed as a whole, not in files"),
     inert("max-snapshots", Number("5"), "a snapshot lives only while it is being sent"),
@@ -173,7 +174,6 @@ const INERT: [Flag; 44] = [
     inert("distributed-tracing-sampling-rate", Number("0"), "no traces are exported"),
     inert("compaction-batch-limit", Number("1000"), "compaction is paced by what it finds"),
     inert("compaction-sleep-interval", Duration("10ms"), "compaction is paced by what it finds"),
-    inert("compact-hash-check-time", Duration("1m"), "the leader compares on the clock, see --corrupt-check-time"),
     inert("warning-apply-duration", Duration("100ms"), "the time of applying is in metrics"),
     inert("v2-deprecation", Text("write-only"), "there is no v2 store"),
     inert("enable-v2", Bool("false"), "there is no v2 store"),

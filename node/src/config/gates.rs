@@ -28,7 +28,7 @@ pub const GATES: [Gate; 9] = [
         stage: "ALPHA",
         default: false,
         flag: Some("experimental-compact-hash-check-enabled"),
-        reason: "members do not compare their data by themselves",
+        reason: SERVED,
     },
     Gate {
         name: "FastLeaseKeepAlive",
@@ -42,7 +42,7 @@ pub const GATES: [Gate; 9] = [
         stage: "ALPHA",
         default: false,
         flag: Some("experimental-initial-corrupt-check"),
-        reason: "members do not compare their data by themselves",
+        reason: SERVED,
     },
     Gate {
         name: "LeaseCheckpoint",
@@ -175,8 +175,10 @@ mod tests {
         for args in ["--feature-gates=CompactHashCheck=true", "--experimental-compact-hash-check-enabled"] {
             let (gates, warnings) = gates(&[args]).unwrap();
             assert!(gates["CompactHashCheck"], "{args}");
-            assert_eq!(warnings.len(), 1, "{warnings:?}");
+            assert!(warnings.is_empty(), "{warnings:?}");
         }
+        let (_, warnings) = gates(&["--feature-gates=PriorityRequest=true"]).unwrap();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
         let (all, _) = gates(&["--feature-gates=AllAlpha=true,StopGRPCServiceOnDefrag=false"]).unwrap();
         assert!(all["LeaseCheckpointPersist"] && !all["StopGRPCServiceOnDefrag"]);
     }

@@ -154,6 +154,8 @@ pub struct Config {
     pub unread_stream_timeout: Duration,
     /// How often the leader compares the members' data; 0 for never.
     pub corrupt_check_time: Duration,
+    /// How often it compares them after compactions, if it does; more than 0.
+    pub compact_hash_check_time: Duration,
     /// The kind of tokens.
     pub auth_token: AuthToken,
     /// How long a simple token lives without being used.
@@ -267,6 +269,7 @@ impl Config {
             watch_progress_notify_interval: raw.duration("watch-progress-notify-interval")?,
             unread_stream_timeout: raw.duration("unread-stream-timeout")?,
             corrupt_check_time: raw.duration("corrupt-check-time")?,
+            compact_hash_check_time: compact_hash_check_time(raw)?,
             auth_token,
             auth_token_ttl: auth_token_ttl(raw)?,
             bcrypt_cost: bcrypt_cost(raw, &mut warnings)?,
@@ -298,6 +301,14 @@ fn timing(raw: &Raw) -> Result<(Duration, Duration), ConfigError> {
         return Err(invalid(format!("--election-timeout={election} must not exceed 50000 ms")));
     }
     Ok((Duration::from_millis(heartbeat), Duration::from_millis(election)))
+}
+
+/// etcd's rule: the gate decides whether, the time only how often.
+fn compact_hash_check_time(raw: &Raw) -> Result<Duration, ConfigError> {
+    match raw.duration("compact-hash-check-time")? {
+        Duration::ZERO => Err(invalid("--compact-hash-check-time must be >0 (set to 0s)")),
+        interval => Ok(interval),
+    }
 }
 
 /// In whole seconds; 0 means the default, as in etcd.

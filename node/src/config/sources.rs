@@ -462,11 +462,11 @@ mod tests {
         assert!(merged(&["--force-new-cluster"], &[]).is_err());
         assert!(merged(&[], &[("ETCD_FORCE_NEW_CLUSTER", "true")]).is_err());
         assert!(merged(&["--force-new-cluster=false"], &[]).is_ok());
-        let raw = merged(&["--enable-v2", "--experimental-compact-hash-check-time=1h", "--max-wals=5"], &[]).unwrap();
+        let raw = merged(&["--enable-v2", "--experimental-compaction-batch-limit=7", "--max-wals=5"], &[]).unwrap();
         assert_eq!(
             raw.warnings,
             [
-                "--compact-hash-check-time has no effect: the leader compares on the clock, see --corrupt-check-time",
+                "--compaction-batch-limit has no effect: compaction is paced by what it finds",
                 "--enable-v2 has no effect: there is no v2 store",
             ]
         );

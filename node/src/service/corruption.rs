@@ -1,5 +1,6 @@
-//! The periodic comparison of the members' data, on the leader. What differs raises the alarm CORRUPT, which stops all
-//! changes until people have looked.
+//! Comparisons of the members' data: on the leader's clock, on the leader after compactions, and of a member with its peers
+//! before it serves. What differs raises the alarm CORRUPT, which stops all changes until people have looked; a member that
+//! differs at its start does not start.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +13,16 @@ use super::failure::Error;
 use super::kv::read;
 use super::member::Member;
 use crate::domain::command::Command;
-use crate::domain::corruption::{PeerHash, suspect};
+use crate::domain::corruption::{AtCompaction, AtStart, PeerHash, at_compaction, at_start, suspect};
 use crate::domain::mvcc::{self, HashKv};
 use crate::engine::Handle;
 use crate::transport::tonic::Dialer;
 
 /// How long a peer may take to hash its data.
 const PEER_BOUND: Duration = Duration::from_secs(60);
+
+/// How long a peer may take at the start of another one; etcd's bound on a request.
+const START_BOUND: Duration = Duration::from_secs(7);
 
 /// Compares every `interval` until the process ends; never for an interval of 0.
 pub async fn run(member: Arc<Member>, interval: Duration) {
@@ -40,9 +44,7 @@ pub async fn run(member: Arc<Member>, interval: Duration) {
 async fn check(handle: &Handle, dialer: &Dialer) -> Result<(), Error> {
     let first = own_hash(handle, 0).await?;
     let status = handle.status();
-    let others = status.membership.members.iter().filter(|member| member.id != status.raft_id);
-    let asked = others.map(|member| ask(dialer, member.id, &member.peer_urls, status.cluster_id, first.hash_revision));
-    let peers: Vec<PeerHash> = futures::future::join_all(asked).await.into_iter().flatten().collect();
+    let peers = ask_all(handle, dialer, first.hash_revision, PEER_BOUND).await;
     handle.read_index().await?;
     let second = own_hash(handle, 0).await?;
     let Some(suspected) = suspect(&first, &second, &peers) else {
@@ -51,13 +53,81 @@ async fn check(handle: &Handle, dialer: &Dialer) -> Result<(), Error> {
     };
     let suspected = if suspected == 0 { status.raft_id } else { suspected };
     tracing::error!(member = format!("{suspected:x}"), own = ?first, ?peers, "found data inconsistency with peers");
-    let alarm = pb::AlarmRequest {
-        action: AlarmAction::Activate.into(),
-        member_id: suspected,
-        alarm: pb::AlarmType::Corrupt.into(),
-    };
-    handle.propose_internal(Command::Alarm(alarm)).await?;
+    raise(handle, suspected).await
+}
+
+async fn raise(handle: &Handle, member_id: u64) -> Result<(), Error> {
+    let (action, alarm) = (AlarmAction::Activate.into(), pb::AlarmType::Corrupt.into());
+    handle.propose_internal(Command::Alarm(pb::AlarmRequest { action, member_id, alarm })).await?;
     Ok(())
+}
+
+/// Compares, at most every `interval`, what the last compaction left, until the process ends.
+pub async fn run_after_compactions(member: Arc<Member>, interval: Duration) {
+    // Nothing to compare before the first compaction, which leaves a revision above it.
+    let mut compared = 0;
+    loop {
+        tokio::time::sleep(interval).await;
+        let Ok(handle) = member.handle() else { continue };
+        let status = handle.status();
+        if !status.is_leader() || status.compacted <= compared {
+            continue;
+        }
+        match check_compaction(&handle, &member.node().config().dialer, status.compacted).await {
+            Ok(true) => compared = status.compacted,
+            // A member was away, is compacting or is wrong: again the next time, unless there is a newer compaction then.
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the members' data could not be compared after a compaction"),
+        }
+    }
+}
+
+/// Whether all members are known to hold the same after the compaction at `revision`.
+async fn check_compaction(handle: &Handle, dialer: &Dialer, revision: i64) -> Result<bool, Error> {
+    let own = own_hash(handle, revision).await?;
+    if own.compact_revision != revision {
+        return Ok(false);
+    }
+    let peers = ask_all(handle, dialer, revision, PEER_BOUND).await;
+    let status = handle.status();
+    let verdict = at_compaction(status.raft_id, &own, &peers, status.membership.members.len());
+    tracing::info!(revision, peers = peers.len(), "finished compaction hash check");
+    if let AtCompaction::Wrong(wrong) = &verdict {
+        tracing::error!(revision, members = ?wrong, ?own, ?peers, "Detected compaction hash mismatch");
+        for member in wrong {
+            raise(handle, *member).await?;
+        }
+    }
+    Ok(verdict == AtCompaction::Same)
+}
+
+/// Compares this member's data with those of the peers that answer, before it serves anybody. A node that is no member yet
+/// has none.
+pub async fn at_first(member: &Member) -> AtStart {
+    let Ok(handle) = member.handle() else { return AtStart::Same };
+    tracing::info!("starting initial corruption check");
+    let own = match own_hash(&handle, 0).await {
+        Ok(own) => own,
+        Err(error) => {
+            tracing::warn!(%error, "this member's data could not be compared");
+            return AtStart::Same;
+        }
+    };
+    let peers = ask_all(&handle, &member.node().config().dialer, own.hash_revision, START_BOUND).await;
+    let verdict = at_start(&own, &peers, handle.status().membership.members.len());
+    match verdict {
+        AtStart::Same => tracing::info!(peers = peers.len(), "initial corruption checking passed; no corruption"),
+        _ => tracing::error!(?own, ?peers, "found data inconsistency with peers"),
+    }
+    verdict
+}
+
+/// The hashes at `revision` of all other members that answer.
+async fn ask_all(handle: &Handle, dialer: &Dialer, revision: i64, bound: Duration) -> Vec<PeerHash> {
+    let status = handle.status();
+    let others = status.membership.members.iter().filter(|member| member.id != status.raft_id);
+    let asked = others.map(|member| ask(dialer, member.id, &member.peer_urls, status.cluster_id, revision, bound));
+    futures::future::join_all(asked).await.into_iter().flatten().collect()
 }
 
 /// The hash of this member's key history up to a revision, 0 for the current one.
@@ -69,10 +139,17 @@ pub async fn own_hash(handle: &Handle, revision: i64) -> Result<HashKv, Error> {
 }
 
 /// What a peer says; none when it does not answer or is not as far.
-async fn ask(dialer: &Dialer, id: u64, urls: &[String], cluster_id: u64, revision: i64) -> Option<PeerHash> {
+async fn ask(
+    dialer: &Dialer,
+    id: u64,
+    urls: &[String],
+    cluster_id: u64,
+    revision: i64,
+    bound: Duration,
+) -> Option<PeerHash> {
     let request = peer::HashRequest { cluster_id, to: id, revision };
     for url in urls {
-        match dialer.hash(url, request, PEER_BOUND).await {
+        match dialer.hash(url, request, bound).await {
             Ok(answer) => {
                 let hash = HashKv {
                     hash: answer.hash,

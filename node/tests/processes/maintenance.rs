@@ -225,9 +225,9 @@ fn damage(data: &std::path::Path, key: &str) {
     store.flush().expect("a flush");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_with_other_data_raises_the_corrupt_alarm() {
-    let mut cluster = Cluster::start_with(3, &["--corrupt-check-time=300ms"]).await;
+/// Has a member that does not lead hold another value of `k` than the others. It is down then.
+async fn with_other_data(flags: &'static [&'static str]) -> (Cluster, usize, usize, u64) {
+    let mut cluster = Cluster::start_with(3, flags).await;
     let leader = cluster.leader().await;
     cluster.members[leader].put("k", "value").await.expect("a write");
     let damaged = (leader + 1) % 3;
@@ -240,7 +240,11 @@ async fn a_member_with_other_data_raises_the_corrupt_alarm() {
     cluster.members[damaged].signal("TERM");
     cluster.members[damaged].wait_for_exit();
     damage(&cluster.members[damaged].data, "k");
-    cluster.restart(damaged);
+    (cluster, leader, damaged, id)
+}
+
+/// Waits until the alarm CORRUPT is raised for one member.
+async fn named_as_corrupt(cluster: &Cluster, leader: usize, id: u64) {
     let raised = || async {
         let request = pb::AlarmRequest::default();
         let answer = cluster.members[leader].maintenance().alarm(request).await;
@@ -251,4 +255,55 @@ async fn a_member_with_other_data_raises_the_corrupt_alarm() {
     assert_eq!(alarms, [pb::AlarmMember { member_id: id, alarm: pb::AlarmType::Corrupt.into() }]);
     let error = cluster.members[leader].put("k", "w").await.expect_err("refused");
     assert_eq!(error.code(), Code::DataLoss);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_other_data_raises_the_corrupt_alarm() {
+    let (mut cluster, leader, damaged, id) = with_other_data(&["--corrupt-check-time=300ms"]).await;
+    cluster.restart(damaged);
+    named_as_corrupt(&cluster, leader, id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compaction_shows_which_member_has_other_data() {
+    let flags = &["--feature-gates=CompactHashCheck=true", "--experimental-compact-hash-check-time=300ms"];
+    let (mut cluster, leader, damaged, id) = with_other_data(flags).await;
+    cluster.restart(damaged);
+    cluster.serves(damaged).await;
+    let compact = |revision| pb::CompactionRequest { revision, physical: true };
+    let revision = cluster.members[leader].put("k2", "v").await.expect("a write");
+    cluster.members[leader].kv().compact(compact(revision)).await.expect("a compaction");
+    named_as_corrupt(&cluster, leader, id).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compactions_of_equal_members_are_compared_and_raise_nothing() {
+    let flags = &["--experimental-compact-hash-check-enabled", "--compact-hash-check-time=300ms"];
+    let cluster = Cluster::start_with(3, flags).await;
+    let leader = &cluster.members[cluster.leader().await];
+    for number in 0..3 {
+        let revision = leader.put("k", &format!("v{number}")).await.expect("a write");
+        leader.kv().compact(pb::CompactionRequest { revision, physical: true }).await.expect("a compaction");
+        let finished = format!("\"msg\":\"finished compaction hash check\",\"peers\":2,\"revision\":{revision}}}");
+        cluster.eventually("it was compared", || async { leader.log_text().contains(&finished) }).await;
+    }
+    assert!(alarm(leader, AlarmAction::Get, 0, pb::AlarmType::None).await.is_empty());
+    leader.put("k", "after").await.expect("a write");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_other_data_does_not_start_when_it_compares_itself_first() {
+    let (mut cluster, leader, damaged, _) = with_other_data(&["--experimental-initial-corrupt-check"]).await;
+    cluster.restart(damaged);
+    assert_eq!(cluster.members[damaged].wait_for_exit().code(), Some(73), "{}", cluster.logs());
+    let log = cluster.members[damaged].log_text();
+    assert!(log.contains("found data inconsistency with peers"), "{log}");
+    cluster.members[leader].put("k", "w").await.expect("the others go on");
+
+    let healthy = 3 - leader - damaged;
+    cluster.members[healthy].kill();
+    // Its one peer says nothing against it.
+    cluster.restart(healthy);
+    cluster.serves(healthy).await;
+    assert!(cluster.members[healthy].log_text().contains("initial corruption checking passed"), "{}", cluster.logs());
 }
