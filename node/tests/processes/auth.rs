@@ -129,21 +129,21 @@ auth status
 ";
 
 /// etcd itself, alone, on a disk of its own.
-struct Etcd {
+pub(crate) struct Etcd {
     process: Child,
-    url: String,
+    pub(crate) url: String,
     _data: TempDir,
 }
 
 impl Etcd {
-    fn start() -> Self {
+    pub(crate) fn start(program: &str) -> Self {
         let data = TempDir::new().expect("a directory");
         let url = || {
             let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
             format!("http://{}", listener.local_addr().expect("an address"))
         };
         let (client, peer) = (url(), url());
-        let process = Command::new("etcd")
+        let process = Command::new(program)
             .arg(format!("--data-dir={}", data.path().display()))
             .arg(format!("--listen-client-urls={client}"))
             .arg(format!("--advertise-client-urls={client}"))
@@ -155,7 +155,7 @@ impl Etcd {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("etcd is on the PATH: `make install` builds it");
+            .unwrap_or_else(|error| panic!("{program} is on the PATH, `make install` builds it: {error}"));
         let etcd = Self { process, url: client, _data: data };
         let deadline = Instant::now() + PATIENCE;
         while etcdctl(&etcd.url, "put started 1").1 != "OK\n" {
@@ -174,7 +174,7 @@ impl Drop for Etcd {
 }
 
 /// Runs a command: its exit code, what it prints, and the line of its error.
-fn etcdctl(url: &str, line: &str) -> (Option<i32>, String, Option<String>) {
+pub(crate) fn etcdctl(url: &str, line: &str) -> (Option<i32>, String, Option<String>) {
     let words = line.split(' ').map(|word| word.trim_matches('\''));
     let (user, words): (Option<&str>, Vec<&str>) = match line.strip_prefix('@') {
         Some(_) => (words.clone().next().map(|word| &word[1..]), words.skip(1).collect()),
@@ -191,7 +191,7 @@ fn etcdctl(url: &str, line: &str) -> (Option<i32>, String, Option<String>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn etcdctl_sees_no_difference_from_etcd() {
-    let (etcd, cluster) = (Etcd::start(), Cluster::start_with(1, CHEAP).await);
+    let (etcd, cluster) = (Etcd::start("etcd"), Cluster::start_with(1, CHEAP).await);
     let ours = cluster.members[0].client_url();
     etcdctl(&ours, "put started 1");
     let mut differences = Vec::new();
@@ -216,7 +216,7 @@ impl Member {
 }
 
 /// A request with a token; without one when it is empty.
-fn with<T>(token: &str, message: T) -> Request<T> {
+pub(crate) fn with<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     if !token.is_empty() {
         request.metadata_mut().insert("token", token.parse().expect("text"));
@@ -225,7 +225,7 @@ fn with<T>(token: &str, message: T) -> Request<T> {
 }
 
 /// Auth enabled, with root:pw, and alice:pw who may read and write [a, b).
-async fn guarded(size: usize) -> Cluster {
+pub(crate) async fn guarded(size: usize) -> Cluster {
     guarded_and_led(size).await.0
 }
 
@@ -259,7 +259,7 @@ fn get(key: &str) -> pb::RangeRequest {
     pb::RangeRequest { key: key.to_owned().into(), ..Default::default() }
 }
 
-fn texts<T>(answer: Result<T, Status>) -> Result<(), (Code, String)> {
+pub(crate) fn texts<T>(answer: Result<T, Status>) -> Result<(), (Code, String)> {
     answer.map(|_| ()).map_err(|status| (status.code(), status.message().to_owned()))
 }
 

@@ -8,6 +8,7 @@ mod proxy;
 mod writer;
 
 mod auth;
+mod auth_leases;
 mod damage;
 mod etcd3gw;
 mod failpoints;
