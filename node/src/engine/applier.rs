@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use balsa_proto::log::Membership;
 use balsa_proto::mvccpb::event::EventType;
 use parking_lot::RwLock;
+use prometheus::Histogram;
 use raft::eraftpb::{ConfChange, Entry};
 use tracing::info;
 
@@ -26,6 +27,7 @@ use super::watch::WatchHub;
 use super::{Failure, Store};
 use crate::domain::apply::{ApplyError, Effects, StateMachine};
 use crate::domain::command::Outcome;
+use crate::domain::refusal::Refusal;
 use crate::metrics;
 use crate::storage::{SnapshotPoint, rocks::KeySpaceOptions};
 
@@ -141,6 +143,7 @@ impl Applier {
             self.keeper.compact(compacted);
         }
         self.publish_status();
+        observe(&effects, started.elapsed());
         let Effects { index, term, outcomes, conf_changes, membership, .. } = effects;
         for (id, outcome) in outcomes {
             if id.origin == self.member_id && id.incarnation == self.incarnation {
@@ -154,6 +157,7 @@ impl Applier {
 
     /// Switches to an installed snapshot. The log names it already, so a crash before the end only repeats this.
     fn install(&mut self, name: &str, point: &SnapshotPoint) -> Result<(), ApplyError> {
+        metrics::SNAPSHOT_INSTALLING.set(1);
         let store = Arc::new(Store::open(&self.directory.join(name), &self.options)?);
         self.machine = StateMachine::recover(store.clone())?;
         self.machine.count_keys()?;
@@ -167,6 +171,7 @@ impl Applier {
             tracing::warn!(%error, "watchers could not be told of the snapshot");
         }
         self.publish_status();
+        metrics::SNAPSHOT_INSTALLING.set(0);
         info!(index = point.index, name, "snapshot installed");
         // Readers that still hold the old store keep its files open; what is left over goes at the next start.
         let _ = std::fs::remove_dir_all(self.directory.join(old));
@@ -228,6 +233,44 @@ fn count(effects: &Effects) -> u64 {
     metrics::PUT_BYTES.inc_by(bytes);
     metrics::TXNS.inc_by(txns as u64);
     puts
+}
+
+/// Every command took as long as the write batch that it was applied in with others.
+fn observe(effects: &Effects, took: Duration) {
+    // In the order of first use: a run has few kinds.
+    let mut kinds: Vec<(&'static str, bool, Histogram)> = Vec::new();
+    for (_, outcome) in &effects.outcomes {
+        let (op, success) = (op(outcome), outcome.is_ok());
+        let known = kinds.iter().find(|(kind, good, _)| (*kind, *good) == (op, success));
+        let histogram = match known {
+            Some((_, _, histogram)) => histogram,
+            None => {
+                let labels = ["v3", op, if success { "true" } else { "false" }];
+                kinds.push((op, success, metrics::APPLY_SECONDS.with_label_values(&labels)));
+                &kinds[kinds.len() - 1].2
+            }
+        };
+        histogram.observe(took.as_secs_f64());
+    }
+}
+
+/// etcd's word for a command, by its outcome. One that was refused has lost its own.
+fn op(outcome: &Result<Outcome, Refusal>) -> &'static str {
+    match outcome {
+        Ok(Outcome::Put(_)) => "Put",
+        Ok(Outcome::DeleteRange(_)) => "DeleteRange",
+        Ok(Outcome::Txn(_)) => "Txn",
+        Ok(Outcome::Compact(_)) => "Compaction",
+        Ok(Outcome::LeaseGrant(_)) => "LeaseGrant",
+        Ok(Outcome::LeaseRevoke(_)) => "LeaseRevoke",
+        Ok(Outcome::LeaseCheckpoint) => "LeaseCheckpoint",
+        Ok(Outcome::Alarm(_)) => "Alarm",
+        Ok(Outcome::Downgrade) => "DowngradeInfoSet",
+        Ok(Outcome::Auth { .. }) => "Auth",
+        Ok(Outcome::Publish) => "ClusterMemberAttrSet",
+        Ok(Outcome::Membership(_)) => "ConfChange",
+        Err(_) => "Refused",
+    }
 }
 
 fn size(entries: &[Entry]) -> usize {

@@ -71,6 +71,72 @@ pub static PEER_SEND_FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counters("etcd_network_peer_sent_failures_total", "The total number of send failures to peers.", "To")
 });
 
+/// Peers that this member has a connection to, by both ids.
+pub static ACTIVE_PEERS: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    let options = Opts::new("etcd_network_active_peers", "The current number of active peer connections.");
+    registered(IntGaugeVec::new(options, &["Local", "Remote"]))
+});
+
+/// Connections to peers that were lost, by both ids.
+pub static DISCONNECTED_PEERS: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    let options = Opts::new("etcd_network_disconnected_peers_total", "The total number of disconnected peers.");
+    registered(IntCounterVec::new(options, &["Local", "Remote"]))
+});
+
+/// Snapshots of a peer that were taken.
+pub static SNAPSHOTS_RECEIVED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counters("etcd_network_snapshot_receive_success", "Total number of successful snapshot receives.", "From")
+});
+
+/// Snapshots of a peer that broke off or could not be used.
+pub static SNAPSHOTS_NOT_RECEIVED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counters("etcd_network_snapshot_receive_failures", "Total number of snapshot receive failures.", "From")
+});
+
+/// Snapshots that are coming from a peer.
+pub static SNAPSHOTS_COMING: LazyLock<IntGaugeVec> = LazyLock::new(|| {
+    let help = "Total number of inflight snapshot receives.";
+    registered(IntGaugeVec::new(Opts::new("etcd_network_snapshot_receive_inflights_total", help), &["From"]))
+});
+
+/// Seconds of a snapshot's way from a peer.
+pub static SNAPSHOT_RECEIVE_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
+    let (name, help) =
+        ("etcd_network_snapshot_receive_total_duration_seconds", "Total latency distributions of snapshot receives.");
+    registered(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets(0.1, 10)), &["From"]))
+});
+
+/// Seconds until a received snapshot was on the disk, with its way here.
+pub static SNAPSHOT_SAVE: LazyLock<Histogram> = LazyLock::new(|| {
+    let help = "The total latency distributions of v3 snapshot save";
+    histogram("etcd_snap_db_save_total_duration_seconds", help, 0.1, 10)
+});
+
+/// Seconds of the sync of one file of a received snapshot.
+pub static SNAPSHOT_SYNC: LazyLock<Histogram> = LazyLock::new(|| {
+    let help = "The latency distributions of fsyncing .snap.db file";
+    histogram("etcd_snap_db_fsync_duration_seconds", help, 0.001, 14)
+});
+
+/// Whether a received snapshot is being switched to.
+pub static SNAPSHOT_INSTALLING: LazyLock<IntGauge> = LazyLock::new(|| {
+    let help = "1 if the server is applying the incoming snapshot. 0 if none.";
+    registered(IntGauge::new("etcd_server_snapshot_apply_in_progress_total", help))
+});
+
+/// Views of the key space that are open.
+pub static OPEN_VIEWS: LazyLock<IntGauge> = LazyLock::new(|| {
+    let help = "The number of currently open read transactions";
+    registered(IntGauge::new("etcd_mvcc_db_open_read_transactions", help))
+});
+
+/// Seconds of the write batch that a command was applied in, by the kind of command.
+pub static APPLY_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
+    let help = "The latency distributions of v2 apply called by backend.";
+    let options = HistogramOpts::new("etcd_server_apply_duration_seconds", help).buckets(buckets(0.0001, 20));
+    registered(HistogramVec::new(options, &["version", "op", "success"]))
+});
+
 /// Snapshots that a peer has taken.
 pub static SNAPSHOTS_SENT: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counters("etcd_network_snapshot_send_success", "Total number of successful snapshot sends.", "To")
@@ -364,6 +430,12 @@ pub fn register_all() {
         [&LOG_WRITE, &SNAPSHOT_STREAM, &HASH_SECONDS, &HASH_KV_SECONDS, &COMPACTION_STEP_MS, &COMPACTION_MS]
     {
         LazyLock::force(histogram);
+    }
+    for histogram in [&SNAPSHOT_SAVE, &SNAPSHOT_SYNC] {
+        LazyLock::force(histogram);
+    }
+    for gauge in [&SNAPSHOT_INSTALLING, &OPEN_VIEWS] {
+        LazyLock::force(gauge);
     }
     for counter in [&LATE_HEARTBEATS, &SLOW_APPLIES, &SLOW_READ_INDEXES, &COMPACTED_ROWS] {
         LazyLock::force(counter);

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use balsa_proto::log::SnapshotManifest;
 use balsa_proto::peer::{
@@ -18,6 +18,9 @@ use tracing::{info, warn};
 
 use super::corruption;
 use crate::engine::{Failure, Handle};
+use crate::metrics::{
+    SNAPSHOT_RECEIVE_SECONDS, SNAPSHOT_SAVE, SNAPSHOTS_COMING, SNAPSHOTS_NOT_RECEIVED, SNAPSHOTS_RECEIVED,
+};
 use crate::storage::snapshot::{self, Staging};
 use crate::storage::{StorageError, durable};
 use crate::transport::tonic::PeerMetrics;
@@ -113,6 +116,7 @@ impl PeerService {
         if manifest.cluster_id != head.cluster_id {
             return Err(PeerError::Foreign { cluster_id: manifest.cluster_id, to: head.to });
         }
+        let receipt = Receipt::begin(head.from);
         let name = directory_name(&manifest);
         let (parent, staged) = (self.key_spaces.clone(), name.clone());
         let (manifest, staging) = on_disk(move || {
@@ -121,7 +125,7 @@ impl PeerService {
         })
         .await?;
         info!(from = format!("{:x}", head.from), index = manifest.index, name, "receiving a snapshot");
-        Ok(Incoming { head, name, manifest, staging, handle, metrics: self.metrics.clone(), _permit: permit })
+        Ok(Incoming { head, name, manifest, staging, handle, metrics: self.metrics.clone(), receipt, _permit: permit })
     }
 
     /// The hash of this member's key history.
@@ -196,6 +200,7 @@ pub struct Incoming {
     staging: Staging,
     handle: Handle,
     metrics: PeerMetrics,
+    receipt: Receipt,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -220,8 +225,9 @@ impl Incoming {
     /// # Errors
     /// `Storage` when something is missing; `Failed` when the engine did not answer: it may be installed then.
     pub async fn finish(self) -> Result<bool, PeerError> {
-        let Self { head, name, manifest, staging, handle, .. } = self;
+        let Self { head, name, manifest, staging, handle, receipt, _permit, .. } = self;
         let path = on_disk(move || staging.finish()).await?;
+        receipt.done();
         let point = snapshot::point(&manifest);
         let installed = handle.install_snapshot(name, point, head.from, head.term).await;
         // An engine that did not answer may still take it; what it does not take is removed at the next start.
@@ -230,6 +236,36 @@ impl Incoming {
             on_disk(move || remove(&path)).await?;
         }
         Ok(installed?)
+    }
+}
+
+/// A snapshot on its way here, in the metrics. Dropped before it is done, it has failed.
+struct Receipt {
+    from: String,
+    started: Instant,
+    done: bool,
+}
+
+impl Receipt {
+    fn begin(from: u64) -> Self {
+        let from = format!("{from:x}");
+        SNAPSHOTS_COMING.with_label_values(&[&from]).inc();
+        Self { from, started: Instant::now(), done: false }
+    }
+
+    fn done(mut self) {
+        self.done = true;
+        let seconds = self.started.elapsed().as_secs_f64();
+        SNAPSHOT_SAVE.observe(seconds);
+        SNAPSHOT_RECEIVE_SECONDS.with_label_values(&[&self.from]).observe(seconds);
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        SNAPSHOTS_COMING.with_label_values(&[&self.from]).dec();
+        let counted = if self.done { &SNAPSHOTS_RECEIVED } else { &SNAPSHOTS_NOT_RECEIVED };
+        counted.with_label_values(&[&self.from]).inc();
     }
 }
 

@@ -187,6 +187,50 @@ async fn etcds_dashboards_and_alerts_find_their_series() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_etcd_measures_has_values_after_some_load() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let member = &cluster.members[leader];
+    for number in 0..5 {
+        member.put(&format!("k{number}"), "v").await.expect("a write");
+    }
+    let delete = pb::DeleteRangeRequest { key: "k1".into(), ..Default::default() };
+    member.kv().delete_range(delete).await.expect("a delete");
+    member.lease().lease_grant(pb::LeaseGrantRequest { ttl: 100, id: 7 }).await.expect("a grant");
+    member.lease().lease_grant(pb::LeaseGrantRequest { ttl: 100, id: 7 }).await.expect_err("refused");
+    let compact = pb::CompactionRequest { revision: 3, physical: true };
+    member.kv().compact(compact).await.expect("a compaction");
+
+    let text = http_get(member, "/metrics").await;
+    let applied = |op: &str, success: bool| {
+        let labels = format!("{{op=\"{op}\",success=\"{success}\",version=\"v3\"}}");
+        value(&text, &format!("etcd_server_apply_duration_seconds_count{labels}")).unwrap_or_default()
+    };
+    for (op, count) in [("Put", 5.0), ("DeleteRange", 1.0), ("LeaseGrant", 1.0), ("Compaction", 1.0)] {
+        assert_eq!(applied(op, true), count, "{op}\n{text}");
+    }
+    assert_eq!(applied("Refused", false), 1.0);
+    assert!(value(&text, "etcd_mvcc_db_open_read_transactions").is_some());
+    assert_eq!(value(&text, "etcd_server_snapshot_apply_in_progress_total"), Some(0.0));
+    let connected = |text: &str| sum(text, "etcd_network_active_peers{");
+    cluster.eventually("both are", || async { connected(&http_get(member, "/metrics").await) == 2.0 }).await;
+    assert_eq!(sum(&http_get(member, "/metrics").await, "etcd_network_disconnected_peers_total{"), 0.0);
+    cluster.members[(leader + 1) % 3].kill();
+    let member = &cluster.members[leader];
+    cluster.eventually("one is not", || async { connected(&http_get(member, "/metrics").await) == 1.0 }).await;
+    assert_eq!(sum(&http_get(member, "/metrics").await, "etcd_network_disconnected_peers_total{"), 1.0);
+}
+
+fn value(text: &str, series: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).and_then(|value| value.parse().ok())
+}
+
+fn sum(text: &str, prefix: &str) -> f64 {
+    let values = text.lines().filter(|line| line.starts_with(prefix)).filter_map(|line| line.rsplit(' ').next());
+    values.filter_map(|value| value.parse::<f64>().ok()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_health_service_says_when_there_is_no_leader() {
     use tonic_health::pb::health_check_response::ServingStatus;
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use rocksdb::{DB, ReadOptions, Snapshot};
 
 use super::key_space::Tables;
+use crate::metrics::OPEN_VIEWS;
 use crate::storage::key_space::Visit;
 use crate::storage::{Result, Table, View};
 
@@ -31,6 +32,7 @@ impl RocksView {
         // within one call.
         #[allow(unsafe_code, reason = "a snapshot cannot otherwise be owned together with its database")]
         let database: &'static DB = unsafe { &*borrowed };
+        OPEN_VIEWS.inc();
         Self { snapshot: database.snapshot(), tables }
     }
 
@@ -38,6 +40,12 @@ impl RocksView {
         let mut options = ReadOptions::default();
         options.set_snapshot(&self.snapshot);
         options
+    }
+}
+
+impl Drop for RocksView {
+    fn drop(&mut self) {
+        OPEN_VIEWS.dec();
     }
 }
 

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::super::durable::{create_directory, sync_directory};
 use super::{PARTIAL, Result, StorageError, check, corrupt, is_plain, total_bytes};
+use crate::metrics::SNAPSHOT_SYNC;
 
 /// Longest data of one chunk.
 pub const MAX_CHUNK_BYTES: usize = 1 << 20;
@@ -141,6 +142,7 @@ impl Staging {
         if current.hash.finalize().as_slice() != current.expected.sha256 {
             return Err(corrupt(format!("{:?} has other bytes", current.expected.name)));
         }
+        let _timer = SNAPSHOT_SYNC.start_timer();
         current.file.sync_all().map_err(|error| StorageError::from_io("sync", &current.path, &error))
     }
 }

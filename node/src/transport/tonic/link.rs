@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 use super::Shared;
 use super::dial::{peer_client, words};
 use super::queue::Queue;
+use crate::metrics::{ACTIVE_PEERS, DISCONNECTED_PEERS};
 
 /// First wait after a failure; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
@@ -36,6 +37,7 @@ enum End {
 /// Runs until the peer is no longer listed.
 pub(super) async fn run(id: u64, shared: Arc<Shared>, queue: Arc<Queue>, mut urls: watch::Receiver<Vec<String>>) {
     let (mut backoff, mut told) = (MIN_BACKOFF, false);
+    let _shown = Shown::new(shared.config.member_id, id);
     loop {
         let present = urls.borrow_and_update().clone();
         let end = tokio::select! {
@@ -63,6 +65,44 @@ pub(super) async fn run(id: u64, shared: Arc<Shared>, queue: Arc<Queue>, mut url
             () = sleep(backoff) => backoff = (backoff * 2).min(MAX_BACKOFF),
             _ = urls.changed() => backoff = MIN_BACKOFF,
         }
+    }
+}
+
+/// A peer in the metrics of connections, as long as it is listed.
+struct Shown([String; 2]);
+
+impl Shown {
+    fn new(local: u64, remote: u64) -> Self {
+        let shown = Self([format!("{local:x}"), format!("{remote:x}")]);
+        ACTIVE_PEERS.with_label_values(&shown.0).set(0);
+        DISCONNECTED_PEERS.with_label_values(&shown.0);
+        shown
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        let [local, remote] = &self.0;
+        // It fails only for a series that is not there.
+        let _ = ACTIVE_PEERS.remove_label_values(&[local.as_str(), remote.as_str()]);
+    }
+}
+
+/// A connection in the metrics.
+struct Active([String; 2]);
+
+impl Active {
+    fn new(local: u64, remote: u64) -> Self {
+        let active = Self([format!("{local:x}"), format!("{remote:x}")]);
+        ACTIVE_PEERS.with_label_values(&active.0).set(1);
+        active
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        ACTIVE_PEERS.with_label_values(&self.0).set(0);
+        DISCONNECTED_PEERS.with_label_values(&self.0).inc();
     }
 }
 
@@ -96,6 +136,7 @@ async fn connection(id: u64, shared: &Arc<Shared>, queue: &Arc<Queue>, urls: &[S
 async fn frames(id: u64, shared: &Arc<Shared>, queue: &Arc<Queue>, mut client: PeerClient<Channel>) -> End {
     debug!(peer = format!("{id:x}"), "connected to a peer");
     queue.set_up(true);
+    let _active = Active::new(shared.config.member_id, id);
     let started = Instant::now();
     let over = CancellationToken::new();
     let _ends_with_this_call = over.clone().drop_guard();
