@@ -29,7 +29,7 @@ struct Args {
     #[arg(long, default_value_t = 10_000)]
     leases: i64,
     /// Seconds.
-    #[arg(long, default_value_t = 12)]
+    #[arg(long, default_value_t = 30)]
     ttl: i64,
     /// Streams that renew the leases, spread over the members.
     #[arg(long, default_value_t = 10)]
@@ -213,10 +213,17 @@ async fn main() -> anyhow::Result<()> {
     }
     drop(puts.take().await);
     let before = renewed.load(Ordering::Relaxed);
-    sleep(phase).await;
+    tokio::select! {
+        () = sleep(phase) => {}
+        Some(done) = streams.join_next() => {
+            done??;
+            anyhow::bail!("a stream of renewals ended by itself");
+        }
+    }
     let kept = puts.take().await;
     let rate = (renewed.load(Ordering::Relaxed) - before) / args.seconds;
-    ensure!(left(&leader).await? == args.leases, "leases were lost while they were kept alive");
+    let alive = left(&leader).await?;
+    ensure!(alive == args.leases, "{} leases were lost while they were kept alive", args.leases - alive);
 
     stop.store(true, Ordering::Relaxed);
     while let Some(done) = streams.join_next().await {
