@@ -95,9 +95,12 @@ kube-down: ## Take the local Kubernetes down, leaving nothing
 	@e2e/kubernetes/down
 
 .PHONY: bench
-bench: build ## Compare with etcd in one run; writes the table for docs/benchmarks.md
+bench: build ## Compare with etcd in one run; writes the tables for docs/benchmarks.md
 	@e2e/install etcd
 	@e2e/bench/run
+	@e2e/bench/watch
+	@e2e/bench/leases
+	@e2e/bench/tls
 
 .PHONY: lint
 lint: ## Formatting and clippy, warnings are errors

@@ -29,7 +29,7 @@ struct Args {
     #[arg(long, default_value_t = 10_000)]
     leases: i64,
     /// Seconds.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 60)]
     ttl: i64,
     /// Streams that renew the leases, spread over the members.
     #[arg(long, default_value_t = 10)]
@@ -37,9 +37,43 @@ struct Args {
     /// Puts per second, at the leader.
     #[arg(long, default_value_t = 300)]
     rate: u64,
-    /// Seconds of each measured phase but the last, which ends with the leases.
-    #[arg(long, default_value_t = 15)]
+    /// Seconds for which puts are measured alone.
+    #[arg(long, default_value_t = 20)]
     seconds: u64,
+    /// Seconds for which the leases are kept alive.
+    #[arg(long, default_value_t = 120)]
+    alive: u64,
+    /// Processes of the members, in the order of the endpoints.
+    #[arg(long, value_delimiter = ',')]
+    pids: Vec<u32>,
+}
+
+/// CPU time of the leader and of all members, in microseconds.
+#[derive(Clone, Copy)]
+struct Cpu {
+    leader: f64,
+    all: f64,
+}
+
+impl Cpu {
+    fn read(pids: &[u32], leader: usize) -> anyhow::Result<Self> {
+        let times = pids.iter().map(|pid| cpu_of(*pid)).collect::<anyhow::Result<Vec<f64>>>()?;
+        Ok(Self { leader: times.get(leader).copied().unwrap_or_default(), all: times.iter().sum() })
+    }
+
+    /// What was used since `before`, less what `seconds` take at the rate of `base`, which used it in `base_seconds`.
+    fn beyond(self, before: Self, seconds: f64, base: Self, base_seconds: f64) -> Self {
+        let rest = |now: f64, before: f64, base: f64| now - before - base * seconds / base_seconds;
+        Self { leader: rest(self.leader, before.leader, base.leader), all: rest(self.all, before.all, base.all) }
+    }
+}
+
+/// Microseconds of a process, user and system, from the 10 ms ticks that Linux counts.
+fn cpu_of(pid: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let (_, fields) = stat.rsplit_once(')').context("a stat line has a name")?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    Ok(ticks.sum::<Result<f64, _>>()? * 1e4)
 }
 
 /// Latencies of one phase in milliseconds.
@@ -47,13 +81,15 @@ struct Args {
 struct Latencies(Vec<f64>);
 
 impl Latencies {
+    /// 99th percentile, longest, and how many took more than 50 ms.
     fn row(mut self) -> String {
         self.0.sort_by(f64::total_cmp);
         let at = |share: f64| self.0[((self.0.len() - 1) as f64 * share) as usize];
         if self.0.is_empty() {
-            return "– | –".to_owned();
+            return "– / – / –".to_owned();
         }
-        format!("{:.1} | {:.1}", at(0.99), at(1.0))
+        let long = self.0.iter().filter(|milliseconds| **milliseconds > 50.0).count();
+        format!("{:.1} / {:.1} / {long} of {}", at(0.99), at(1.0), self.0.len())
     }
 }
 
@@ -123,13 +159,16 @@ async fn keep_alive(
     renewed: Arc<AtomicU64>,
 ) -> anyhow::Result<()> {
     let (requests, stream) = mpsc::channel(ids.len());
+    // etcd sends no headers before the first answer, so the first request must not wait for them.
+    requests.try_send(pb::LeaseKeepAliveRequest { id: ids[0] })?;
     let mut answers = LeaseClient::new(channel).lease_keep_alive(ReceiverStream::new(stream)).await?.into_inner();
+    answers.message().await?.context("the stream answers")?;
     let round = Duration::from_secs(ttl as u64) / 3;
     let mut last = false;
     while !last {
         last = stop.load(Ordering::Relaxed);
         let started = Instant::now();
-        let burst = 100;
+        let burst = ids.len().div_ceil(20);
         let sending = async {
             for chunk in ids.chunks(burst) {
                 for id in chunk {
@@ -157,11 +196,12 @@ async fn keep_alive(
     Ok(())
 }
 
-async fn leader(channels: &[Channel]) -> anyhow::Result<Channel> {
-    for channel in channels {
+/// Which of the members leads.
+async fn leader(channels: &[Channel]) -> anyhow::Result<usize> {
+    for (number, channel) in channels.iter().enumerate() {
         let status = MaintenanceClient::new(channel.clone()).status(pb::StatusRequest {}).await?.into_inner();
         if status.header.is_some_and(|header| header.member_id == status.leader) {
-            return Ok(channel.clone());
+            return Ok(number);
         }
     }
     anyhow::bail!("no member leads")
@@ -186,67 +226,103 @@ async fn left(channel: &Channel) -> anyhow::Result<i64> {
     Ok(KvClient::new(channel.clone()).range(request).await?.into_inner().count)
 }
 
+/// All leases, granted with a key each, and the streams that keep them alive.
+struct Kept {
+    streams: tokio::task::JoinSet<anyhow::Result<()>>,
+    stop: Arc<AtomicBool>,
+    renewed: Arc<AtomicU64>,
+}
+
+impl Kept {
+    async fn start(args: &Args, channels: &[Channel]) -> anyhow::Result<Self> {
+        let ids: Vec<i64> = (1..=args.leases).collect();
+        let (stop, renewed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut streams = tokio::task::JoinSet::new();
+        // Each stream begins as soon as its leases are there: all the grants may take longer than a TTL.
+        for (number, ids) in ids.chunks(ids.len().div_ceil(args.streams)).enumerate() {
+            let channel = channels[number % channels.len()].clone();
+            let grants = ids.iter().map(|id| grant(channel.clone(), *id, args.ttl));
+            stream::iter(grants).buffer_unordered(200).try_collect::<()>().await?;
+            streams.spawn(keep_alive(channel, ids.to_vec(), args.ttl, stop.clone(), renewed.clone()));
+        }
+        Ok(Self { streams, stop, renewed })
+    }
+
+    /// Waits, and fails if a stream ends meanwhile.
+    async fn hold(&mut self, time: Duration) -> anyhow::Result<()> {
+        tokio::select! {
+            () = sleep(time) => Ok(()),
+            Some(done) = self.streams.join_next() => {
+                done??;
+                anyhow::bail!("a stream of renewals ended by itself");
+            }
+        }
+    }
+
+    /// Renews each lease once more, and no more.
+    async fn stop(mut self) -> anyhow::Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(done) = self.streams.join_next().await {
+            done??;
+        }
+        Ok(())
+    }
+}
+
+/// From the first lease that is gone to the last, in seconds.
+async fn all_end(leader: &Channel, puts: &Puts, leases: i64) -> anyhow::Result<f64> {
+    while left(leader).await? == leases {
+        sleep(Duration::from_millis(20)).await;
+        drop(puts.take().await);
+    }
+    let first = Instant::now();
+    while left(leader).await? > 0 {
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(first.elapsed().as_secs_f64())
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let connect = |url: &String| Ok(Endpoint::from_shared(url.clone())?.tcp_nodelay(true).connect_lazy());
     let channels: Vec<Channel> = args.endpoints.iter().map(connect).collect::<anyhow::Result<_>>()?;
-    let leader = leader(&channels).await?;
-    let phase = Duration::from_secs(args.seconds);
+    let leads = leader(&channels).await?;
+    let leader = &channels[leads];
+    let cpu = || Cpu::read(&args.pids, leads);
+    let zero = Cpu { leader: 0.0, all: 0.0 };
 
-    let puts = Puts::start(&leader, args.rate);
+    let puts = Puts::start(leader, args.rate);
     sleep(Duration::from_secs(2)).await;
     drop(puts.take().await);
-    sleep(phase).await;
+    let before = cpu()?;
+    sleep(Duration::from_secs(args.seconds)).await;
+    let idle = cpu()?.beyond(before, 0.0, zero, 1.0);
     let alone = puts.take().await;
 
-    // With a long TTL first: the grants take a while, and the first ones must not be over before the last.
-    let ids: Vec<i64> = (1..=args.leases).collect();
-    let (stop, renewed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let mut streams = tokio::task::JoinSet::new();
-    for (number, ids) in ids.chunks(ids.len().div_ceil(args.streams)).enumerate() {
-        let channel = channels[number % channels.len()].clone();
-        let (ids, ttl, stop, renewed) = (ids.to_vec(), args.ttl, stop.clone(), renewed.clone());
-        let grants = ids.iter().map(|id| grant(channel.clone(), *id, ttl));
-        stream::iter(grants).buffer_unordered(200).try_collect::<()>().await?;
-        streams.spawn(keep_alive(channel, ids, ttl, stop, renewed));
-    }
+    let mut kept = Kept::start(&args, &channels).await?;
     drop(puts.take().await);
-    let before = renewed.load(Ordering::Relaxed);
-    tokio::select! {
-        () = sleep(phase) => {}
-        Some(done) = streams.join_next() => {
-            done??;
-            anyhow::bail!("a stream of renewals ended by itself");
-        }
-    }
-    let kept = puts.take().await;
-    let rate = (renewed.load(Ordering::Relaxed) - before) / args.seconds;
-    let alive = left(&leader).await?;
-    ensure!(alive == args.leases, "{} leases were lost while they were kept alive", args.leases - alive);
+    let (before, renewed) = (cpu()?, kept.renewed.load(Ordering::Relaxed));
+    kept.hold(Duration::from_secs(args.alive)).await?;
+    let renewals = kept.renewed.load(Ordering::Relaxed) - renewed;
+    let used = cpu()?.beyond(before, args.alive as f64, idle, args.seconds as f64);
+    let alive = puts.take().await;
+    let there = left(leader).await?;
+    ensure!(there == args.leases, "{} leases were lost while they were kept alive", args.leases - there);
 
-    stop.store(true, Ordering::Relaxed);
-    while let Some(done) = streams.join_next().await {
-        done??;
-    }
-    drop(puts.take().await);
-    while left(&leader).await? == args.leases {
-        sleep(Duration::from_millis(20)).await;
-    }
-    let first = Instant::now();
-    drop(puts.take().await);
-    while left(&leader).await? > 0 {
-        sleep(Duration::from_millis(50)).await;
-    }
-    let (took, ending) = (first.elapsed(), puts.take().await);
+    kept.stop().await?;
+    let took = all_end(leader, &puts, args.leases).await?;
+    let ending = puts.take().await;
     puts.finish().await?;
     println!(
-        "| {} | {} | {rate} | {} | {:.1} | {} |",
+        "| {} | {} | {} | {:.0} | {:.0} / {:.0} | {} | {took:.1} |",
         args.label,
         alone.row(),
-        kept.row(),
-        took.as_secs_f64(),
-        ending.row()
+        alive.row(),
+        renewals as f64 / args.alive as f64,
+        used.leader / renewals as f64,
+        used.all / renewals as f64,
+        ending.row(),
     );
     Ok(())
 }

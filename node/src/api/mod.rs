@@ -10,6 +10,7 @@ pub mod decode_limit;
 pub mod election;
 pub mod forward;
 pub mod gateway;
+pub mod gather;
 pub mod grpc_metrics;
 pub mod health;
 pub mod http;

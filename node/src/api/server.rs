@@ -41,6 +41,7 @@ use super::decode_limit::DecodeLimit;
 use super::election::ElectionApi;
 use super::forward::GrpcLeader;
 use super::gateway::{self, Gateway};
+use super::gather::Gathered;
 use super::grpc_metrics::GrpcMetricsLayer;
 use super::http;
 use super::kv::KvApi;
@@ -287,8 +288,8 @@ impl Listeners {
             let unread = limits.keepalive_interval.map(|_| limits.keepalive_timeout);
             let unread = unread.filter(|_| closing == Closing::Gracefully);
             let incoming = listener::incoming(listener, tls.filter(|_| url.is_https()).cloned(), unread);
-            let incoming =
-                incoming.map(move |accepted| accepted.map(|stream| Guarded::new(stream, limits.ping_min_time)));
+            let served = move |stream| Gathered::new(Guarded::new(stream, limits.ping_min_time));
+            let incoming = incoming.map(move |accepted| accepted.map(served));
             let server = server(closing, limits).add_routes(routes.clone());
             match closing {
                 Closing::AtExit => self.until_exit.spawn(server.serve_with_incoming(incoming)),
