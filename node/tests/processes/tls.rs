@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use balsa_node::transport::tls::{Identity, Tls, TlsOptions};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use tokio_rustls::TlsConnector;
 
 use crate::cluster::{Cluster, Member};
+use crate::unread::open_sockets;
 
 /// An authority and a directory with what it signs.
 struct Authority {
@@ -223,6 +225,8 @@ async fn members_make_their_own_certificates_when_told_to() {
 async fn broken_and_slow_handshakes_are_cut_off_and_harm_nobody() {
     let (cluster, _authority, _) = secured(1).await;
     let member = &cluster.members[0];
+    member.put("first", "x").await.expect("a write");
+    let sockets = open_sockets(member);
     let connect = |port| {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
         stream.set_read_timeout(Some(crate::cluster::PATIENCE)).expect("a time-out");
@@ -247,6 +251,11 @@ async fn broken_and_slow_handshakes_are_cut_off_and_harm_nobody() {
             assert!(!plain || answer.is_empty(), "another protocol gets no answer, as with etcd: {answer:?}");
         }
     }
+    // One that does not know who signed for the member says so and leaves.
+    let stranger = Authority::new(cluster.directory.path().join("stranger")).client(None).client().expect("it dials");
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", member.client_port)).await.expect("connects");
+    let shaken = TlsConnector::from(stranger).connect("127.0.0.1".try_into().expect("an address"), stream).await;
+    assert!(shaken.is_err());
     member.put("still", "here").await.expect("a write while 200 handshakes hang");
     let first = "tls: first record does not look like a TLS handshake";
     cluster.eventually("the log says so", || async { member.log_text().contains(first) }).await;
@@ -256,7 +265,26 @@ async fn broken_and_slow_handshakes_are_cut_off_and_harm_nobody() {
         // Closed, or reset because of the bytes that nobody read.
         assert!(ended.is_ok() || ended.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset), "still open");
     }
+    cluster.eventually("nothing is left of them", || async { open_sockets(member) <= sockets }).await;
     assert!(!member.log_text().contains("panicked"), "{}", cluster.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_at_a_port_without_tls_is_answered_and_closed() {
+    let cluster = Cluster::start(1).await;
+    let member = &cluster.members[0];
+    member.put("first", "x").await.expect("a write");
+    let sockets = open_sockets(member);
+    let authority = Authority::new(cluster.directory.path().join("tls"));
+    for port in [member.client_port, member.peer_port] {
+        let connector = TlsConnector::from(authority.client(None).client().expect("it dials"));
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
+        let shaking = connector.connect("127.0.0.1".try_into().expect("an address"), stream);
+        let shaken = tokio::time::timeout(crate::cluster::PATIENCE, shaking).await.expect("in time");
+        assert!(shaken.is_err(), "there is no TLS on port {port}");
+    }
+    cluster.eventually("nothing is left of them", || async { open_sockets(member) <= sockets }).await;
+    member.put("still", "here").await.expect("a write");
 }
 
 #[tokio::test(flavor = "multi_thread")]

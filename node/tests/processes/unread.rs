@@ -151,7 +151,7 @@ async fn a_client_that_never_reads_is_cut_off_and_nobody_else_notices() {
     let member = &cluster.members[0];
     member.put("before", "x").await.expect("a write");
     let mut events = watch(member.watch()).await;
-    let files = open_files(member);
+    let sockets = open_sockets(member);
     let mut mute = Mute::connect(member, 4 << 20).await;
     for number in 0..STREAMS {
         mute.watch(2 * number + 1, WATCHERS / STREAMS as usize).await;
@@ -176,7 +176,7 @@ async fn a_client_that_never_reads_is_cut_off_and_nobody_else_notices() {
     eventually(member, "etcd_debugging_mvcc_pending_events_total", |events| events == 0.0).await;
     tokio::time::timeout(PATIENCE, mute.closed()).await.expect("the connection is closed");
     assert_eq!(metric(member, "balsa_unread_connections_closed_total").await, 1.0);
-    cluster.eventually("its file is closed", || async { open_files(member) <= files }).await;
+    cluster.eventually("its socket is closed", || async { open_sockets(member) <= sockets }).await;
 
     member.put("after", "x").await.expect("a write");
     let last = tokio::time::timeout(PATIENCE, events.message()).await.expect("in time").expect("open").expect("one");
@@ -268,7 +268,7 @@ async fn metric(member: &Member, name: &str) -> f64 {
     line.unwrap_or_else(|| panic!("no {name}")).parse().expect("a number")
 }
 
-fn open_files(member: &Member) -> usize {
+pub(crate) fn open_sockets(member: &Member) -> usize {
     let listing = std::fs::read_dir(format!("/proc/{}/fd", member.pid())).expect("the process runs");
     listing
         .filter(|file| {
