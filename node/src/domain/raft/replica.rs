@@ -258,7 +258,7 @@ impl<L: LogStore> Replica<L> {
             SnapshotPoint { index: metadata.index, term: metadata.term, conf_state: metadata.get_conf_state().clone() }
         });
         Some(Batch {
-            send_now: ready.take_messages(),
+            send_now: self.placed(ready.take_messages()),
             install,
             entries: ready.take_entries(),
             hard_state: ready.hs().cloned(),
@@ -288,7 +288,23 @@ impl<L: LogStore> Replica<L> {
             // to Raft the snapshot is applied as soon as the log begins there, whenever the state machine follows.
             self.raw.advance_apply_to(index);
         }
-        Persisted { send: light.take_messages(), committed: light.take_committed_entries() }
+        let (send, committed) = (light.take_messages(), light.take_committed_entries());
+        Persisted { send: self.placed(send), committed }
+    }
+
+    /// raft-rs adds new entries to an append that waits to be sent. If that one is empty it does not look whether they
+    /// follow its position (raft 0.7.0, `util::is_continuous_ents`), and they do not once the peer's progress went back, as
+    /// it does when the peer could not be reached. Such an append gets the position of its entries. One that cannot be
+    /// mended is lost, which Raft copes with.
+    fn placed(&self, mut messages: Vec<Message>) -> Vec<Message> {
+        let role = self.role();
+        messages.retain_mut(|message| {
+            let Some(before) = misplaced(message) else { return true };
+            let term = self.raw.raft.raft_log.term(before).unwrap_or_default();
+            (message.index, message.log_term) = (before, term);
+            role.leads && message.term == role.term && term != 0
+        });
+        messages
     }
 
     /// Everything up to `index` is applied; `changes` are the accepted membership changes among it, in order.
@@ -393,6 +409,12 @@ impl<L: LogStore> Replica<L> {
         let drawn = (mix(state) % ticks as u64) as usize;
         self.raw.raft.set_randomized_election_timeout(ticks + drawn);
     }
+}
+
+/// The index before the entries of an append, if it says another one.
+fn misplaced(message: &Message) -> Option<u64> {
+    let first = message.entries.first().filter(|_| message.get_msg_type() == MessageType::MsgAppend)?;
+    (first.index != message.index + 1).then(|| first.index.saturating_sub(1))
 }
 
 fn raft_config(config: &ReplicaConfig, applied: u64) -> Config {
