@@ -89,7 +89,11 @@ const SERVED: [Flag; 77] = [
     flag("auth-token", Text("simple"), "simple, or jwt,sign-method=…,pub-key=…,priv-key=…,ttl=…"),
     flag("auth-token-ttl", Number("300"), "Seconds that a simple token lives without being used"),
     flag("bcrypt-cost", Number("10"), "Strength of password hashes, 4 to 31"),
-    flag("drain-delay", Duration("0s"), "How long to go on serving after SIGTERM, so that load balancers notice; the operator sets it"),
+    flag(
+        "drain-delay",
+        Duration("0s"),
+        "How long to go on serving after SIGTERM, so that load balancers notice; the operator sets it",
+    ),
     flag("log-level", Text("info"), "debug, info, warn, error"),
     flag("log-format", Text("json"), "json or console"),
     flag(
