@@ -13,6 +13,12 @@ use tonic::transport::{Channel, Endpoint};
 /// How long a server may take to be ready.
 const START_BOUND: Duration = Duration::from_secs(60);
 
+/// Arguments that make the first election short: they spare a cluster of one the second that it would wait for nobody.
+pub const FAST_ELECTION: [&str; 2] = ["--heartbeat-interval=20", "--election-timeout=200"];
+
+/// A disk in memory. Where the machine has one, servers that no test takes the power from may have their data there.
+const MEMORY: &str = "/dev/shm";
+
 /// A server.
 #[derive(Debug)]
 pub struct Server {
@@ -27,29 +33,42 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a cluster of one and waits until it serves. A short election timeout spares the second that it would wait
-    /// for nobody.
-    ///
-    /// # Errors
-    /// The program cannot be run, or does not get ready; the end of its log is in the text.
-    pub async fn alone(name: &str, program: &Path) -> anyhow::Result<Self> {
-        let fast = ["--heartbeat-interval=20", "--election-timeout=200"];
-        let mut cluster = Self::cluster(name, program, 1, &fast).await?;
-        cluster.pop().context("a cluster of one has one member")
-    }
-
     /// Starts the members of a cluster, with further arguments for each, and waits until all serve.
     ///
     /// # Errors
-    /// As [`Server::alone`].
+    /// A program cannot be run, or does not get ready; the end of its log is in the text.
     pub async fn cluster(name: &str, program: &Path, size: usize, more: &[&str]) -> anyhow::Result<Vec<Self>> {
+        Self::cluster_in(&std::env::temp_dir(), name, program, size, more).await
+    }
+
+    /// As [`Server::cluster`], on a disk in memory if there is one.
+    ///
+    /// # Errors
+    /// As [`Server::cluster`].
+    pub async fn cluster_in_memory(
+        name: &str,
+        program: &Path,
+        size: usize,
+        more: &[&str],
+    ) -> anyhow::Result<Vec<Self>> {
+        let memory = Some(PathBuf::from(MEMORY)).filter(|path| path.is_dir());
+        Self::cluster_in(&memory.unwrap_or_else(std::env::temp_dir), name, program, size, more).await
+    }
+
+    async fn cluster_in(
+        disk: &Path,
+        name: &str,
+        program: &Path,
+        size: usize,
+        more: &[&str],
+    ) -> anyhow::Result<Vec<Self>> {
         let names: Vec<String> = (0..size).map(|index| format!("m{index}")).collect();
         let ports: Vec<_> = names.iter().map(|_| (free_port(), free_port())).collect();
         let peer = |(name, (_, port)): (&String, &(u16, u16))| format!("{name}=http://127.0.0.1:{port}");
         let all = names.iter().zip(&ports).map(peer).collect::<Vec<_>>().join(",");
         let mut members = Vec::new();
         for (own, (client, peer)) in names.into_iter().zip(ports) {
-            let directory = TempDir::new()?;
+            let directory = TempDir::new_in(disk)?;
             let name = format!("{name} {own}");
             let mut arguments = arguments(&own, directory.path(), client, peer);
             arguments.push(format!("--initial-cluster={all}"));

@@ -1,17 +1,21 @@
 //! `balsa-differential`: sends drawn requests to etcd and to Balsa and says where they differ.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
-use balsa_e2e::differential::generate::sequence;
-use balsa_e2e::differential::lockstep::{Difference, Programs, run};
+use anyhow::{Context, bail};
+use balsa_e2e::differential::generate::{Scope, sequence};
+use balsa_e2e::differential::lockstep::{Difference, Outcome, Programs, run};
 use balsa_e2e::differential::reply::Reply;
 use balsa_e2e::differential::shrink::shrink;
 use balsa_e2e::differential::side::Side;
 use balsa_e2e::differential::step::Step;
+use balsa_proto::etcdserverpb as pb;
 use clap::Parser;
+use futures::future::ready;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use tonic::Code;
 
 /// Requests of one sequence, which has processes of its own. Longer ones find little more and shrink slowly.
@@ -32,6 +36,12 @@ struct Args {
     /// Where the drawing begins; a new one each time by default.
     #[arg(long, env = "BALSA_SEED")]
     seed: Option<u64>,
+    /// How many members Balsa's cluster has, which are asked in turn.
+    #[arg(long, default_value_t = 1)]
+    nodes: usize,
+    /// How many sequences run at a time: each mostly waits, for the 100 ms after which etcd serves a watcher of the past.
+    #[arg(long, env = "BALSA_PARALLEL", default_value_t = 8)]
+    parallel: usize,
     /// How long a failing sequence is made smaller, in seconds.
     #[arg(long, default_value_t = 300)]
     shrink: u64,
@@ -41,29 +51,59 @@ struct Args {
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let beside = std::env::current_exe()?.with_file_name("balsa");
-    let programs = Programs { etcd: args.etcd.clone(), balsa: args.balsa.clone().unwrap_or(beside) };
+    let programs = Programs { etcd: args.etcd.clone(), balsa: args.balsa.clone().unwrap_or(beside), nodes: args.nodes };
     let first = args.seed.unwrap_or_else(new_seed);
     let started = Instant::now();
-    let leases = serves_leases(&programs.balsa).await?;
-    if !leases {
-        println!("differential: this Balsa serves no leases, so none are drawn");
-    }
+    let scope = Scope { range_stream: has_range_stream(&programs.etcd).await?, alone: args.nodes == 1 };
     println!("differential: {} requests from seed {first}, against {}", args.requests, args.etcd.display());
-    for (index, from) in (0..args.requests).step_by(SEQUENCE).enumerate() {
-        let seed = first.wrapping_add(index as u64);
-        let steps = sequence(seed, SEQUENCE.min(args.requests - from), leases);
-        if let Some(difference) = run(&programs, &steps).await.with_context(|| format!("seed {seed}"))? {
-            println!("differential: seed {seed} differs (again with BALSA_SEED={seed})\n{difference}");
-            report(&programs, steps, &difference, Duration::from_secs(args.shrink)).await?;
-            return Ok(ExitCode::FAILURE);
-        }
+    if let Some(failure) = first_difference(&programs, first, &args, scope).await? {
+        let Failure { seed, steps, difference } = failure;
+        println!("differential: seed {seed} differs (again with BALSA_SEED={seed})\n{difference}");
+        report(&programs, steps, &difference, Duration::from_secs(args.shrink)).await?;
+        return Ok(ExitCode::FAILURE);
     }
     println!("differential: no difference in {} requests, {} s", args.requests, started.elapsed().as_secs());
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serves_leases(balsa: &Path) -> anyhow::Result<bool> {
-    let reply = Side::start("balsa", balsa).await?.send(&Step::LeaseLeases).await;
+/// A sequence on which the servers differ.
+struct Failure {
+    seed: u64,
+    steps: Vec<Step>,
+    difference: Difference,
+}
+
+/// Runs sequences until all requests are sent or two servers differ; those that run meanwhile are given up.
+async fn first_difference(
+    programs: &Programs,
+    first: u64,
+    args: &Args,
+    scope: Scope,
+) -> anyhow::Result<Option<Failure>> {
+    let lengths = (0..args.requests).step_by(SEQUENCE).map(|from| SEQUENCE.min(args.requests - from));
+    let sequences = stream::iter((first..).zip(lengths));
+    let outcomes = sequences.map(|(seed, length)| one(programs, seed, sequence(seed, length, scope)));
+    let failures = outcomes.buffer_unordered(args.parallel.max(1)).try_filter_map(|failure| ready(Ok(failure)));
+    pin!(failures).try_next().await
+}
+
+/// How often a sequence is run again when the machine is too busy for etcd.
+const OVERLOADS: usize = 5;
+
+async fn one(programs: &Programs, seed: u64, steps: Vec<Step>) -> anyhow::Result<Option<Failure>> {
+    for _ in 0..OVERLOADS {
+        match run(programs, &steps).await.with_context(|| format!("seed {seed}"))? {
+            Outcome::Same => return Ok(None),
+            Outcome::Differs(difference) => return Ok(Some(Failure { seed, steps, difference })),
+            Outcome::Overloaded => println!("differential: the machine is too busy for etcd, seed {seed} again"),
+        }
+    }
+    bail!("the machine is too busy for etcd")
+}
+
+async fn has_range_stream(etcd: &Path) -> anyhow::Result<bool> {
+    let step = Step::RangeStream(pb::RangeRequest { key: "a".into(), ..Default::default() });
+    let reply = Side::start("etcd", etcd, 1).await?.send(0, &step).await;
     Ok(!matches!(reply, Reply::Failed { code: Code::Unimplemented, .. }))
 }
 
@@ -81,7 +121,7 @@ async fn report(
     patience: Duration,
 ) -> anyhow::Result<()> {
     steps.truncate(difference.at + 1);
-    let small = shrink(steps, patience, |steps| async move { Ok(run(programs, &steps).await?.is_some()) }).await?;
+    let small = shrink(steps, patience, |steps| async move { Ok(matches!(run(programs, &steps).await?, Outcome::Differs(_))) }).await?;
     println!(
         "\nthe small case, {} steps (revisions around 2^48 stand for the current one, around 2^52 for the compacted one):",
         small.len()
@@ -90,8 +130,8 @@ async fn report(
         println!("  {step}");
     }
     match run(programs, &small).await? {
-        Some(difference) => println!("{difference}"),
-        None => println!("it does not differ every time: run the whole sequence again"),
+        Outcome::Differs(difference) => println!("{difference}"),
+        _ => println!("it does not differ every time: run the whole sequence again"),
     }
     Ok(())
 }

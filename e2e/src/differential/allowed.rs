@@ -96,6 +96,7 @@ const STABLE: usize = 12;
 fn level(step: &Step, reply: &mut Reply) {
     match (step, reply) {
         (Step::Range(request), Reply::Range(reply)) => level_range(request, reply),
+        (Step::RangeStream(request), Reply::RangeStream(reply)) => level_range(request, reply),
         (Step::Txn(request), Reply::Txn(reply)) => level_txn(request, reply),
         _ => {}
     }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::mvccpb::Event;
@@ -37,7 +37,23 @@ pub struct Programs {
     pub etcd: PathBuf,
     /// A Balsa.
     pub balsa: PathBuf,
+    /// How many members Balsa's cluster has; etcd's always has one, so that it is the one history to compare with.
+    pub nodes: usize,
 }
+
+/// How a sequence went.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The servers agree.
+    Same,
+    /// They do not.
+    Differs(Difference),
+    /// etcd itself gave up a request because the machine is too busy: there is nothing to compare with.
+    Overloaded,
+}
+
+/// What etcd says then.
+const OVERLOADED: &str = "etcdserver: request timed out";
 
 /// The first step on which the servers disagree.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,17 +80,17 @@ impl fmt::Display for Difference {
 ///
 /// # Errors
 /// A server does not start.
-pub async fn run(programs: &Programs, sequence: &[Step]) -> anyhow::Result<Option<Difference>> {
-    let mut lockstep = Lockstep::start(&programs.etcd, &programs.balsa).await?;
+pub async fn run(programs: &Programs, sequence: &[Step]) -> anyhow::Result<Outcome> {
+    let mut lockstep = Lockstep::start(programs).await?;
     for (at, step) in sequence.iter().chain(&ending()).enumerate() {
-        if let Err(mut difference) = lockstep.step(at, step).await {
-            if !lockstep.balsa.server.is_running() {
-                difference.balsa.push_str(&format!("\n(the process has ended)\n{}", lockstep.balsa.server.log_end()));
-            }
-            return Ok(Some(difference));
+        if let Err(difference) = lockstep.step(at, step).await {
+            return Ok(lockstep.outcome(difference));
         }
     }
-    Ok(None)
+    match lockstep.hear_progress(sequence.len()).await {
+        Ok(()) => Ok(Outcome::Same),
+        Err(difference) => Ok(lockstep.outcome(difference)),
+    }
 }
 
 /// What every sequence ends with: the whole store, and its hash.
@@ -99,8 +115,9 @@ struct Lockstep {
 }
 
 impl Lockstep {
-    async fn start(etcd: &Path, balsa: &Path) -> anyhow::Result<Self> {
-        let (etcd, balsa) = tokio::join!(Side::start("etcd", etcd), Side::start("balsa", balsa));
+    async fn start(programs: &Programs) -> anyhow::Result<Self> {
+        let balsa = Side::start("balsa", &programs.balsa, programs.nodes);
+        let (etcd, balsa) = tokio::join!(Side::start("etcd", &programs.etcd, 1), balsa);
         let mut lockstep = Self {
             etcd: etcd?,
             balsa: balsa?,
@@ -116,26 +133,42 @@ impl Lockstep {
         Ok(lockstep)
     }
 
+    fn outcome(&mut self, mut difference: Difference) -> Outcome {
+        if difference.etcd.contains(OVERLOADED) {
+            return Outcome::Overloaded;
+        }
+        if let Some(log) = self.balsa.ended() {
+            difference.balsa.push_str(&format!("\n(the process has ended)\n{log}"));
+        }
+        Outcome::Differs(difference)
+    }
+
     async fn step(&mut self, at: usize, step: &Step) -> Result<(), Difference> {
-        let step = self.revisions.resolve(step);
-        let differ = |etcd: String, balsa: String| Difference { at, step: step.to_string(), etcd, balsa };
-        if needs_settled_watchers(&step) || at % SETTLE_EVERY == SETTLE_EVERY - 1 {
+        let sent = self.revisions.resolve(step);
+        let (_, step) = sent.parts();
+        let differ = |etcd: String, balsa: String| Difference { at, step: sent.to_string(), etcd, balsa };
+        if let Step::Call(call) = step
+            && self.etcd.would_wait(call).await
+        {
+            return Ok(());
+        }
+        if needs_settled_watchers(step) || at % SETTLE_EVERY == SETTLE_EVERY - 1 {
             self.settle().await.map_err(|(etcd, balsa)| differ(etcd, balsa))?;
         }
         if matches!(step, Step::Compact(_)) {
             self.catch_up().await;
         }
-        let (etcd, balsa) = match &step {
-            Step::Watch { stream, .. } if is_progress_request(&step) => self.progress(*stream).await,
-            _ => tokio::join!(self.etcd.send(&step), self.balsa.send(&step)),
+        let (etcd, balsa) = match step {
+            Step::Watch { stream, .. } if is_progress_request(step) => self.progress(*stream).await,
+            _ => tokio::join!(self.etcd.send(at, &sent), self.balsa.send(at, &sent)),
         };
-        if self.is_of_a_compaction(&step) {
+        if self.is_of_a_compaction(step) {
             return Ok(());
         }
-        if let Some((etcd, balsa)) = allowed::differ(&step, &etcd, &balsa) {
+        if let Some((etcd, balsa)) = allowed::differ(step, &etcd, &balsa) {
             return Err(differ(etcd, balsa));
         }
-        self.learn(&step, &etcd);
+        self.learn(step, &etcd);
         Ok(())
     }
 
@@ -147,9 +180,13 @@ impl Lockstep {
     /// What etcd answers decides whether there is an answer, and both must promise the same.
     async fn progress(&mut self, stream: usize) -> (Reply, Reply) {
         let revision = self.revisions.current;
-        let etcd = self.etcd.streams.stream(stream).await.progress(revision, PROGRESS_ATTEMPTS).await;
+        // A stream without watchers, or with one that waits for the future, hears nothing: then one attempt is enough.
+        let mut watchers = self.watching.iter().filter(|watching| watching.stream == stream).peekable();
+        let due = watchers.peek().is_some() && watchers.all(|watching| !watching.waits_beyond(revision));
+        let attempts = if due { PROGRESS_ATTEMPTS } else { 1 };
+        let etcd = self.etcd.stream(stream).await.progress(revision, attempts).await;
         let attempts = if etcd.is_some() { 100 * PROGRESS_ATTEMPTS } else { 1 };
-        let balsa = self.balsa.streams.stream(stream).await.progress(revision, attempts).await;
+        let balsa = self.balsa.stream(stream).await.progress(revision, attempts).await;
         (Reply::Progress(etcd), Reply::Progress(balsa))
     }
 
@@ -195,7 +232,7 @@ impl Lockstep {
             return;
         }
         for number in std::mem::take(&mut self.behind) {
-            let (etcd, balsa) = (self.etcd.streams.stream(number).await, self.balsa.streams.stream(number).await);
+            let (etcd, balsa) = (self.etcd.stream(number).await, self.balsa.stream(number).await);
             tokio::join!(etcd.catch_up(self.revisions.current), balsa.catch_up(self.revisions.current));
             *self.announced.entry(number).or_default() += 1;
         }
@@ -207,9 +244,12 @@ impl Lockstep {
         for index in 0..self.watching.len() {
             self.watching[index].expect(&self.log);
             let watching = &self.watching[index];
-            let etcd = watching.wait(self.etcd.streams.stream(watching.stream).await).await;
-            let balsa = watching.wait(self.balsa.streams.stream(watching.stream).await).await;
-            let (etcd, balsa) = (etcd.normalised(&mut self.etcd.identity), balsa.normalised(&mut self.balsa.identity));
+            let etcd = watching.wait(self.etcd.stream(watching.stream).await).await;
+            let balsa = watching.wait(self.balsa.stream(watching.stream).await).await;
+            let (etcd, balsa) = (
+                etcd.normalised(watching.stream, &mut self.etcd.identity),
+                balsa.normalised(watching.stream, &mut self.balsa.identity),
+            );
             if etcd != balsa {
                 return Err((format!("{watching}: {etcd}"), format!("{watching}: {balsa}")));
             }
@@ -219,10 +259,25 @@ impl Lockstep {
         self.broken()
     }
 
+    /// Watchers that asked for it hear of the last revision without an event, on both servers.
+    async fn hear_progress(&mut self, at: usize) -> Result<(), Difference> {
+        let revision = self.revisions.current;
+        let due = |watching: &&Watching| watching.hears_of_progress() && !watching.waits_beyond(revision);
+        for watching in self.watching.iter().filter(due) {
+            let etcd = watching.wait_for_progress(self.etcd.stream(watching.stream).await, revision).await;
+            let balsa = watching.wait_for_progress(self.balsa.stream(watching.stream).await, revision).await;
+            if etcd != balsa {
+                let (etcd, balsa) = (format!("progress to {etcd:?}"), format!("progress to {balsa:?}"));
+                return Err(Difference { at, step: watching.to_string(), etcd, balsa });
+            }
+        }
+        Ok(())
+    }
+
     /// Reads events from etcd until the log has that of the current revision.
     async fn read_log(&mut self) -> Result<(), (String, String)> {
         let (current, known) = (self.revisions.current, self.log.len());
-        let stream = self.etcd.streams.stream(AUDIT).await;
+        let stream = self.etcd.stream(AUDIT).await;
         let complete = current == 1
             || stream.until(|record| record.watchers[0].events.last().map_or(0, mod_revision) >= current).await;
         self.log.extend_from_slice(&stream.record().watchers[0].events[known..]);
@@ -230,12 +285,8 @@ impl Lockstep {
     }
 
     fn broken(&self) -> Result<(), (String, String)> {
-        let broken = |side: &Side| {
-            let all: Vec<String> = side.streams.records().flat_map(|(_, record)| record.broken).collect();
-            all.join("; ")
-        };
-        let balsa = broken(&self.balsa);
-        if balsa.is_empty() { Ok(()) } else { Err((broken(&self.etcd), balsa)) }
+        let balsa = self.balsa.broken();
+        if balsa.is_empty() { Ok(()) } else { Err((self.etcd.broken(), balsa)) }
     }
 }
 

@@ -5,6 +5,7 @@
 //! the sequence is shrunk by replays and the small case printed.
 
 pub mod allowed;
+pub mod call;
 pub mod generate;
 pub mod lockstep;
 pub mod raw;
@@ -14,4 +15,5 @@ pub mod shrink;
 pub mod side;
 pub mod step;
 pub mod streams;
+pub mod token;
 pub mod watching;

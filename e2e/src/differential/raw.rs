@@ -1,33 +1,37 @@
-//! Calls with any bytes as their message: what a broken or hostile client sends.
+//! Calls with any bytes as their message: what a broken or hostile client sends, and what is encoded elsewhere.
 
 use bytes::{Buf, BufMut, Bytes};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+
+use super::token::Wire;
 
 /// A client that neither encodes nor decodes.
 pub struct RawClient {
-    grpc: Grpc<Channel>,
+    grpc: Grpc<Wire>,
 }
 
 impl RawClient {
     /// Over a connection.
-    pub fn new(channel: Channel) -> Self {
-        Self { grpc: Grpc::new(channel) }
+    pub fn new(wire: Wire) -> Self {
+        Self { grpc: Grpc::new(wire) }
     }
 
     /// Sends one message as a unary call; how it ended.
     pub async fn call(&mut self, path: &'static str, body: Bytes) -> Code {
-        if let Err(error) = self.grpc.ready().await {
-            return Status::from_error(Box::new(error)).code();
-        }
-        let request = Request::new(body);
-        match self.grpc.unary(request, PathAndQuery::from_static(path), BytesCodec).await {
-            Ok(_) => Code::Ok,
-            Err(status) => status.code(),
-        }
+        self.unary(path, body).await.map_or_else(|status| status.code(), |_| Code::Ok)
+    }
+
+    /// Sends one message as a unary call; the one that comes back.
+    ///
+    /// # Errors
+    /// The call's.
+    pub async fn unary(&mut self, path: &'static str, body: Bytes) -> Result<Bytes, Status> {
+        self.grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
+        let reply = self.grpc.unary(Request::new(body), PathAndQuery::from_static(path), BytesCodec).await?;
+        Ok(reply.into_inner())
     }
 }
 

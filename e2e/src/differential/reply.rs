@@ -44,6 +44,13 @@ pub enum Reply {
     LeaseTimeToLive(pb::LeaseTimeToLiveResponse),
     /// Of Lease.LeaseLeases
     LeaseLeases(pb::LeaseLeasesResponse),
+    /// Of any call.
+    Call {
+        /// Its header,
+        header: Option<pb::ResponseHeader>,
+        /// and the rest as text.
+        rest: String,
+    },
     /// Of a raw message that was taken for a request: how it ended.
     Raw(Code),
     /// The call failed.
@@ -67,6 +74,7 @@ impl Reply {
             Reply::Txn(reply) => &reply.header,
             Reply::Compact(reply) => &reply.header,
             Reply::LeaseRevoke(reply) => &reply.header,
+            Reply::Call { header, .. } => header,
             _ => &None,
         };
         header.as_ref().map_or(0, |header| header.revision)
@@ -80,22 +88,51 @@ impl fmt::Display for Reply {
 }
 
 /// Who answers, learned from the first answer. Later ones must say the same.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Identity {
     cluster_id: u64,
-    member_id: u64,
+    /// The members who answer, by turn.
+    own: Vec<u64>,
+    /// All members and ids taken for such, in the order in which they came up.
+    members: Vec<u64>,
     term: u64,
     /// Hashes by the revision and the compacted revision that they are of.
     hashes: BTreeMap<(i64, i64), u32>,
+    /// Who answers now.
+    turn: usize,
+}
+
+/// Members are sent in the order of their ids, which are random, and the ports of servers on one machine are as they
+/// happen to be.
+pub fn tidy_members(members: &mut [pb::Member]) {
+    members.sort_by(|one, other| (&one.name, &one.peer_ur_ls).cmp(&(&other.name, &other.peer_ur_ls)));
+    for member in members {
+        for url in member.peer_ur_ls.iter_mut().chain(&mut member.client_ur_ls) {
+            url.truncate(url.rfind(':').unwrap_or(url.len()));
+        }
+    }
 }
 
 /// What stands for an id that is not the server's own.
 const FOREIGN: u64 = 99;
 
 impl Identity {
+    /// Of a cluster of so many members, none of which has answered yet.
+    pub fn new(nodes: usize) -> Self {
+        Self {
+            cluster_id: 0,
+            own: vec![0; nodes],
+            members: Vec::new(),
+            term: 0,
+            hashes: BTreeMap::new(),
+            turn: 0,
+        }
+    }
+
     /// Takes ids and terms out of an answer: own ids become 1, absent ones stay 0, others become 99. A term that goes
     /// back becomes 99 too.
-    pub fn normalise(&mut self, mut reply: Reply) -> Reply {
+    pub fn normalise(&mut self, turn: usize, mut reply: Reply) -> Reply {
+        self.turn(turn);
         match &mut reply {
             Reply::Range(reply) | Reply::RangeStream(reply) => self.header(&mut reply.header),
             Reply::Put(reply) => self.header(&mut reply.header),
@@ -122,18 +159,25 @@ impl Identity {
                 reply.leases.retain(|lease| named_lease(lease.id) != 0);
                 reply.leases.sort_by_key(|lease| lease.id);
             }
+            Reply::Call { header, .. } => self.header(header),
             Reply::Progress(_) | Reply::Raw(_) | Reply::Failed { .. } | Reply::Silent => {}
         }
         reply
+    }
+
+    /// Whose answers follow.
+    pub fn turn(&mut self, turn: usize) {
+        self.turn = turn % self.own.len();
     }
 
     /// Of any header, also those within a transaction, which are empty but for a revision.
     pub fn header(&mut self, header: &mut Option<pb::ResponseHeader>) {
         let Some(header) = header else { return };
         own(&mut self.cluster_id, &mut header.cluster_id);
-        own(&mut self.member_id, &mut header.member_id);
+        self.own(&mut header.member_id);
         if header.raft_term != 0 {
-            let back = header.raft_term < self.term;
+            // Members learn of an election one after the other.
+            let back = header.raft_term < self.term && self.own.len() == 1;
             self.term = self.term.max(header.raft_term);
             header.raft_term = if back { FOREIGN } else { 1 };
         }
@@ -154,7 +198,11 @@ impl Identity {
 
     fn status(&mut self, reply: &mut pb::StatusResponse) {
         self.header(&mut reply.header);
-        own(&mut self.member_id, &mut reply.leader);
+        if self.own.len() == 1 {
+            self.own(&mut reply.leader);
+        } else {
+            reply.leader = reply.leader.min(1);
+        }
         if let Some(header) = &mut reply.header {
             // The state of this member, not of a request.
             header.revision = 0;
@@ -179,12 +227,37 @@ impl Identity {
 
     fn member_list(&mut self, reply: &mut pb::MemberListResponse) {
         self.header(&mut reply.header);
+        tidy_members(&mut reply.members);
         for member in &mut reply.members {
-            own(&mut self.member_id, &mut member.id);
-            for url in member.peer_ur_ls.iter_mut().chain(&mut member.client_ur_ls) {
-                url.truncate(url.rfind(':').unwrap_or(url.len()));
-            }
+            member.id = self.ordinal(member.id);
         }
+    }
+
+    fn own(&mut self, id: &mut u64) {
+        let turn = self.turn;
+        if self.members.is_empty() && *id != 0 {
+            self.members.push(*id);
+        }
+        own(&mut self.own[turn], id);
+    }
+
+    /// The number of a member in the order in which they came up.
+    pub fn ordinal(&mut self, id: u64) -> u64 {
+        if id == 0 {
+            return 0;
+        }
+        let known = self.members.iter().position(|member| *member == id);
+        let index = known.unwrap_or_else(|| {
+            self.members.push(id);
+            self.members.len() - 1
+        });
+        index as u64 + 1
+    }
+
+    /// The member of this number; a number too high for one is itself.
+    pub fn member(&self, ordinal: u64) -> u64 {
+        let index = ordinal.checked_sub(1).and_then(|index| usize::try_from(index).ok());
+        index.and_then(|index| self.members.get(index)).copied().unwrap_or(ordinal)
     }
 }
 
@@ -216,11 +289,11 @@ mod tests {
 
     #[test]
     fn ids_are_taken_out_and_must_not_change() {
-        let (mut etcd, mut balsa) = (Identity::default(), Identity::default());
-        assert_eq!(etcd.normalise(put(3, 2)), balsa.normalise(put(4, 8)));
-        assert_eq!(etcd.normalise(put(3, 2)), balsa.normalise(put(4, 9)));
-        assert_ne!(etcd.normalise(put(3, 2)), balsa.normalise(put(5, 9)), "another cluster");
-        assert_ne!(etcd.normalise(put(3, 2)), balsa.normalise(put(4, 8)), "a term that goes back");
-        assert_ne!(etcd.normalise(put(3, 2)), balsa.normalise(put(0, 9)), "no id");
+        let (mut etcd, mut balsa) = (Identity::new(1), Identity::new(1));
+        assert_eq!(etcd.normalise(0, put(3, 2)), balsa.normalise(0, put(4, 8)));
+        assert_eq!(etcd.normalise(0, put(3, 2)), balsa.normalise(0, put(4, 9)));
+        assert_ne!(etcd.normalise(0, put(3, 2)), balsa.normalise(0, put(5, 9)), "another cluster");
+        assert_ne!(etcd.normalise(0, put(3, 2)), balsa.normalise(0, put(4, 8)), "a term that goes back");
+        assert_ne!(etcd.normalise(0, put(3, 2)), balsa.normalise(0, put(0, 9)), "no id");
     }
 }

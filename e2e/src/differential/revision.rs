@@ -2,10 +2,12 @@
 //! elsewhere than the whole one, so a step says "3 before the current one" and the run fills in the number.
 
 use balsa_proto::etcdserverpb as pb;
+use balsa_proto::v3electionpb::LeaderKey;
 use pb::compare::TargetUnion;
 use pb::request_op::Request;
 use pb::watch_request::RequestUnion;
 
+use super::call::Call;
 use super::step::Step;
 
 /// Numbers around these stand for the current and the compacted revision; far from both, they are themselves.
@@ -52,6 +54,9 @@ impl Revisions {
                     self.fill(&mut create.start_revision);
                 }
             }
+            Step::Call(Call::Proclaim(request)) => self.leader(&mut request.leader),
+            Step::Call(Call::Resign(request)) => self.leader(&mut request.leader),
+            Step::As { step, .. } => **step = self.resolve(step),
             _ => {}
         }
         step
@@ -62,6 +67,12 @@ impl Revisions {
             *revision = *revision - CURRENT + self.current;
         } else if revision.abs_diff(COMPACTED) < REACH {
             *revision = *revision - COMPACTED + self.compacted;
+        }
+    }
+
+    fn leader(&self, leader: &mut Option<LeaderKey>) {
+        if let Some(leader) = leader {
+            self.fill(&mut leader.rev);
         }
     }
 

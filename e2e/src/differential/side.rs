@@ -1,5 +1,6 @@
-//! One of the two servers as the comparison sees it: takes a step, gives a reply.
+//! One of the two clusters as the comparison sees it: takes a step, gives a reply.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use balsa_proto::etcdserverpb as pb;
@@ -9,54 +10,144 @@ use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
 use pb::watch_request::RequestUnion;
 use tokio::time::timeout;
-use tonic::transport::Channel;
 use tonic::{Response, Status};
 
+use super::call::Call;
 use super::raw::RawClient;
 use super::reply::{Identity, Reply};
-use super::step::Step;
-use super::streams::{MAX_MESSAGE_BYTES, PATIENCE, Streams};
-use crate::local::Server;
+use super::step::{Bearer, Step};
+use super::streams::{MAX_MESSAGE_BYTES, PATIENCE, Stream, Streams};
+use super::token::{Token, Wire};
+use crate::local::{FAST_ELECTION, Server};
 
-/// A server with its clients.
+/// Cheap passwords, and watchers that hear of the revision often.
+const ARGUMENTS: [&str; 2] = ["--bcrypt-cost=4", "--watch-progress-notify-interval=100ms"];
+
+/// A cluster with its clients.
 pub struct Side {
-    /// The process.
-    pub server: Server,
-    /// Its watch streams.
-    pub streams: Streams,
     /// Its ids, as far as they are known.
     pub identity: Identity,
-    kv: KvClient<Channel>,
-    maintenance: MaintenanceClient<Channel>,
-    cluster: ClusterClient<Channel>,
-    lease: LeaseClient<Channel>,
+    members: Vec<Member>,
+    /// Tokens by user.
+    tokens: BTreeMap<&'static str, String>,
+}
+
+/// A server with its clients.
+struct Member {
+    server: Server,
+    streams: Streams,
+    token: Token,
+    kv: KvClient<Wire>,
+    maintenance: MaintenanceClient<Wire>,
+    cluster: ClusterClient<Wire>,
+    lease: LeaseClient<Wire>,
     raw: RawClient,
 }
 
 impl Side {
-    /// Starts a server.
+    /// Starts a cluster.
     ///
     /// # Errors
     /// It does not start.
-    pub async fn start(name: &str, program: &Path) -> anyhow::Result<Self> {
-        let server = Server::alone(name, program).await?;
-        let channel = server.channel()?;
+    pub async fn start(name: &str, program: &Path, nodes: usize) -> anyhow::Result<Self> {
+        let mut arguments = ARGUMENTS.to_vec();
+        if nodes == 1 {
+            arguments.extend(FAST_ELECTION);
+        }
+        // What is compared does not depend on the disk, and a real one would be waited for most of the time.
+        let servers = Server::cluster_in_memory(name, program, nodes, &arguments).await?;
+        let members = servers.into_iter().map(Member::new).collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(Self { identity: Identity::new(nodes), members, tokens: BTreeMap::new() })
+    }
+
+    /// Sends a step to the member whose turn it is and waits for its reply, ids taken out.
+    pub async fn send(&mut self, turn: usize, step: &Step) -> Reply {
+        let (bearer, step) = step.parts();
+        let text = bearer.map(|bearer| self.token(bearer));
+        let turn = step.stream().unwrap_or(turn) % self.members.len();
+        let many = self.members.len() > 1;
+        let member = &mut self.members[turn];
+        if many && (bearer.is_some() || !step.waits_for_earlier_ones()) {
+            member.catch_up().await;
+        }
+        member.token.set(text.as_deref());
+        let reply = match step {
+            Step::Call(call) => {
+                let call = timeout(PATIENCE, call_with(member, call, &mut self.identity)).await;
+                let (reply, token) = call.unwrap_or((Reply::Silent, None));
+                if let (Some(token), Step::Call(Call::Authenticate(request))) = (token, step) {
+                    self.tokens.insert(super::generate::user_named(&request.name), token);
+                }
+                reply
+            }
+            _ => timeout(PATIENCE, member.call(step)).await.unwrap_or(Reply::Silent),
+        };
+        member.token.set(None);
+        self.identity.normalise(turn, reply)
+    }
+
+    fn token(&self, bearer: Bearer) -> String {
+        match bearer {
+            Bearer::User(user) => self.tokens.get(user).cloned().unwrap_or_else(|| format!("{user}.1")),
+            Bearer::Text(text) => text.to_owned(),
+        }
+    }
+
+    /// The watch stream of this number; each is on one member.
+    pub async fn stream(&mut self, number: usize) -> &mut Stream {
+        let member = number % self.members.len();
+        self.members[member].streams.stream(number).await
+    }
+
+    /// What no server may send, of all streams.
+    pub fn broken(&self) -> String {
+        let records = self.members.iter().flat_map(|member| member.streams.records());
+        records.flat_map(|(_, record)| record.broken).collect::<Vec<_>>().join("; ")
+    }
+
+    /// The end of the log of a member whose process has ended.
+    pub fn ended(&mut self) -> Option<String> {
+        let mut servers = self.members.iter_mut().map(|member| &mut member.server);
+        servers.find_map(|server| (!server.is_running()).then(|| server.log_end()))
+    }
+
+    /// Whether a lock or an election would wait for another owner.
+    pub async fn would_wait(&mut self, call: &Call) -> bool {
+        let Some((prefix, own)) = call.waits_for() else { return false };
+        let range_end = super::generate::prefix_end(&prefix);
+        let all = pb::RangeRequest { key: prefix, range_end, ..Default::default() };
+        match self.members[0].kv.range(all).await {
+            Ok(reply) => reply.into_inner().kvs.iter().any(|kv| kv.key != own),
+            Err(_) => true,
+        }
+    }
+}
+
+async fn call_with(member: &mut Member, call: &Call, identity: &mut Identity) -> (Reply, Option<String>) {
+    call.send(&mut member.raw, identity).await
+}
+
+impl Member {
+    fn new(server: Server) -> anyhow::Result<Self> {
+        let (channel, token) = (server.channel()?, Token::default());
+        let wire = Wire::new(channel.clone(), token.clone());
         Ok(Self {
-            streams: Streams::new(channel.clone()),
-            identity: Identity::default(),
-            kv: KvClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
-            maintenance: MaintenanceClient::new(channel.clone()),
-            cluster: ClusterClient::new(channel.clone()),
-            lease: LeaseClient::new(channel.clone()),
-            raw: RawClient::new(channel.clone()),
+            streams: Streams::new(channel, token.clone()),
+            kv: KvClient::new(wire.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            maintenance: MaintenanceClient::new(wire.clone()),
+            cluster: ClusterClient::new(wire.clone()),
+            lease: LeaseClient::new(wire.clone()),
+            raw: RawClient::new(wire),
+            token,
             server,
         })
     }
 
-    /// Sends a step and waits for its reply, ids taken out.
-    pub async fn send(&mut self, step: &Step) -> Reply {
-        let reply = timeout(PATIENCE, self.call(step)).await.unwrap_or(Reply::Silent);
-        self.identity.normalise(reply)
+    /// Waits until it has all that any member has answered for.
+    async fn catch_up(&mut self) {
+        let request = pb::MemberListRequest { linearizable: true };
+        // When it fails, the step tells.
+        let _ = timeout(PATIENCE, self.cluster.member_list(request)).await;
     }
 
     async fn call(&mut self, step: &Step) -> Reply {
@@ -79,6 +170,7 @@ impl Side {
             Step::LeaseLeases => answer(self.lease.lease_leases(pb::LeaseLeasesRequest {}).await, Reply::LeaseLeases),
             Step::Raw { path, body } => Reply::Raw(self.raw.call(path, body).await),
             Step::Watch { stream, request } => self.streams.stream(stream).await.ask(request).await,
+            Step::Call(_) | Step::As { .. } => unreachable!("the side has taken them apart"),
         }
     }
 

@@ -5,6 +5,8 @@ use std::fmt;
 use balsa_proto::etcdserverpb as pb;
 use bytes::Bytes;
 
+use super::call::Call;
+
 /// One request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
@@ -43,6 +45,15 @@ pub enum Step {
     LeaseTimeToLive(pb::LeaseTimeToLiveRequest),
     /// Lease.LeaseLeases
     LeaseLeases,
+    /// Any call with one message there and one back.
+    Call(Call),
+    /// A step with a token.
+    As {
+        /// Whose.
+        bearer: Bearer,
+        /// The step.
+        step: Box<Step>,
+    },
     /// Any bytes to any method.
     Raw {
         /// The method's path.
@@ -50,6 +61,42 @@ pub enum Step {
         /// The message.
         body: Bytes,
     },
+}
+
+/// Where a token is from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bearer {
+    /// The last that this user was given.
+    User(&'static str),
+    /// This text.
+    Text(&'static str),
+}
+
+impl Step {
+    /// Whose token goes with it, and the step itself.
+    pub fn parts(&self) -> (Option<Bearer>, &Step) {
+        match self {
+            Step::As { bearer, step } => (Some(*bearer), step),
+            step => (None, step),
+        }
+    }
+
+    /// The watch stream that it goes to.
+    pub fn stream(&self) -> Option<usize> {
+        match self {
+            Step::Watch { stream, .. } => Some(*stream),
+            _ => None,
+        }
+    }
+
+    /// Whether its answer has all that was answered before, whichever member gives it.
+    pub fn waits_for_earlier_ones(&self) -> bool {
+        match self {
+            Step::Range(request) => !request.serializable,
+            Step::Put(_) | Step::DeleteRange(_) | Step::Txn(_) => true,
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Display for Step {

@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::reply::Reply;
+use super::token::{Token, Wire};
 
 /// How long an answer may take before it is missed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -33,6 +34,8 @@ pub struct Watcher {
     pub created_at: i64,
     /// All its events.
     pub events: Vec<Event>,
+    /// The last revision of which it was told that there are no more events up to it.
+    pub progress: Option<i64>,
     /// How it ended, when a compaction ended it.
     pub compacted: Option<pb::WatchResponse>,
     canceled: bool,
@@ -84,10 +87,18 @@ impl Record {
     }
 
     fn progress(&mut self, response: &pb::WatchResponse) {
+        let revision = response.header.as_ref().map_or(0, |header| header.revision);
         if response.watch_id == -1 {
-            self.progress.push(response.header.as_ref().map_or(0, |header| header.revision));
-        } else {
-            self.broken.push(format!("progress that is not due: {response:?}"));
+            self.progress.push(revision);
+            return;
+        }
+        let watcher = self.watchers.iter_mut().rev().find(|watcher| watcher.id == response.watch_id);
+        // One may be under way when its watcher is canceled.
+        if let Some(watcher) = watcher.filter(|watcher| !watcher.canceled) {
+            if revision < watcher.events.last().map_or(0, mod_revision) || watcher.progress > Some(revision) {
+                self.broken.push(format!("progress that goes back: {response:?}"));
+            }
+            watcher.progress = Some(revision);
         }
     }
 
@@ -100,6 +111,9 @@ impl Record {
         let mut last = watcher.events.last().map_or(0, mod_revision);
         if !watcher.split && response.events.first().map_or(0, mod_revision) == last {
             self.broken.push(format!("watcher {id}: revision {last} comes in two responses"));
+        }
+        if watcher.progress >= response.events.first().map(mod_revision) {
+            self.broken.push(format!("watcher {id}: events up to {:?} were promised to be over", watcher.progress));
         }
         for event in &response.events {
             if mod_revision(event) < last {
@@ -122,21 +136,22 @@ pub fn mod_revision(event: &Event) -> i64 {
 
 /// All watch streams of one server.
 pub struct Streams {
-    client: WatchClient<Channel>,
+    channel: Channel,
+    token: Token,
     open: BTreeMap<usize, Stream>,
 }
 
 impl Streams {
     /// None is open yet.
-    pub fn new(channel: Channel) -> Self {
-        let client = WatchClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        Self { client, open: BTreeMap::new() }
+    pub fn new(channel: Channel, token: Token) -> Self {
+        Self { channel, token, open: BTreeMap::new() }
     }
 
     /// The stream of this number, opened if it is not.
     pub async fn stream(&mut self, number: usize) -> &mut Stream {
         if !self.open.contains_key(&number) {
-            let stream = Stream::open(self.client.clone());
+            let wire = Wire::new(self.channel.clone(), self.token.frozen());
+            let stream = Stream::open(WatchClient::new(wire).max_decoding_message_size(MAX_MESSAGE_BYTES));
             self.open.insert(number, stream);
         }
         self.open.get_mut(&number).expect("it was just opened")
@@ -155,7 +170,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    fn open(client: WatchClient<Channel>) -> Self {
+    fn open(client: WatchClient<Wire>) -> Self {
         // The sequence waits for each answer, so there is never more than a request and its fence under way.
         let (requests, receiver) = mpsc::channel(16);
         let (sender, record) = watch::channel(Record::default());
@@ -254,7 +269,7 @@ fn fence_request() -> pb::WatchRequest {
 }
 
 async fn read(
-    mut client: WatchClient<Channel>,
+    mut client: WatchClient<Wire>,
     requests: ReceiverStream<pb::WatchRequest>,
     record: Arc<watch::Sender<Record>>,
 ) {

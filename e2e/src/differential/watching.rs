@@ -42,7 +42,8 @@ pub struct Outcome {
 
 impl Outcome {
     /// Ids taken out.
-    pub fn normalised(mut self, identity: &mut Identity) -> Self {
+    pub fn normalised(mut self, turn: usize, identity: &mut Identity) -> Self {
+        identity.turn(turn);
         if let Some(response) = &mut self.compacted {
             identity.header(&mut response.header);
         }
@@ -114,6 +115,23 @@ impl Watching {
     /// What is due was compared.
     pub fn compared(&mut self) {
         self.compared = self.expected;
+    }
+
+    /// Whether it gets nothing before a revision that is not yet there.
+    pub fn waits_beyond(&self, revision: i64) -> bool {
+        self.start > revision + 1
+    }
+
+    /// Whether it asked to hear of the revision from time to time.
+    pub fn hears_of_progress(&self) -> bool {
+        self.request.progress_notify
+    }
+
+    /// Waits until it has heard that there is nothing more up to `revision`; the last that it has heard.
+    pub async fn wait_for_progress(&self, stream: &mut Stream, revision: i64) -> Option<i64> {
+        let told = |record: &Record| record.watchers.get(self.number).and_then(|watcher| watcher.progress);
+        stream.until(|record| told(record) >= Some(revision)).await;
+        told(&stream.record())
     }
 
     /// Whether more may come.

@@ -7,9 +7,6 @@ use crate::differential::step::Step;
 
 impl Draw {
     pub(super) fn lease(&mut self) -> Step {
-        if !self.1 {
-            return Step::Status;
-        }
         match self.0.u32(0..100) {
             0..40 => Step::LeaseGrant(self.grant()),
             40..60 => Step::LeaseRevoke(pb::LeaseRevokeRequest { id: self.lease_id() }),

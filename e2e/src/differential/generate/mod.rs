@@ -3,9 +3,11 @@
 //!
 //! One file per service; each draws messages and knows nothing of what a server answers.
 
+mod auth;
 mod bad;
 mod kv;
 mod lease;
+mod lock;
 mod maintenance;
 mod txn;
 mod watch;
@@ -13,33 +15,94 @@ mod watch;
 use bytes::Bytes;
 use fastrand::Rng;
 
+pub use auth::user_named;
+
 use super::revision::{compacted, current};
 use super::step::Step;
 
-/// A sequence of `length` steps; without `leases` none of its steps makes one.
-pub fn sequence(seed: u64, length: usize, leases: bool) -> Vec<Step> {
-    let mut draw = Draw(Rng::with_seed(seed), leases);
-    (0..length).map(|_| draw.step()).collect()
+/// What the servers of a run can be asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope {
+    /// Both have RangeStream.
+    pub range_stream: bool,
+    /// Both have one member, so that lists of members and alarms of members are equal.
+    pub alone: bool,
 }
 
-/// The source of all choices, and whether there are leases.
-struct Draw(Rng, bool);
+/// A sequence of `length` steps.
+pub fn sequence(seed: u64, length: usize, scope: Scope) -> Vec<Step> {
+    let mut rng = Rng::with_seed(seed);
+    let theme = match rng.u32(0..100) {
+        0..60 => Theme::Plain,
+        60..85 => Theme::Users,
+        _ => Theme::Troubles,
+    };
+    let mut draw = Draw(rng, theme, scope);
+    let mut steps = if theme == Theme::Users { draw.users() } else { Vec::new() };
+    while steps.len() < length {
+        let step = draw.step();
+        steps.push(step);
+    }
+    steps.truncate(length);
+    steps
+}
+
+/// What a sequence is about besides keys: were all in one, most requests would be refused for the same few reasons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Theme {
+    Plain,
+    /// Users with permissions.
+    Users,
+    /// Alarms and members.
+    Troubles,
+}
+
+/// The source of all choices, and what they are among.
+struct Draw(Rng, Theme, Scope);
 
 impl Draw {
     fn step(&mut self) -> Step {
+        match self.1 {
+            Theme::Plain => self.plain(),
+            Theme::Users => {
+                if self.chance(12) {
+                    return self.auth();
+                }
+                let step = self.plain();
+                self.with_bearer(step)
+            }
+            Theme::Troubles => match self.0.u32(0..100) {
+                0..5 => self.alarm(),
+                5..12 => self.maintenance(),
+                12..22 if self.2.alone => self.membership(),
+                _ => self.plain(),
+            },
+        }
+    }
+
+    fn plain(&mut self) -> Step {
         match self.0.u32(0..1000) {
-            0..240 => Step::Range(self.range()),
+            0..220 => Step::Range(self.range()),
+            220..240 => self.range_stream(),
             240..430 => Step::Put(self.put()),
             430..450 => self.raw(),
             450..530 => Step::DeleteRange(self.delete_range()),
-            530..720 => Step::Txn(self.txn()),
-            720..770 => self.lease(),
+            530..710 => Step::Txn(self.txn()),
+            710..755 => self.lease(),
+            755..770 if self.1 != Theme::Users => self.lock(),
+            755..770 => self.lease(),
             770..790 => Step::Compact(self.compaction()),
             790..960 => self.watch(),
             960..970 => Step::Status,
             970..990 => Step::HashKv(self.hash_kv()),
-            _ => Step::MemberList(self.member_list()),
+            _ if self.2.alone => Step::MemberList(self.member_list()),
+            _ => Step::Status,
         }
+    }
+
+    fn range_stream(&mut self) -> Step {
+        let request = self.range();
+        if self.2.range_stream { Step::RangeStream(request) } else { Step::Range(request) }
     }
 
     /// True in `percent` of cases.
@@ -98,7 +161,7 @@ impl Draw {
 }
 
 /// The first key behind all with this prefix; "\0", no end, when there is none.
-fn prefix_end(prefix: &[u8]) -> Bytes {
+pub fn prefix_end(prefix: &[u8]) -> Bytes {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
         if last < 0xff {
@@ -113,11 +176,13 @@ fn prefix_end(prefix: &[u8]) -> Bytes {
 mod tests {
     use super::*;
 
+    const ALL: Scope = Scope { range_stream: true, alone: true };
+
     #[test]
     fn a_seed_is_a_sequence() {
-        assert_eq!(sequence(7, 500, true), sequence(7, 500, true));
-        assert_ne!(sequence(7, 500, true), sequence(8, 500, true));
-        assert_eq!(sequence(7, 500, true)[..100], sequence(7, 100, true)[..]);
+        assert_eq!(sequence(7, 500, ALL), sequence(7, 500, ALL));
+        assert_ne!(sequence(7, 500, ALL), sequence(8, 500, ALL));
+        assert_eq!(sequence(7, 500, ALL)[..100], sequence(7, 100, ALL)[..]);
     }
 
     #[test]
