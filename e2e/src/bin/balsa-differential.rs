@@ -36,6 +36,9 @@ struct Args {
     /// Where the drawing begins; a new one each time by default.
     #[arg(long, env = "BALSA_SEED")]
     seed: Option<u64>,
+    /// Draws users, alarms and members too, whose differences are not all mended yet.
+    #[arg(long, env = "BALSA_WIDE")]
+    wide: bool,
     /// How many members Balsa's cluster has, which are asked in turn.
     #[arg(long, default_value_t = 1)]
     nodes: usize,
@@ -54,7 +57,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     let programs = Programs { etcd: args.etcd.clone(), balsa: args.balsa.clone().unwrap_or(beside), nodes: args.nodes };
     let first = args.seed.unwrap_or_else(new_seed);
     let started = Instant::now();
-    let scope = Scope { range_stream: has_range_stream(&programs.etcd).await?, alone: args.nodes == 1 };
+    let scope =
+        Scope { range_stream: has_range_stream(&programs.etcd).await?, wide: args.wide, alone: args.nodes == 1 };
     println!("differential: {} requests from seed {first}, against {}", args.requests, args.etcd.display());
     if let Some(failure) = first_difference(&programs, first, &args, scope).await? {
         let Failure { seed, steps, difference } = failure;
@@ -121,7 +125,9 @@ async fn report(
     patience: Duration,
 ) -> anyhow::Result<()> {
     steps.truncate(difference.at + 1);
-    let small = shrink(steps, patience, |steps| async move { Ok(matches!(run(programs, &steps).await?, Outcome::Differs(_))) }).await?;
+    let small =
+        shrink(steps, patience, |steps| async move { Ok(matches!(run(programs, &steps).await?, Outcome::Differs(_))) })
+            .await?;
     println!(
         "\nthe small case, {} steps (revisions around 2^48 stand for the current one, around 2^52 for the compacted one):",
         small.len()

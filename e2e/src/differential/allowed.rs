@@ -75,6 +75,21 @@ pub const TABLE: &[Row] = &[
         "nothing",
         "etcd 3.6 and Balsa send it, etcd 3.7 leaves it out",
     ),
+    (
+        "lists of members and of alarms: order",
+        "in order of names and URLs, of types and members",
+        "etcd's orders are that of random ids and that of a map",
+    ),
+    (
+        "a lock or a campaign that would wait for another owner, or that names no lease",
+        "not sent",
+        "the answer would not come; the server draws a lease, which is part of the key",
+    ),
+    (
+        "a request that etcd refuses with `request timed out`",
+        "nothing: the sequence runs again",
+        "the machine is too busy for etcd itself",
+    ),
     ("RangeStream: number of chunks", "their concatenation", "etcd's chunks depend on sizes and on timing"),
 ];
 

@@ -21,6 +21,9 @@ trait Answer: Message + Default + Debug {
         Vec::new()
     }
 
+    /// What has no order, put in one, once members have their numbers.
+    fn sort(&mut self) {}
+
     /// What is drawn at random, taken out: a token.
     fn secret(&mut self) -> Option<String> {
         None
@@ -133,6 +136,7 @@ fn reply<T: Answer>(result: Result<Bytes, Status>, identity: &mut Identity) -> (
     };
     let header = answer.header();
     answer.members().into_iter().for_each(|id| *id = identity.ordinal(*id));
+    answer.sort();
     let secret = answer.secret();
     (Reply::Call { header, rest: brief(&format!("{answer:?}")) }, secret)
 }
@@ -184,6 +188,10 @@ impl Answer for pb::AlarmResponse {
 
     fn members(&mut self) -> Vec<&mut u64> {
         self.alarms.iter_mut().map(|alarm| &mut alarm.member_id).collect()
+    }
+
+    fn sort(&mut self) {
+        self.alarms.sort_by_key(|alarm| (alarm.alarm, alarm.member_id));
     }
 }
 

@@ -119,14 +119,7 @@ const FOREIGN: u64 = 99;
 impl Identity {
     /// Of a cluster of so many members, none of which has answered yet.
     pub fn new(nodes: usize) -> Self {
-        Self {
-            cluster_id: 0,
-            own: vec![0; nodes],
-            members: Vec::new(),
-            term: 0,
-            hashes: BTreeMap::new(),
-            turn: 0,
-        }
+        Self { cluster_id: 0, own: vec![0; nodes], members: Vec::new(), term: 0, hashes: BTreeMap::new(), turn: 0 }
     }
 
     /// Takes ids and terms out of an answer: own ids become 1, absent ones stay 0, others become 99. A term that goes
@@ -207,6 +200,7 @@ impl Identity {
             // The state of this member, not of a request.
             header.revision = 0;
         }
+        self.name_members(&mut reply.errors);
         reply.raft_term = reply.raft_term.min(1);
         reply.raft_index = reply.raft_index.min(1);
         reply.raft_applied_index = reply.raft_applied_index.min(1);
@@ -215,6 +209,16 @@ impl Identity {
         reply.db_size_quota = 0;
         reply.version.clear();
         reply.storage_version.clear();
+    }
+
+    /// Alarms in texts, without the ids, in order.
+    fn name_members(&self, errors: &mut [String]) {
+        for (index, id) in self.members.iter().enumerate() {
+            for error in errors.iter_mut() {
+                *error = error.replace(&format!("memberID:{id} "), &format!("memberID:member {index} "));
+            }
+        }
+        errors.sort();
     }
 
     /// A hash of the same revisions must be the same again: then it becomes 1, else 99.

@@ -83,16 +83,16 @@ fn changes_data(command: &Command) -> bool {
 pub fn alarm(state: &mut log::Maintenance, request: &AlarmRequest) -> AlarmResponse {
     let wanted = AlarmMember { member_id: request.member_id, alarm: request.alarm };
     let alarms = match request.action() {
-        AlarmAction::Get => list(state, request.alarm()),
+        AlarmAction::Get => list(state, request.alarm),
         AlarmAction::Activate => activate(state, wanted),
         AlarmAction::Deactivate => deactivate(state, &wanted),
     };
     AlarmResponse { header: None, alarms }
 }
 
-/// The raised alarms of a type, `None` for all.
-pub fn list(state: &log::Maintenance, alarm: AlarmType) -> Vec<AlarmMember> {
-    let wanted = |member: &&AlarmMember| alarm == AlarmType::None || member.alarm == alarm as i32;
+/// The raised alarms of a type, `None` for all. A type that this version does not know is not raised.
+pub fn list(state: &log::Maintenance, alarm: i32) -> Vec<AlarmMember> {
+    let wanted = |member: &&AlarmMember| alarm == AlarmType::None as i32 || member.alarm == alarm;
     state.alarms.iter().filter(wanted).copied().collect()
 }
 
@@ -144,13 +144,17 @@ mod tests {
         let again = alarm(&mut state, &request(AlarmAction::Activate, 7, AlarmType::Nospace));
         assert_eq!((again.alarms.len(), state.alarms.len()), (1, 1));
         alarm(&mut state, &request(AlarmAction::Activate, 3, AlarmType::Corrupt));
-        assert_eq!(list(&state, AlarmType::None).len(), 2);
-        assert_eq!(list(&state, AlarmType::Corrupt).iter().map(|member| member.member_id).collect::<Vec<_>>(), [3]);
+        assert_eq!(list(&state, AlarmType::None.into()).len(), 2);
+        assert_eq!(list(&state, 3), [], "of a type that nobody knows");
+        assert_eq!(
+            list(&state, AlarmType::Corrupt.into()).iter().map(|member| member.member_id).collect::<Vec<_>>(),
+            [3]
+        );
         for (member, kind) in [(0, AlarmType::Nospace), (7, AlarmType::None), (7, AlarmType::Corrupt)] {
             assert!(alarm(&mut state, &request(AlarmAction::Deactivate, member, kind)).alarms.is_empty());
         }
         assert_eq!(alarm(&mut state, &request(AlarmAction::Deactivate, 7, AlarmType::Nospace)).alarms.len(), 1);
-        assert_eq!(list(&state, AlarmType::None).len(), 1);
+        assert_eq!(list(&state, AlarmType::None.into()).len(), 1);
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Maintenance {
         let action = action.map_err(|_| Error::UnknownMethod)?;
         let alarms = if action == AlarmAction::Get {
             handle.read_index().await?;
-            maintenance::list(&handle.status().maintenance, request.alarm())
+            maintenance::list(&handle.status().maintenance, request.alarm)
         } else {
             match handle.propose(Command::Alarm(request), who).await? {
                 Outcome::Alarm(response) => response.alarms,

@@ -17,8 +17,8 @@ impl Draw {
 
     /// Alarms are mostly soon over, or the rest of a sequence would be nothing but refusals.
     pub(super) fn alarm(&mut self) -> Step {
-        let action = if self.chance(98) { self.pick(&[0, 0, 1, 1, 2, 2, 2, 2, 2]) } else { self.pick(&[3, -1]) };
-        let alarm = if self.chance(95) { self.pick(&[0, 1, 1, 2]) } else { self.pick(&[3, -1]) };
+        let action = self.pick(&[0, 0, 1, 1, 2, 2, 2, 2, 2]);
+        let alarm = if action == 0 && self.chance(20) { self.pick(&[3, -1]) } else { self.pick(&[0, 1, 1, 2]) };
         Step::Call(Call::Alarm(pb::AlarmRequest { action, alarm, member_id: self.pick(&[0, 0, 1, 1, 1, 777]) }))
     }
 
@@ -26,13 +26,16 @@ impl Draw {
         Step::Call(match self.0.u32(0..100) {
             0..20 => Call::Defragment(pb::DefragmentRequest {}),
             20..45 => Call::Hash(pb::HashRequest {}),
-            45..65 => Call::MoveLeader(pb::MoveLeaderRequest { target_id: self.pick(&[0, 777, u64::MAX]) }),
-            _ => {
-                let version = self.pick(&["", "x", "3", "3.4", "3.4.0", "2.3.0", "4.0.0", "3.99.0", "3.5.0-rc.1", "v3.5.0"]);
-                let action = if self.chance(80) { 0 } else { self.pick(&[2, 3, -1]) };
-                Call::Downgrade(pb::DowngradeRequest { action, version: version.into() })
-            }
+            // Balsa passes for a 3.6, and which versions one can go back to is a matter of the version.
+            45..65 if !self.2.range_stream => self.downgrade(),
+            _ => Call::MoveLeader(pb::MoveLeaderRequest { target_id: self.pick(&[0, 777, u64::MAX]) }),
         })
+    }
+
+    fn downgrade(&mut self) -> Call {
+        let version = self.pick(&["", "x", "3", "3.4", "3.4.0", "2.3.0", "4.0.0", "3.99.0", "3.5.0-rc.1", "v3.5.0"]);
+        let action = if self.chance(80) { 0 } else { self.pick(&[2, 3, -1]) };
+        Call::Downgrade(pb::DowngradeRequest { action, version: version.into() })
     }
 
     /// A cluster of one would lose its quorum to a second voter, so only learners are added.
@@ -54,7 +57,8 @@ impl Draw {
             let url = format!("http://127.0.0.9:{}", self.0.u32(10..60_000));
             return pb::MemberAddRequest { peer_ur_ls: vec![url], is_learner: true };
         }
-        let wrong = self.pick(&["", "x", "127.0.0.9:1", "ftp://127.0.0.9:1", "http://127.0.0.9", "http://127.0.0.9:1/p"]);
+        let wrong =
+            self.pick(&["", "x", "127.0.0.9:1", "ftp://127.0.0.9:1", "http://127.0.0.9", "http://127.0.0.9:1/p"]);
         pb::MemberAddRequest { peer_ur_ls: vec![wrong.into()], is_learner: self.chance(50) }
     }
 

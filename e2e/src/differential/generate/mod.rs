@@ -23,8 +23,10 @@ use super::step::Step;
 /// What the servers of a run can be asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Scope {
-    /// Both have RangeStream.
+    /// Both have RangeStream: the etcd is a 3.7.
     pub range_stream: bool,
+    /// Users, alarms and members too.
+    pub wide: bool,
     /// Both have one member, so that lists of members and alarms of members are equal.
     pub alone: bool,
 }
@@ -33,8 +35,10 @@ pub struct Scope {
 pub fn sequence(seed: u64, length: usize, scope: Scope) -> Vec<Step> {
     let mut rng = Rng::with_seed(seed);
     let theme = match rng.u32(0..100) {
+        _ if !scope.wide => Theme::Plain,
         0..60 => Theme::Plain,
-        60..85 => Theme::Users,
+        // Who may ask what without a token is not the same in 3.6.
+        60..85 if scope.range_stream => Theme::Users,
         _ => Theme::Troubles,
     };
     let mut draw = Draw(rng, theme, scope);
@@ -176,7 +180,7 @@ pub fn prefix_end(prefix: &[u8]) -> Bytes {
 mod tests {
     use super::*;
 
-    const ALL: Scope = Scope { range_stream: true, alone: true };
+    const ALL: Scope = Scope { range_stream: true, wide: true, alone: true };
 
     #[test]
     fn a_seed_is_a_sequence() {
