@@ -36,7 +36,7 @@ struct Args {
     /// Where the drawing begins; a new one each time by default.
     #[arg(long, env = "BALSA_SEED")]
     seed: Option<u64>,
-    /// Draws users, alarms and members too, whose differences are not all mended yet.
+    /// Draws users, alarms, members and streamed ranges too, whose differences are not all mended yet.
     #[arg(long, env = "BALSA_WIDE")]
     wide: bool,
     /// How many members Balsa's cluster has, which are asked in turn.

@@ -25,7 +25,7 @@ use super::step::Step;
 pub struct Scope {
     /// Both have RangeStream: the etcd is a 3.7.
     pub range_stream: bool,
-    /// Users, alarms and members too.
+    /// Users, alarms, members and streamed ranges too.
     pub wide: bool,
     /// Both have one member, so that lists of members and alarms of members are equal.
     pub alone: bool,
@@ -106,7 +106,7 @@ impl Draw {
 
     fn range_stream(&mut self) -> Step {
         let request = self.range();
-        if self.2.range_stream { Step::RangeStream(request) } else { Step::Range(request) }
+        if self.2.range_stream && self.2.wide { Step::RangeStream(request) } else { Step::Range(request) }
     }
 
     /// True in `percent` of cases.
