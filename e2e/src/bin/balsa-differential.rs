@@ -98,6 +98,10 @@ async fn one(programs: &Programs, seed: u64, steps: Vec<Step>) -> anyhow::Result
     for _ in 0..OVERLOADS {
         match run(programs, &steps).await.with_context(|| format!("seed {seed}"))? {
             Outcome::Same => return Ok(None),
+            Outcome::Lost => {
+                println!("differential: etcd has ended in seed {seed}, of its own fault that the table names");
+                return Ok(None);
+            }
             Outcome::Differs(difference) => return Ok(Some(Failure { seed, steps, difference })),
             Outcome::Overloaded => println!("differential: the machine is too busy for etcd, seed {seed} again"),
         }

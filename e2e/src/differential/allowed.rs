@@ -90,6 +90,11 @@ pub const TABLE: &[Row] = &[
         "nothing: the sequence runs again",
         "the machine is too busy for etcd itself",
     ),
+    (
+        "what comes after etcd has ended with `range failed to find revision pair`",
+        "nothing",
+        "a compaction of etcd can take the last version of a key that one transaction has deleted and put",
+    ),
     ("RangeStream: number of chunks", "their concatenation", "etcd's chunks depend on sizes and on timing"),
 ];
 

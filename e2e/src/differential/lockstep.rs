@@ -50,7 +50,12 @@ pub enum Outcome {
     Differs(Difference),
     /// etcd itself gave up a request because the machine is too busy: there is nothing to compare with.
     Overloaded,
+    /// etcd's process has ended of a fault of its own.
+    Lost,
 }
+
+/// What etcd's log says when a compaction has taken a version that is still the key's last one.
+const LOST: &str = "range failed to find revision pair";
 
 /// What etcd says then.
 const OVERLOADED: &str = "etcdserver: request timed out";
@@ -136,6 +141,9 @@ impl Lockstep {
     fn outcome(&mut self, mut difference: Difference) -> Outcome {
         if difference.etcd.contains(OVERLOADED) {
             return Outcome::Overloaded;
+        }
+        if self.etcd.ended().is_some_and(|log| log.contains(LOST)) {
+            return Outcome::Lost;
         }
         if let Some(log) = self.balsa.ended() {
             difference.balsa.push_str(&format!("\n(the process has ended)\n{log}"));
