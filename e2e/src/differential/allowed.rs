@@ -93,7 +93,7 @@ pub const TABLE: &[Row] = &[
     (
         "what comes after etcd has ended with `range failed to find revision pair`",
         "nothing",
-        "a compaction of etcd can take the last version of a key that one transaction has deleted and put",
+        "etcd ends by a fault of its own, whose cause was not traced",
     ),
     ("RangeStream: number of chunks", "their concatenation", "etcd's chunks depend on sizes and on timing"),
 ];

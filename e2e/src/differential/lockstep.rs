@@ -54,7 +54,7 @@ pub enum Outcome {
     Lost,
 }
 
-/// What etcd's log says when a compaction has taken a version that is still the key's last one.
+/// What etcd's log says when it ends because its index names a revision that its store does not have.
 const LOST: &str = "range failed to find revision pair";
 
 /// What etcd says then.
