@@ -120,7 +120,12 @@ impl Asked {
     async fn ttl(&mut self, id: i64, keys: bool) {
         let (mut client, token) = (self.lease(), self.token.clone());
         let asked = client.lease_time_to_live(with(&token, pb::LeaseTimeToLiveRequest { id, keys }));
-        let show = |answer: &pb::LeaseTimeToLiveResponse| format!("{} {:?}", answer.granted_ttl, answer.keys);
+        let show = |answer: &pb::LeaseTimeToLiveResponse| {
+            // etcd's order is that of a map.
+            let mut keys = answer.keys.clone();
+            keys.sort();
+            format!("{} {keys:?}", answer.granted_ttl)
+        };
         self.tell(&format!("ttl {id} {keys}"), asked, show).await;
     }
 
