@@ -30,7 +30,8 @@ pub struct Changes {
 
 /// The changes of `range` in the revisions `from..=to`, at most `limit` revisions that have any (at least one is
 /// answered if there is one). A call also ends early after a bounded amount of work or bytes; `next_revision` tells.
-/// Events carry `prev_kv`, unless the version before is compacted.
+/// Events carry `prev_kv`, unless the version before is compacted. Of the compacted revision itself only the last change
+/// of a key is told, as etcd keeps no more of it.
 ///
 /// # Errors
 /// `Compacted` when `from` is below the compacted revision; or the store's.
@@ -43,7 +44,7 @@ pub fn changes(view: &impl View, range: &KeyRange, from: i64, to: i64, limit: us
     if from > to {
         return Ok(Changes { revisions: Vec::new(), next_revision: to.saturating_add(1).max(from) });
     }
-    let found = find(view, range, from, to, limit.max(1))?;
+    let found = find(view, Search::new(range, from, to, limit.max(1), revisions.compacted))?;
     Ok(read(view, found, revisions.compacted)?)
 }
 
@@ -79,31 +80,16 @@ struct Search<'a> {
     from: i64,
     to: i64,
     limit: usize,
+    compacted: i64,
     seen: usize,
     matched_revisions: usize,
     found: Vec<Found>,
     next_revision: i64,
 }
 
-fn find<'a>(
-    view: &impl View,
-    range: &'a KeyRange,
-    from: i64,
-    to: i64,
-    limit: usize,
-) -> Result<Search<'a>, StorageError> {
-    let mut search = Search {
-        range,
-        from,
-        to,
-        limit,
-        seen: 0,
-        matched_revisions: 0,
-        found: Vec::new(),
-        next_revision: to.saturating_add(1),
-    };
-    let low = first_row(view, from)?.encode();
-    let high = RowKey { revision: to.saturating_add(1), sub: 0 }.encode();
+fn find<'a>(view: &impl View, mut search: Search<'a>) -> Result<Search<'a>, StorageError> {
+    let low = first_row(view, search.from)?.encode();
+    let high = RowKey { revision: search.to.saturating_add(1), sub: 0 }.encode();
     let mut outcome = Ok(());
     view.scan(Table::Revision, (Bound::Included(&low), Bound::Excluded(&high)), false, &mut |key, row| {
         let row = RowKey::decode(key).and_then(|key| RowReader::new(key, row)).and_then(|row| search.row(row));
@@ -124,7 +110,12 @@ pub(super) fn first_row(view: &impl View, revision: i64) -> Result<RowKey, Stora
     row
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(range: &'a KeyRange, from: i64, to: i64, limit: usize, compacted: i64) -> Self {
+        let (found, next_revision) = (Vec::new(), to.saturating_add(1));
+        Self { range, from, to, limit, compacted, seen: 0, matched_revisions: 0, found, next_revision }
+    }
+
     fn row(&mut self, row: RowReader<'_>) -> Result<ControlFlow<()>, StorageError> {
         if row.last_revision() < self.from {
             return Ok(ControlFlow::Continue(()));
@@ -145,7 +136,7 @@ impl Search<'_> {
     /// Takes the change, or stops before the revision that it begins. A revision is never cut.
     fn change(&mut self, change: &Change<'_>) -> ControlFlow<()> {
         self.seen += 1;
-        let matches = self.range.contains(change.key);
+        let matches = self.range.contains(change.key) && !self.is_compacted(change);
         let same_revision = self.found.last().is_some_and(|last| last.revision == change.revision);
         let full = self.matched_revisions >= self.limit && matches;
         let tired = self.seen > CHANGES_SEEN && change.sub == 0 && change.revision > self.from;
@@ -157,6 +148,12 @@ impl Search<'_> {
             self.found.push(Found::of(change));
         }
         ControlFlow::Continue(())
+    }
+
+    /// A change of the compacted revision that a later one of that revision covers.
+    fn is_compacted(&self, change: &Change<'_>) -> bool {
+        let in_passing = matches!(change.kind, ChangeKind::PutInPassing(_) | ChangeKind::DeleteInPassing);
+        in_passing && change.revision <= self.compacted
     }
 }
 

@@ -154,10 +154,19 @@ impl Model {
         }
     }
 
-    /// `compacted`: pairs before the changes up to it cannot be read.
+    /// Whether a later change of the same revision covers the one at this place of the list.
+    fn is_in_passing(&self, at: usize) -> bool {
+        let (made, key, _) = &self.versions[at];
+        self.versions[at + 1..].iter().take_while(|(later, ..)| later == made).any(|(_, other, _)| other == key)
+    }
+
+    /// `compacted`: pairs before the changes up to it cannot be read, and of its own changes only the last of a key.
     fn events(&self, from: i64, range: &KeyRange, compacted: i64) -> Vec<RevisionEvents> {
         let mut revisions: Vec<RevisionEvents> = Vec::new();
-        for (made, key, version) in self.versions.iter().filter(|(made, key, _)| *made >= from && range.contains(key)) {
+        for (at, (made, key, version)) in self.versions.iter().enumerate() {
+            if *made < from || !range.contains(key) || *made <= compacted && self.is_in_passing(at) {
+                continue;
+            }
             let before = || if *made > compacted { self.at(made - 1).remove(key) } else { None };
             let deleted = KeyValue { key: key.clone(), mod_revision: *made, ..Default::default() };
             let event = match version {

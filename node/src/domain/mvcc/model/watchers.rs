@@ -61,12 +61,14 @@ impl Wish {
 }
 
 impl Model {
-    /// What a watcher must hear of the revisions `from..=through`.
-    fn heard_by(&self, wish: &Wish, from: i64, through: i64) -> Vec<Event> {
+    /// What a watcher must hear of the revisions `from..=through`; an event that a later one of its revision covers is
+    /// lost to whoever did not hear it before the revision was compacted.
+    fn heard_by(&self, wish: &Wish, from: i64, through: i64, compacted: i64) -> Vec<Wanted> {
         let (mut events, mut revision) = (Vec::new(), 0);
         // The state so far, and what the revision at hand found of the keys that it changed.
         let (mut state, mut found) = (BTreeMap::new(), BTreeMap::new());
-        for (made, key, version) in self.versions.iter().take_while(|(made, ..)| *made <= through) {
+        for (at, (made, key, version)) in self.versions.iter().enumerate().take_while(|(_, (made, ..))| *made <= through)
+        {
             if *made > revision {
                 revision = *made;
                 found.clear();
@@ -78,7 +80,8 @@ impl Model {
             if *made >= from && !filtered && wish.names(key) {
                 let gone = || KeyValue { key: key.clone(), mod_revision: *made, ..Default::default() };
                 let kv = version.clone().unwrap_or_else(gone);
-                events.push(Event { r#type: i32::from(version.is_none()), kv: Some(kv), prev_kv });
+                let event = Event { r#type: i32::from(version.is_none()), kv: Some(kv), prev_kv };
+                events.push(Wanted { event, losable: *made <= compacted && self.is_in_passing(at) });
             }
             match version {
                 Some(kv) => state.insert(key, kv.clone()),
@@ -87,6 +90,13 @@ impl Model {
         }
         events
     }
+}
+
+/// An event that a watcher must hear.
+#[derive(Debug)]
+struct Wanted {
+    event: Event,
+    losable: bool,
 }
 
 /// One watcher of a client, and what it has heard so far.
@@ -104,13 +114,16 @@ struct Watcher {
 impl Watcher {
     /// Order, completeness, and that nothing came twice. Behind a compaction the pair before may be unreadable.
     fn check(&self, model: &Model, through: i64, compacted: i64) {
-        let wanted = model.heard_by(&self.wish, self.from, through);
-        let same = |(heard, wanted): (&Event, &Event)| {
+        let wanted = model.heard_by(&self.wish, self.from, through, compacted);
+        let same = |heard: &Event, wanted: &Event| {
             let revision = wanted.kv.as_ref().map_or(0, |kv| kv.mod_revision);
             let unreadable = heard.prev_kv.is_none() && revision <= compacted;
             heard == wanted || unreadable && *heard == Event { prev_kv: None, ..wanted.clone() }
         };
-        let all = self.heard.len() == wanted.len() && self.heard.iter().zip(&wanted).all(same);
+        let mut heard = self.heard.iter().peekable();
+        let all = wanted.iter().all(|Wanted { event, losable }| {
+            heard.next_if(|heard| same(heard, event)).is_some() || *losable
+        }) && heard.next().is_none();
         assert!(
             all,
             "{:?} from {} through {through}, compacted {compacted}\nheard {:#?}\nwanted {wanted:#?}",
