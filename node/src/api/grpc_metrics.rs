@@ -7,77 +7,35 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderValue, Request, Response};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tower::{Layer, Service};
 
 use crate::metrics;
 use crate::service::metrics::{Grpc, Method};
 
-/// Wraps services in [`GrpcMetricsService`].
+/// What calls are counted into, and how long a unary one may take before it is logged.
 #[derive(Clone)]
-pub struct GrpcMetricsLayer {
-    metrics: Arc<Grpc>,
-    slow: Duration,
+pub struct Counting {
+    /// The methods that are known; any other call passes untouched.
+    pub methods: Arc<Grpc>,
+    /// How long a unary call may take.
+    pub slow: Duration,
 }
 
-impl GrpcMetricsLayer {
-    /// Counts into `metrics`, and logs a unary call that takes longer than `slow`.
-    pub fn new(metrics: Arc<Grpc>, slow: Duration) -> Self {
-        Self { metrics, slow }
-    }
-}
-
-impl<S> Layer<S> for GrpcMetricsLayer {
-    type Service = GrpcMetricsService<S>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        GrpcMetricsService { inner, metrics: self.metrics.clone(), slow: self.slow }
-    }
-}
-
-/// Counts the calls of methods that are known; anything else passes untouched.
-#[derive(Clone)]
-pub struct GrpcMetricsService<S> {
-    inner: S,
-    metrics: Arc<Grpc>,
-    slow: Duration,
-}
-
-impl<S> Service<Request<Body>> for GrpcMetricsService<S>
-where
-    S: Service<Request<Body>>,
-    S::Response: axum::response::IntoResponse,
-    S::Future: Send + 'static,
-    S::Error: 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        use axum::response::IntoResponse;
-        let Some(method) = self.metrics.method(request.uri().path()) else {
-            let future = self.inner.call(request);
-            return Box::pin(async move { future.await.map(IntoResponse::into_response) });
-        };
-        count_client(&method, request.headers());
-        let mut call = Call::start(method, self.slow);
-        let received = Observed::new(call.receiver());
-        let future = self.inner.call(request.map(|body| Body::new(received.over(body))));
-        Box::pin(async move {
-            let mut response = future.await?.into_response();
-            translate_oversize(response.headers_mut());
-            call.look_at(response.headers());
-            Ok(response.map(|body| Body::new(Observed::new(Direction::Sent(call)).over(body))))
-        })
-    }
+/// Passes a call on and counts it.
+pub async fn count(State(counting): State<Counting>, request: Request, next: Next) -> Response {
+    let Some(method) = counting.methods.method(request.uri().path()) else { return next.run(request).await };
+    count_client(&method, request.headers());
+    let mut call = Call::start(method, counting.slow);
+    let received = Observed::new(call.receiver());
+    let mut response = next.run(request.map(|body| Body::new(received.over(body)))).await;
+    translate_oversize(response.headers_mut());
+    call.look_at(response.headers());
+    response.map(|body| Body::new(Observed::new(Direction::Sent(call)).over(body)))
 }
 
 /// The metadata in which clients say which version of the API they use.

@@ -42,7 +42,7 @@ use super::election::ElectionApi;
 use super::forward::GrpcLeader;
 use super::gateway::{self, Gateway};
 use super::gather::Gathered;
-use super::grpc_metrics::GrpcMetricsLayer;
+use super::grpc_metrics::{self, Counting};
 use super::http;
 use super::kv::KvApi;
 use super::lease::LeaseApi;
@@ -54,7 +54,7 @@ use super::maintenance::MaintenanceApi;
 use super::node::NodeApi;
 use super::peer::PeerApi;
 use super::ping_guard::Guarded;
-use super::unread::UnreadLayer;
+use super::unread::{self, Bounded};
 use super::watch::WatchApi;
 use crate::config::url::Url;
 use crate::config::{Config, Http2};
@@ -211,8 +211,11 @@ impl Services {
             .add_service(health)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
-        let routes = routes.into_axum_router().layer(UnreadLayer::new(self.metrics.grpc(), self.unread));
-        Ok(routes.layer(GrpcMetricsLayer::new(self.metrics.grpc(), self.slow_call)))
+        let methods = self.metrics.grpc();
+        let unread = Bounded { methods: methods.clone(), bound: self.unread };
+        let counting = Counting { methods, slow: self.slow_call };
+        let routes = routes.into_axum_router().layer(from_fn_with_state(unread, unread::end_unread));
+        Ok(routes.layer(from_fn_with_state(counting, grpc_metrics::count)))
     }
 
     /// What is no gRPC on the client port: the gateway and the paths of `http.rs`, behind the access checks.

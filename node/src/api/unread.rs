@@ -14,14 +14,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, Request, Response};
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::middleware::Next;
+use axum::response::Response;
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use hyper::body::{Body as HttpBody, Frame};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
-use tower::{Layer, Service};
 
 use super::listener::{Closer, Connection};
 use super::status::etcd;
@@ -32,64 +33,23 @@ use crate::service::metrics::Grpc;
 /// What a body gives at once: a frame of HTTP/2. Of a larger piece it would not be seen that it moves.
 const PIECE: usize = 16 << 10;
 
-/// Wraps services in [`UnreadService`].
+/// Which streams are under the rule, and how long one may be unread.
 #[derive(Clone)]
-pub struct UnreadLayer {
-    methods: Arc<Grpc>,
-    bound: Duration,
+pub struct Bounded {
+    /// Those of these that are not unary.
+    pub methods: Arc<Grpc>,
+    /// Zero for ever.
+    pub bound: Duration,
 }
 
-impl UnreadLayer {
-    /// A stream of one of `methods` may be unread for `bound`; with zero for ever.
-    pub fn new(methods: Arc<Grpc>, bound: Duration) -> Self {
-        Self { methods, bound }
+/// Passes a call on and watches how its answers are read.
+pub async fn end_unread(State(Bounded { methods, bound }): State<Bounded>, request: Request, next: Next) -> Response {
+    let streams = methods.method(request.uri().path()).is_some_and(|method| !method.is_unary);
+    if !streams || bound.is_zero() {
+        return next.run(request).await;
     }
-}
-
-impl<S> Layer<S> for UnreadLayer {
-    type Service = UnreadService<S>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        UnreadService { inner, methods: self.methods.clone(), bound: self.bound }
-    }
-}
-
-/// Puts the answers of calls that are not unary under the rule.
-#[derive(Clone)]
-pub struct UnreadService<S> {
-    inner: S,
-    methods: Arc<Grpc>,
-    bound: Duration,
-}
-
-impl<S> Service<Request<Body>> for UnreadService<S>
-where
-    S: Service<Request<Body>>,
-    S::Response: axum::response::IntoResponse,
-    S::Future: Send + 'static,
-    S::Error: 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        use axum::response::IntoResponse;
-        let streams = self.methods.method(request.uri().path()).is_some_and(|method| !method.is_unary);
-        let client = (streams && !self.bound.is_zero()).then(|| Client::of(&request));
-        let (future, bound) = (self.inner.call(request), self.bound);
-        Box::pin(async move {
-            let response = future.await?.into_response();
-            Ok(match client {
-                Some(client) => response.map(|body| Body::new(Read::new(body, bound, client))),
-                None => response,
-            })
-        })
-    }
+    let client = Client::of(&request);
+    next.run(request).await.map(|body| Body::new(Read::new(body, bound, client)))
 }
 
 /// Whose stream it is, for the log, and how to be rid of it.
@@ -101,7 +61,7 @@ struct Client {
 }
 
 impl Client {
-    fn of(request: &Request<Body>) -> Self {
+    fn of(request: &Request) -> Self {
         let connection = request.extensions().get::<Connection>();
         Self {
             call: request.uri().path().to_owned(),
