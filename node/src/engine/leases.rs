@@ -1,9 +1,10 @@
 //! The clock of leases at work: started when this member leads, told what is applied, asked by renewals, and looked at
 //! for leases that are over, which are then revoked through the log.
 //!
-//! A renewal makes no entry of the log. It is answered only after a read index of the same term, so a leader that was
-//! deposed without noticing promises nothing. What the clock decides is logged with its term and counts in no other, so
-//! such a leader ends nothing either.
+//! A renewal makes no entry of the log. It is answered while a read index of the same term is at most a tenth of the grace
+//! old, by which the next leader lengthens every lease: so a leader that was deposed without noticing promises nothing that
+//! its successor does not keep. What the clock decides is logged with its term and counts in no other, so such a leader
+//! ends nothing either.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +29,9 @@ const ROUND_KEYS: usize = 512;
 const ROUND_EVERY: Duration = Duration::from_millis(20);
 /// Longest sleep between two looks at the clock. No lease that is granted meanwhile is over before that.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long at most renewals are answered on one confirmation of the term, and never longer than a tenth of the grace. It
+/// makes a round trip to the followers for each renewal one for many.
+const CONFIRMED_FOR: Duration = Duration::from_millis(100);
 /// Leases in one checkpoint; etcd's own.
 const CHECKPOINT_LEASES: usize = 1000;
 /// The most leases that may be over within one second when this member begins to lead, three quarters of the rate.
@@ -58,6 +62,8 @@ pub(crate) struct Leases {
     options: ClockOptions,
     /// While this member leads and its clock is started.
     clock: Mutex<Option<LeaseClock>>,
+    /// The term in which this member was last known to lead, and when that was asked for.
+    confirmed: Mutex<Option<(u64, Instant)>>,
 }
 
 impl Leases {
@@ -68,7 +74,7 @@ impl Leases {
             expiries_per_second: EXPIRIES_PER_SECOND,
             checkpoint_every: options.checkpoint_every,
         };
-        Self { origin: Instant::now(), options, clock: Mutex::new(None) }
+        Self { origin: Instant::now(), options, clock: Mutex::new(None), confirmed: Mutex::new(None) }
     }
 
     /// Takes in what was applied; called after it is visible.
@@ -108,6 +114,17 @@ impl Leases {
         *self.clock.lock() = None;
     }
 
+    /// A quorum said that this member leads in `term`, some time after `asked`.
+    fn confirm(&self, term: u64, asked: Instant) {
+        *self.confirmed.lock() = Some((term, asked));
+    }
+
+    /// Whether that was said of `term` so lately that renewals may be answered.
+    fn is_confirmed(&self, term: u64, now: Instant) -> bool {
+        let bound = CONFIRMED_FOR.min(self.options.grace / 10);
+        self.confirmed.lock().is_some_and(|(confirmed, asked)| confirmed == term && now - asked < bound)
+    }
+
     /// Asks the clock of `term`, if it runs.
     fn ask<T>(&self, term: u64, question: impl FnOnce(&mut LeaseClock, Duration) -> T) -> Option<T> {
         let mut clock = self.clock.lock();
@@ -134,9 +151,14 @@ impl Handle {
     /// # Errors
     /// `NotLeader` on any other member, and while a new leader has not started its clock; those of a read index.
     pub async fn renew_leases(&self, ids: &[i64]) -> Result<Vec<Renewal>, Failure> {
-        let term = self.leading_term().await?;
+        let mut term = self.lately_leading_term().await?;
         let renew = |clock: &mut LeaseClock, now| ids.iter().map(|id| clock.renew(now, *id)).collect();
         let mut renewals: Vec<Renewal> = self.ask_clock(term, renew)?;
+        if renewals.contains(&Renewal::NotFound) {
+            // It may have been granted, and that be not applied here yet.
+            term = self.leading_term().await?;
+            renewals = self.ask_clock(term, renew)?;
+        }
         let renewed = |renewal: &&Renewal| matches!(renewal, Renewal::Renewed { .. });
         let checkpointed = ids.iter().zip(&renewals).filter(|(_, renewal)| **renewal == Renewal::Checkpointed);
         let checkpointed: Vec<i64> = checkpointed.map(|(id, _)| *id).collect();
@@ -183,10 +205,24 @@ impl Handle {
         if leader != self.member_id() {
             return Err(not_leader(leader));
         }
+        let asked = Instant::now();
         self.read_index().await?;
         match self.leader_now() {
-            now if now == (leader, term) => Ok(term),
+            now if now == (leader, term) => {
+                self.0.leases.confirm(term, asked);
+                Ok(term)
+            }
             (leader, _) => Err(not_leader(leader)),
+        }
+    }
+
+    /// The term in which this member leads, confirmed by a quorum just before or after the call was made.
+    async fn lately_leading_term(&self) -> Result<u64, Failure> {
+        match self.leader_now() {
+            (leader, term) if leader == self.member_id() && self.0.leases.is_confirmed(term, Instant::now()) => {
+                Ok(term)
+            }
+            _ => self.leading_term().await,
         }
     }
 
@@ -328,6 +364,17 @@ mod tests {
         space.write(batch).unwrap();
         let groups = by_keys(&space.view().unwrap(), (1..=6).collect()).unwrap();
         assert_eq!(groups, [vec![1, 2], vec![3], vec![4], vec![5, 6]]);
+    }
+
+    #[test]
+    fn renewals_are_answered_on_a_confirmation_of_their_term_for_a_tenth_of_the_grace() {
+        let leases = Leases::new(LeaseOptions::default(), Duration::from_millis(500));
+        let asked = Instant::now();
+        let later = |millis| asked + Duration::from_millis(millis);
+        assert!(!leases.is_confirmed(3, asked));
+        leases.confirm(3, asked);
+        assert_eq!([3, 4].map(|term| leases.is_confirmed(term, later(49))), [true, false]);
+        assert!(!leases.is_confirmed(3, later(50)));
     }
 
     #[test]

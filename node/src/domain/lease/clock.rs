@@ -153,7 +153,8 @@ impl LeaseClock {
         [first(&self.order), first(&self.checkpoints)].into_iter().flatten().min()
     }
 
-    /// Up to `limit` leases whose rest is to be written down: (id, seconds left, rounded up).
+    /// Up to `limit` leases whose rest is to be written down: (id, seconds left, rounded up). From now on they count as
+    /// checkpointed: a renewal that did not take that back would be forgotten by the next leader.
     pub fn take_checkpoints(&mut self, now: Duration, limit: usize) -> Vec<(i64, i64)> {
         let mut due = Vec::new();
         while due.len() < limit {
@@ -164,6 +165,7 @@ impl LeaseClock {
             let Some(left) = timed.expires.checked_sub(now).filter(|left| !left.is_zero()) else { continue };
             let left = whole_seconds(left + Duration::from_nanos(999_999_999));
             if left < timed.ttl {
+                timed.remaining_ttl = left;
                 due.push((id, left));
             }
         }

@@ -67,7 +67,8 @@ impl Model {
         let (mut events, mut revision) = (Vec::new(), 0);
         // The state so far, and what the revision at hand found of the keys that it changed.
         let (mut state, mut found) = (BTreeMap::new(), BTreeMap::new());
-        for (at, (made, key, version)) in self.versions.iter().enumerate().take_while(|(_, (made, ..))| *made <= through)
+        for (at, (made, key, version)) in
+            self.versions.iter().enumerate().take_while(|(_, (made, ..))| *made <= through)
         {
             if *made > revision {
                 revision = *made;
@@ -121,9 +122,10 @@ impl Watcher {
             heard == wanted || unreadable && *heard == Event { prev_kv: None, ..wanted.clone() }
         };
         let mut heard = self.heard.iter().peekable();
-        let all = wanted.iter().all(|Wanted { event, losable }| {
-            heard.next_if(|heard| same(heard, event)).is_some() || *losable
-        }) && heard.next().is_none();
+        let all = wanted
+            .iter()
+            .all(|Wanted { event, losable }| heard.next_if(|heard| same(heard, event)).is_some() || *losable)
+            && heard.next().is_none();
         assert!(
             all,
             "{:?} from {} through {through}, compacted {compacted}\nheard {:#?}\nwanted {wanted:#?}",
