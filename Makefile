@@ -76,6 +76,11 @@ failover: images ## How long writes pause when the leader is lost, on the Kubern
 	@e2e/operator
 	@KUBECONFIG=$${KUBECONFIG:-$(BALSA_KUBE)/kubeconfig} $(BIN)/balsa-e2e failover --times $(TIMES)
 
+.PHONY: failover-local
+failover-local: build ## The same on three local processes, side by side with etcd, no Kubernetes; TIMES=20
+	@e2e/install etcd
+	$(BIN)/balsa-e2e failover --times $(TIMES) --local etcd=$(BALSA_CACHE)/bin/etcd --local balsa=$(BIN)/balsa
+
 .PHONY: idle
 idle: images ## What three idle members and the operator cost, on the Kubernetes that is up
 	@e2e/operator

@@ -1,4 +1,7 @@
-//! How long writes pause when the leader is lost: many times in a row on one cluster, told as percentiles.
+//! How long writes pause when the leader is lost: many times in a row on one cluster, told as percentiles. Here on
+//! Kubernetes; [`local`] does without one.
+
+pub mod local;
 
 use std::time::Duration;
 
@@ -28,16 +31,13 @@ pub async fn measure(times: usize) -> anyhow::Result<()> {
     ensure!(times > 0, "measure at least once");
     let cluster = Cluster::in_fresh_namespace("failover").await?;
     cluster.create(3, &json!({})).await?;
-    println!("| leader lost by | times | median pause | 95th percentile | longest |\n| --- | --- | --- | --- | --- |");
+    print_head("leader lost by");
     for (loss, name) in [(Loss::Killed, "kill -9"), (Loss::Deleted, "kubectl delete pod")] {
         let mut pauses = Vec::new();
         for _ in 0..times {
             pauses.push(once(&cluster, loss).await?);
         }
-        pauses.sort();
-        let (median, late) = (percentile(&pauses, 50), percentile(&pauses, 95));
-        let longest = pauses.last().copied().unwrap_or_default();
-        println!("| {name} | {times} | {median:.2?} | {late:.2?} | {longest:.2?} |");
+        print_row(name, pauses);
     }
     cluster.remove_namespace().await;
     Ok(())
@@ -68,6 +68,17 @@ async fn once(cluster: &Cluster, loss: Loss) -> anyhow::Result<Duration> {
     }
     cluster.settled(3).await?;
     Ok(pause)
+}
+
+fn print_head(what: &str) {
+    println!("| {what} | times | median pause | 95th percentile | longest |\n| --- | --- | --- | --- | --- |");
+}
+
+fn print_row(name: &str, mut pauses: Vec<Duration>) {
+    pauses.sort();
+    let (times, median, late) = (pauses.len(), percentile(&pauses, 50), percentile(&pauses, 95));
+    let longest = pauses.last().copied().unwrap_or_default();
+    println!("| {name} | {times} | {median:.2?} | {late:.2?} | {longest:.2?} |");
 }
 
 /// The smallest value that this share of the sorted values does not exceed.

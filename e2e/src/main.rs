@@ -22,6 +22,9 @@ enum Command {
         /// Losses of each kind.
         #[arg(long, default_value_t = 20)]
         times: usize,
+        /// On local processes instead of Kubernetes: the servers to compare, each as NAME=PROGRAM.
+        #[arg(long, value_name = "NAME=PROGRAM")]
+        local: Vec<failover::local::Side>,
     },
     /// Run the named scenarios, or all.
     Run {
@@ -44,8 +47,12 @@ async fn main() -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Failover { times } => {
-            failover::measure(times).await?;
+        Command::Failover { times, local } => {
+            if local.is_empty() {
+                failover::measure(times).await?;
+            } else {
+                failover::local::measure(times, local).await?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Run { names, keep_failed } => {

@@ -12,6 +12,8 @@ use tokio::task::JoinHandle;
 
 /// Writers that run side by side, so that one that waits for a time-out does not hide the others' progress.
 const WRITERS: usize = 4;
+/// How long a writer waits for one answer, unless told otherwise.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// A pause between writes of one writer: the load is steady, not a benchmark.
 const PAUSE: Duration = Duration::from_millis(4);
 
@@ -56,10 +58,17 @@ pub struct History {
 impl Writer {
     /// Starts writing to the Service at `endpoint`.
     pub fn start(endpoint: String) -> Self {
+        Self::spread(&[endpoint], PATIENCE)
+    }
+
+    /// Starts writing to these endpoints, each writer to one of them. It gives a write up after `patience`, so the next
+    /// one shows that the store is back, whatever became of the one before.
+    pub fn spread(endpoints: &[String], patience: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let spawn = |index| tokio::spawn(write(index, endpoint.clone(), stop.clone()));
-        let tasks = (0..WRITERS).map(spawn).collect();
-        Self { stop, tasks, endpoint }
+        let spawn =
+            |(index, endpoint): (usize, &String)| tokio::spawn(write(index, endpoint.clone(), patience, stop.clone()));
+        let tasks = endpoints.iter().cycle().take(WRITERS).enumerate().map(spawn).collect();
+        Self { stop, tasks, endpoint: endpoints.first().cloned().unwrap_or_default() }
     }
 
     /// Stops, reads every key back and checks its fate.
@@ -110,7 +119,12 @@ async fn connect(endpoint: &str) -> anyhow::Result<Client> {
     }
 }
 
-async fn write(index: usize, endpoint: String, stop: Arc<AtomicBool>) -> anyhow::Result<Vec<Written>> {
+async fn write(
+    index: usize,
+    endpoint: String,
+    patience: Duration,
+    stop: Arc<AtomicBool>,
+) -> anyhow::Result<Vec<Written>> {
     let mut client = connect(&endpoint).await?;
     let mut all = Vec::new();
     for number in 0.. {
@@ -121,12 +135,12 @@ async fn write(index: usize, endpoint: String, stop: Arc<AtomicBool>) -> anyhow:
         let create = Txn::new()
             .when([Compare::create_revision(key.as_str(), CompareOp::Equal, 0)])
             .and_then([TxnOp::put(key.as_str(), key.as_str(), None)]);
-        let sent = tokio::time::timeout(Duration::from_secs(10), client.txn(create)).await;
+        let sent = tokio::time::timeout(patience, client.txn(create)).await;
         let (fate, error) = match sent {
             Ok(Ok(answer)) if answer.succeeded() => (Fate::Acknowledged, None),
             Ok(Ok(_)) => anyhow::bail!("{key} was there before it was written"),
             Ok(Err(error)) => (fate_of(&error), Some(error.to_string())),
-            Err(_) => (Fate::Unknown, Some("no answer in 10 s".to_owned())),
+            Err(_) => (Fate::Unknown, Some(format!("no answer in {patience:?}"))),
         };
         let failed = fate != Fate::Acknowledged;
         all.push(Written { key, fate, at: Instant::now(), error });

@@ -19,6 +19,9 @@ use crate::build::Desired;
 use crate::names;
 use crate::observe::Live;
 
+/// The label that names the cluster an object belongs to.
+const INSTANCE: &str = "app.kubernetes.io/instance";
+
 /// Under this name the operator owns fields.
 pub const FIELD_MANAGER: &str = "balsa-operator";
 
@@ -64,6 +67,22 @@ impl ApplyError {
         }
     }
 
+    /// What a person has to change, when trying again cannot help: another object has the name, or the API server or one
+    /// of its admission policies refuses what the spec leads to.
+    pub fn for_a_human(&self) -> Option<String> {
+        match self {
+            Self::Foreign { .. } => Some(self.to_string()),
+            Self::Write { kind, name, source } => match &**source {
+                kube::Error::Api(status) if [400, 403, 422].contains(&status.code) => Some(format!(
+                    "the API server refuses {kind} {name}: {}; change what leads to it in spec, or the policy that forbids it",
+                    status.message
+                )),
+                _ => None,
+            },
+            Self::Encode { .. } => None,
+        }
+    }
+
     /// The world has moved since it was read: nothing is wrong, observe again.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Write { source, .. } if is_conflict(source))
@@ -105,6 +124,14 @@ pub async fn apply(client: &Client, desired: Desired, live: &Live, held: bool) -
         client_service: live_clients,
         addresses: _,
     } = live;
+    // Before anything is written, so that no pods are made that clients cannot reach.
+    let instance = stateful_set.labels().get(INSTANCE).cloned().unwrap_or_default();
+    check_ours(&instance, live_set.as_ref())?;
+    check_ours(&instance, live_budget.as_ref().filter(|_| budget.is_some()))?;
+    check_ours(&instance, live_config_map.as_ref())?;
+    check_ours(&instance, live_account.as_ref().filter(|_| service_account.is_some()))?;
+    check_ours(&instance, live_peers.as_ref())?;
+    check_ours(&instance, live_clients.as_ref())?;
     let mut written = Written::default();
     let kinds = &mut written.kinds;
     // What pods refer to comes before the pods, and the budget before any pod that it must protect.
@@ -156,9 +183,6 @@ where
         // On its way out; it is created anew once it is gone.
         return Ok(None);
     }
-    if live.is_some_and(|live| !is_ours(desired, live)) {
-        return Err(ApplyError::Foreign { kind, name });
-    }
     let body = difference::body(desired, live).map_err(|source| ApplyError::Encode { kind, source })?;
     let Some(body) = body else { return Ok(None) };
     let api: Api<K> = Api::namespaced(client.clone(), &desired.namespace().unwrap_or_default());
@@ -169,10 +193,16 @@ where
     Ok(Some(written))
 }
 
-/// An object that carries our labels is ours, whoever owns it now: a set orphaned on purpose is adopted.
-fn is_ours<K: ResourceExt>(desired: &K, live: &K) -> bool {
-    let instance = desired.labels().get("app.kubernetes.io/instance").cloned().unwrap_or_default();
-    names::labels(&instance).iter().all(|(key, value)| live.labels().get(key) == Some(value))
+/// An object that carries our labels is ours, whoever owns it now: a set orphaned on purpose is adopted. One that is on
+/// its way out is in nobody's way.
+fn check_ours<K: k8s_openapi::Resource + ResourceExt>(instance: &str, live: Option<&K>) -> Result<(), ApplyError> {
+    let ours = |live: &K| names::labels(instance).iter().all(|(key, value)| live.labels().get(key) == Some(value));
+    match live {
+        Some(live) if live.meta().deletion_timestamp.is_none() && !ours(live) => {
+            Err(ApplyError::Foreign { kind: K::KIND, name: live.name_any() })
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn prune<K>(client: &Client, live: &K, kinds: &mut Vec<&'static str>) -> Result<(), ApplyError>
@@ -184,7 +214,7 @@ where
         + Debug,
 {
     let (kind, name) = (K::KIND, live.name_any());
-    let instance = live.labels().get("app.kubernetes.io/instance").cloned().unwrap_or_default();
+    let instance = live.labels().get(INSTANCE).cloned().unwrap_or_default();
     if live.labels().get("app.kubernetes.io/managed-by") != names::labels(&instance).get("app.kubernetes.io/managed-by")
         || live.meta().deletion_timestamp.is_some()
     {

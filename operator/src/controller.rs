@@ -13,7 +13,7 @@
 //! A pass remembers nothing. It may be cut off between any two calls: the next one sees what became of it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use balsa_crds::RaftCluster;
 use futures::StreamExt;
@@ -33,6 +33,7 @@ use tracing::{debug, info, warn};
 use crate::apply::{ApplyError, FIELD_MANAGER, apply, is_conflict};
 use crate::build::{build, is_template_held};
 use crate::execute::{ExecuteError, Hands, describe};
+use crate::lanes::Lanes;
 use crate::members::Dial;
 use crate::metrics::Metrics;
 use crate::names::{self, FINALIZER};
@@ -44,8 +45,9 @@ use crate::step::{Blocked, Plan, Step, WaitReason};
 use crate::valid::ValidCluster;
 use crate::validate::{for_deletion, validate};
 
-/// Clusters that are worked on at once; more of them wait their turn. Each costs about ten reads per pass.
-const CONCURRENCY: u16 = 32;
+/// As many passes as there are clusters: [`Lanes`] bounds them. The library's own bound picks among those that wait by
+/// their hash, not by their turn, so stuck clusters that come again and again could keep another one out for good.
+const CONCURRENCY: u16 = 0;
 /// After a step, and while a learner is listed: what was begun is soon done.
 const SOON: Duration = Duration::from_millis(100);
 /// While something passes by itself that no watch shows.
@@ -120,6 +122,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// How nodes are reached.
     pub dial: Box<dyn Dial>,
+    /// Whose turn it is.
+    pub lanes: Lanes,
     /// What time it is; the only clock of a pass.
     pub clock: Clock,
     /// Whether this process may still write: asked before objects are applied, and before a step.
@@ -141,12 +145,17 @@ pub async fn run(context: Arc<Context>, watches: Client, namespace: Option<&str>
     ) -> Api<K> {
         namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
     }
+    let lanes = Arc::clone(&context);
+    let ended = async move {
+        stop.cancelled().await;
+        lanes.lanes.close();
+    };
     let ours = watcher::Config::default().labels("app.kubernetes.io/managed-by=balsa-operator");
     Controller::new(api::<RaftCluster>(&watches, namespace), watcher::Config::default())
         .owns(api::<StatefulSet>(&watches, namespace), ours.clone())
         .watches(api::<Pod>(&watches, namespace), ours, |pod| cluster_of(&pod))
         .with_config(Config::default().concurrency(CONCURRENCY))
-        .graceful_shutdown_on(stop.cancelled_owned())
+        .graceful_shutdown_on(ended)
         .run(reconcile, after_error, context)
         .for_each(|result| async move {
             if let Err(error) = result {
@@ -172,14 +181,16 @@ fn after_error(resource: Arc<RaftCluster>, error: &ReconcileError, _: Arc<Contex
 }
 
 async fn reconcile(cached: Arc<RaftCluster>, context: Arc<Context>) -> Result<Action, ReconcileError> {
-    let began = Instant::now();
-    let result = pass(&cached, &context).await;
+    let (namespace, name) = (cached.namespace().unwrap_or_default(), cached.name_any());
+    let Some(place) = context.lanes.enter(&namespace, &name).await else { return Ok(Action::await_change()) };
+    // On the heap, so that the many that wait their turn are small.
+    let result = Box::pin(pass(&cached, &context)).await;
     let word = match &result {
         Ok(_) => "ok",
         Err(error) if error.is_conflict() => "Conflict",
         Err(error) => error.reason(),
     };
-    context.metrics.pass(word, began.elapsed());
+    context.metrics.pass(word, place.held());
     result
 }
 
@@ -208,7 +219,14 @@ pub(crate) async fn pass(cached: &RaftCluster, context: &Context) -> Result<Acti
             add_finalizer(&clusters, &resource).await?;
             return Ok(Action::requeue(SOON));
         }
-        bring_about(context, &cluster, &mut observed, &live).await?;
+        let brought = bring_about(context, &cluster, &mut observed, &live).await;
+        if let Err(ReconcileError::Apply(error)) = &brought
+            && let Some(advice) = error.for_a_human()
+        {
+            warn!(namespace, name, reason = error.reason(), %error, "refused");
+            return refuse(context, &resource, &observed, &advice).await;
+        }
+        brought?;
     }
     let plan = plan::plan(&cluster, &observed);
     act(context, &resource, &cluster, &observed, &live, plan).await

@@ -9,6 +9,7 @@ pub mod build;
 pub mod controller;
 pub mod execute;
 pub mod health;
+pub mod lanes;
 pub mod lease;
 pub mod members;
 pub mod metrics;

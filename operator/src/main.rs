@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use balsa_operator::arguments::{Arguments, Command, Run};
+use balsa_operator::lanes::Lanes;
 use balsa_operator::lease::{self, Seat};
 use balsa_operator::members::Network;
 use balsa_operator::pulse::Pulse;
@@ -56,6 +57,7 @@ async fn operate(run: Run) -> anyhow::Result<()> {
         events,
         metrics,
         dial: Box::new(Network),
+        lanes: Lanes::default(),
         clock: controller::system_clock(),
         leads: Box::new(move || steady.is_steady()),
     });

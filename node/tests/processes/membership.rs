@@ -11,7 +11,7 @@ async fn add_learner(cluster: &Cluster, url: String) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_learner_catches_up_by_snapshot_is_promoted_and_removed() {
+async fn m3_a_learner_catches_up_is_promoted_and_once_removed_never_runs_again_on_its_disk() {
     let mut cluster = Cluster::start(3).await;
     for number in 0..200 {
         cluster.members[number % 3].put(&format!("k/{number}"), "v").await.expect("a write");

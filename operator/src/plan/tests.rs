@@ -1,5 +1,6 @@
 //! What the planner promises whatever it is shown, and the requirements that are its own, by their names.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use super::plan;
@@ -178,11 +179,16 @@ fn one_change_in_flight_and_no_unknown_leader() {
 /// M9: the leader of three or more is neither removed nor restarted, except by I4, or when its process is down.
 #[test]
 fn m9_the_leader_is_left_alone() {
+    let (removals, restarts) = (Cell::new(0), Cell::new(0));
     each_strange(|_, observed, plan| {
         let Some(list) = &observed.members else { return };
         match &plan.step {
-            Step::RemoveMember { raft_id, .. } => assert_ne!(*raft_id, list.leader, "{plan:?}"),
+            Step::RemoveMember { raft_id, .. } => {
+                removals.set(removals.get() + 1);
+                assert_ne!(*raft_id, list.leader, "{plan:?}");
+            }
             Step::RestartPod { pod, mode: RestartMode::Delete | RestartMode::Evict, .. } if plan.row != "I4" => {
+                restarts.set(restarts.get() + 1);
                 let node = observed.node(pod.ordinal).and_then(|node| node.marker);
                 let leads = node.is_some_and(|marker| marker.raft_id == list.leader);
                 let voters = list.members.values().filter(|member| !member.learner).count();
@@ -191,17 +197,37 @@ fn m9_the_leader_is_left_alone() {
             _ => {}
         }
     });
+    assert!(removals.get() > 5 && restarts.get() > 5, "{removals:?} removals, {restarts:?} restarts");
 }
 
 /// M8: replicas are lowered only past an ordinal that no member has.
 #[test]
 fn m8_replicas_are_lowered_only_without_a_member() {
+    let lowered = Cell::new(0);
     each_strange(|world, observed, plan| {
         let Step::ScaleIn { replicas, .. } = plan.step else { return };
+        lowered.set(lowered.get() + 1);
         let url = crate::names::peer_url(&world.cluster, replicas);
         let list = observed.members.as_ref().unwrap();
         assert!(list.members.values().all(|member| !member.peer_urls.contains(&url)), "{plan:?}");
     });
+    assert!(lowered.get() > 5, "only {lowered:?} cases");
+}
+
+/// M8: a member that is dead is removed before its successor is added, and one that is only unhealthy can be removed.
+#[test]
+fn m8_the_dead_go_before_their_successors_come() {
+    let mut world = settled(3);
+    world.wipe_disk(2);
+    let done = names(&settle(&mut world));
+    let at = |name| done.iter().position(|step| *step == name).unwrap_or_else(|| panic!("no {name:?}: {done:?}"));
+    assert!(at(StepName::RemoveMember) < at(StepName::AddLearner), "{done:?}");
+    // It is behind for good and serves nobody.
+    let mut world = settled(4);
+    world.raft.stalled = true;
+    world.volumes.get_mut(&3).expect("volume 3").behind = 1000;
+    world.cluster.want = 3;
+    assert_eq!(ordinals(&settle(&mut world), StepName::RemoveMember), [3]);
 }
 
 #[test]
@@ -328,6 +354,50 @@ fn m16_rolls_the_leader_last() {
         world.tick();
     }
     assert_eq!(restarts, [4, 2, 1, 0, leader]);
+}
+
+/// M16, the whole order: what does not run, then learners and voters that do not serve, then followers, then the leader,
+/// which hands over first.
+#[test]
+fn m16_what_serves_nobody_goes_before_what_serves() {
+    let mut world = settled(5);
+    world.move_lead(3);
+    let mut sound = world.observe();
+    sound.set.as_mut().expect("a set").update_revision = Some("b".into());
+    let id = |k: u32| world.listed(k).expect("a member").0;
+    let mut observed = sound.clone();
+    // Ordinal 2 does not run, 0 is a learner, 1 does not serve.
+    let down = observed.pods.get_mut(&2).expect("pod 2");
+    (down.container, down.ready) = (ContainerState::Absent, false);
+    observed.nodes.insert(2, NodeReport::Unreachable);
+    observed.pods.get_mut(&1).expect("pod 1").ready = false;
+    let list = observed.members.as_mut().expect("a list");
+    list.members.get_mut(&id(0)).expect("member 0").learner = true;
+    for k in [0, 2] {
+        let progress = list.members.get_mut(&id(k)).and_then(|member| member.progress.as_mut()).expect("progress");
+        (progress.active, progress.caught_up) = (k == 0, false);
+    }
+    let mut trace = Vec::new();
+    for _ in 0..10 {
+        match plan(&world.cluster, &observed).step {
+            // It comes back sound.
+            Step::RestartPod { pod, .. } => {
+                trace.push(format!("restart {}", pod.ordinal));
+                let mut back = sound.pods[&pod.ordinal].clone();
+                back.revision = Some("b".into());
+                observed.pods.insert(pod.ordinal, back);
+                observed.nodes.insert(pod.ordinal, sound.nodes[&pod.ordinal].clone());
+                let member = sound.members.as_ref().expect("a list").members[&id(pod.ordinal)].clone();
+                observed.members.as_mut().expect("a list").members.insert(id(pod.ordinal), member);
+            }
+            Step::MoveLeader { to, .. } => {
+                trace.push("move".to_owned());
+                observed.members.as_mut().expect("a list").leader = to;
+            }
+            _ => break,
+        }
+    }
+    assert_eq!(trace, ["restart 2", "restart 0", "restart 1", "restart 4", "move", "restart 3"]);
 }
 
 /// M17: the broken image reaches one pod, the good one heals it without a hand.

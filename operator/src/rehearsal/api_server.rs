@@ -40,7 +40,7 @@ pub(super) fn client(stage: &Shared) -> Client {
     Client::new(service, NAMESPACE)
 }
 
-async fn answer(stage: &Shared, request: Request<Body>) -> Option<Response<String>> {
+pub(super) async fn answer(stage: &Shared, request: Request<Body>) -> Option<Response<String>> {
     let call = call(request).await;
     // A call takes time: other passes get on meanwhile, if there are any.
     yield_now().await;

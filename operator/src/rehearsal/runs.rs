@@ -15,6 +15,7 @@ use super::api_server::client;
 use super::nodes::Nodes;
 use super::stage::{Cut, NAME, NAMESPACE, Shared, Stage, lock};
 use crate::controller::{Context, ReconcileError, pass};
+use crate::lanes::Lanes;
 use crate::metrics::Metrics;
 use crate::names::{LABEL_CLUSTER_ID, REPLACE_MEMBER};
 use crate::observed::{HostState, Marker};
@@ -44,6 +45,7 @@ impl Operator {
             client,
             metrics: Arc::new(Metrics::new().expect("registers")),
             dial: Box::new(Nodes(Arc::clone(stage))),
+            lanes: Lanes::default(),
             clock: Box::new(move || lock(&clock).world.now),
             leads: Box::new(move || !lock(&asleep).asleep),
         };
@@ -344,6 +346,31 @@ fn m28_spec_and_foreign_metadata_are_the_users() {
             assert!(labels.contains_key(LABEL_CLUSTER_ID), "{volume}");
             assert!(labels.keys().all(|key| key.starts_with("balsa.dev/")), "{volume}");
         }
+    });
+}
+
+/// M29: what only another object or the API server can refuse is in a condition too, and no pod was made.
+#[test]
+fn m29_what_the_spec_leads_to_is_refused_in_a_condition_before_any_pod() {
+    block_on(async {
+        let mut stage = Stage::new(3, &json!({}));
+        let theirs = json!({"metadata": {"name": NAME, "namespace": NAMESPACE, "uid": "7"}});
+        stage.objects.insert(("services".to_owned(), NAME.to_owned()), theirs);
+        let stage = shared(stage);
+        let operator = Operator::new(&stage);
+        for _ in 0..20 {
+            operator.pass().await.expect("a pass that tells is no failure");
+            lock(&stage).world.tick();
+        }
+        let stage = lock(&stage);
+        assert!(stage.world.pods.is_empty() && stage.world.set.is_none());
+        assert!(
+            stage.planned().contains("Service db is not the operator's: rename or delete it"),
+            "{}",
+            stage.planned()
+        );
+        assert_eq!(stage.condition("Progressing"), ("False".to_owned(), "InvalidSpec".to_owned()));
+        assert!(stage.events.iter().any(|event| event[1] == "InvalidSpec"), "{:?}", stage.events);
     });
 }
 

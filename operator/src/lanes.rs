@@ -1,0 +1,81 @@
+//! Which passes may run now: two lanes, each of bounded width and first come, first served.
+//!
+//! A pass whose nodes or whose API calls do not answer holds its place for as long as its time-outs allow. Its cluster
+//! goes on the slow lane with the next pass, so it takes no place from clusters that answer (M30), however many are
+//! stuck. The first quick pass brings it back. Must not know what a pass does.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Passes at once on each lane; more of them wait their turn. Each costs about ten reads, and two calls per node.
+pub const WIDTH: usize = 32;
+/// A pass that took longer has waited for somebody who did not answer.
+const QUICK: Duration = Duration::from_millis(500);
+
+/// Namespace and name.
+type Cluster = (String, String);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Lanes {
+    quick: Semaphore,
+    slow: Semaphore,
+    /// Clusters whose last pass was slow.
+    stuck: Mutex<HashSet<Cluster>>,
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self { quick: Semaphore::new(WIDTH), slow: Semaphore::new(WIDTH), stuck: Mutex::default() }
+    }
+}
+
+impl Lanes {
+    /// A place for one pass over this cluster, when it is its turn. `None` once the lanes are closed.
+    pub async fn enter(&self, namespace: &str, name: &str) -> Option<Place<'_>> {
+        let cluster = (namespace.to_owned(), name.to_owned());
+        let lane = if self.stuck().contains(&cluster) { &self.slow } else { &self.quick };
+        let permit = lane.acquire().await.ok()?;
+        Some(Place { lanes: self, cluster, began: Instant::now(), _permit: permit })
+    }
+
+    /// No further pass begins; those that have begun go on.
+    pub fn close(&self) {
+        self.quick.close();
+        self.slow.close();
+    }
+
+    fn stuck(&self) -> MutexGuard<'_, HashSet<Cluster>> {
+        self.stuck.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// The place of one pass, held until the pass has ended.
+#[derive(Debug)]
+pub struct Place<'a> {
+    lanes: &'a Lanes,
+    cluster: Cluster,
+    began: Instant,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Place<'_> {
+    /// How long the pass has run so far; waiting for its turn does not count.
+    pub fn held(&self) -> Duration {
+        self.began.elapsed()
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let cluster = std::mem::take(&mut self.cluster);
+        if self.held() > QUICK {
+            self.lanes.stuck().insert(cluster);
+        } else {
+            self.lanes.stuck().remove(&cluster);
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! M30: the real loop of passes over many clusters, most of them stuck. Their nodes are real sockets that take a
+//! connection and never answer; time is real too.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::{Request, Response};
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::api_server::answer;
+use super::nodes::Nodes;
+use super::runs::{settled, shared};
+use super::stage::{Shared, lock};
+use crate::controller::{Context, run};
+use crate::lanes::{Lanes, WIDTH};
+use crate::members::{Dial, Network, Transport};
+use crate::metrics::Metrics;
+
+/// Clusters whose node never answers.
+const STUCK: usize = 100;
+/// Clusters in order, which wait for something that passes by itself: they are to be looked at four times a second. There
+/// are some, so that one that is kept out is seen.
+const WELL: usize = 8;
+/// Passes that each cluster in order must get, and the fewest of a stuck one.
+const PASSES: [usize; 2] = [20, 3];
+/// Far above what it takes on a busy machine; a cluster that is kept out waits for ever.
+const BOUND: Duration = Duration::from_secs(60);
+/// The longest time between two passes of a cluster in order, the first lap included, on a busy machine.
+const GAP: Duration = Duration::from_secs(8);
+
+/// All clusters, each in a namespace of its own, `c0` and so on; those in order come first.
+struct Crowd {
+    stages: Vec<Shared>,
+    /// When each pass began.
+    passes: Mutex<BTreeMap<usize, Vec<Instant>>>,
+}
+
+impl Crowd {
+    async fn new() -> Self {
+        let one = settled(1, &json!({})).await;
+        let stages = (0..WELL + STUCK).map(|index| {
+            let mut stage = one.clone();
+            stage.resource["metadata"]["namespace"] = json!(format!("c{index}"));
+            if index < WELL {
+                // The model's time stands still: what is begun now stays begun.
+                stage.edit(&json!({"replicas": 3}));
+            }
+            shared(stage)
+        });
+        Self { stages: stages.collect(), passes: Mutex::default() }
+    }
+
+    /// Everything of all namespaces, for the watches.
+    fn list(&self, plural: &str) -> Value {
+        let resources = || self.stages.iter().map(|stage| lock(stage).resource.clone()).collect();
+        let items: Vec<Value> = if plural == "raftclusters" { resources() } else { Vec::new() };
+        json!({"metadata": {"resourceVersion": "1"}, "items": items})
+    }
+
+    async fn answer(&self, request: Request<kube::client::Body>) -> Response<Body> {
+        let uri = request.uri().clone();
+        if uri.query().is_some_and(|query| query.contains("watch=true")) {
+            // Nothing ever happens.
+            return Response::new(Body::from_stream(futures::stream::pending::<Result<Vec<u8>, Infallible>>()));
+        }
+        let words: Vec<&str> = uri.path().split('/').collect();
+        let Some(at) = words.iter().position(|word| *word == "namespaces") else {
+            return Response::new(Body::from(self.list(words.last().unwrap_or(&"")).to_string()));
+        };
+        let index: usize = words[at + 1].trim_start_matches('c').parse().expect("a namespace of ours");
+        if request.method() == "GET" && words[at + 2] == "raftclusters" {
+            let mut passes = self.passes.lock().expect("no pass panics");
+            passes.entry(index).or_default().push(Instant::now());
+        }
+        let reply = answer(&self.stages[index], request).await.expect("the process lives");
+        let (head, body) = reply.into_parts();
+        Response::from_parts(head, Body::from(told_apart(index, &body)))
+    }
+
+    fn counts(&self) -> Vec<usize> {
+        let passes = self.passes.lock().expect("no pass panics");
+        (0..self.stages.len()).map(|index| passes.get(&index).map_or(0, Vec::len)).collect()
+    }
+
+    /// Every cluster has had its passes.
+    fn is_served(&self) -> bool {
+        self.counts().iter().enumerate().all(|(index, count)| *count >= PASSES[usize::from(index >= WELL)])
+    }
+
+    fn longest_gap(&self, began: Instant) -> Duration {
+        let passes = self.passes.lock().expect("no pass panics");
+        let gaps = passes.range(..WELL).flat_map(|(_, at)| {
+            let before = std::iter::once(&began).chain(at);
+            at.iter().zip(before).map(|(now, before)| now.duration_since(*before)).collect::<Vec<_>>()
+        });
+        gaps.max().unwrap_or_default()
+    }
+}
+
+/// The model gives the pods of every cluster the same addresses, 10.0.x.y; here they are told apart.
+fn told_apart(index: usize, body: &str) -> String {
+    body.replace(r#""podIP":"10.0."#, &format!(r#""podIP":"11.{index}."#))
+}
+
+/// Reaches the model's nodes of clusters in order; all other addresses lead to one listener that never answers.
+struct Streets {
+    crowd: Arc<Crowd>,
+    silent: SocketAddr,
+}
+
+impl Dial for Streets {
+    fn dial(&self, address: SocketAddr, timeout: Duration) -> Transport {
+        let IpAddr::V4(ip) = address.ip() else { panic!("the model has no {address}") };
+        let [_, index, high, low] = ip.octets();
+        let index = usize::from(index);
+        if index >= WELL {
+            return Network.dial(self.silent, timeout);
+        }
+        let within = SocketAddr::new(Ipv4Addr::new(10, 0, high, low).into(), address.port());
+        Nodes(Arc::clone(&self.crowd.stages[index])).dial(within, timeout)
+    }
+}
+
+/// Takes connections and holds them until the other end gives up.
+#[derive(Default)]
+struct Silence {
+    open: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Silence {
+    async fn listen(self: Arc<Self>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        tokio::spawn(async move {
+            while let Ok((mut connection, _)) = listener.accept().await {
+                let silence = Arc::clone(&self);
+                let open = silence.open.fetch_add(1, Ordering::Relaxed) + 1;
+                silence.most.fetch_max(open, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let mut swallowed = [0; 1024];
+                    while connection.read(&mut swallowed).await.is_ok_and(|read| read > 0) {}
+                    silence.open.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+        });
+        address
+    }
+}
+
+/// The operator at work, and the way to end it.
+fn operate(crowd: &Arc<Crowd>, silent: SocketAddr) -> (JoinHandle<()>, CancellationToken, Arc<Metrics>) {
+    let shared = Arc::clone(crowd);
+    let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+        let crowd = Arc::clone(&shared);
+        async move { Ok::<_, Infallible>(crowd.answer(request).await) }
+    });
+    let client = Client::new(service, "default");
+    let (metrics, stop) = (Arc::new(Metrics::new().expect("registers")), CancellationToken::new());
+    let now = lock(&crowd.stages[0]).world.now;
+    let context = Context {
+        events: Recorder::new(client.clone(), Reporter { controller: "balsa-operator".into(), instance: None }),
+        client: client.clone(),
+        metrics: Arc::clone(&metrics),
+        dial: Box::new(Streets { crowd: Arc::clone(crowd), silent }),
+        lanes: Lanes::default(),
+        clock: Box::new(move || now),
+        leads: Box::new(|| true),
+    };
+    let stopping = stop.clone();
+    let running = tokio::spawn(async move { run(Arc::new(context), client, None, stopping).await });
+    (running, stop, metrics)
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) -> Result<(), String> {
+    let deadline = Instant::now() + BOUND;
+    while !holds() {
+        if Instant::now() > deadline {
+            return Err(format!("not within {BOUND:?}: {what}"));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// How many passes took longer than `seconds`, one of the histogram's bounds.
+fn longer_than(metrics: &Metrics, seconds: &str) -> u64 {
+    let text = String::from_utf8(metrics.text().expect("encodes")).expect("text");
+    let sum = |what: &str| -> u64 {
+        let lines = text.lines().filter(|line| line.starts_with(&format!("balsa_operator_reconcile_seconds_{what}")));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    };
+    let within: u64 = text
+        .lines()
+        .filter(|line| line.contains("reconcile_seconds_bucket") && line.contains(&format!("le=\"{seconds}\"")))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum();
+    sum("count") - within
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn m30_a_hundred_stuck_clusters_delay_no_other_and_cost_a_bounded_number_of_calls() {
+    let crowd = Arc::new(Crowd::new().await);
+    let silence = Arc::new(Silence::default());
+    let silent = Arc::clone(&silence).listen().await;
+    let began = Instant::now();
+    let (running, stop, metrics) = operate(&crowd, silent);
+    let served = until("every cluster has its passes", || crowd.is_served()).await;
+    served.unwrap_or_else(|late| panic!("{late}: {:?}", crowd.counts()));
+    let gap = crowd.longest_gap(began);
+    assert!(gap < GAP, "a cluster in order waited for {gap:?}: {:?}", crowd.counts());
+    assert_eq!(longer_than(&metrics, "5"), 0, "a pass waited longer than its time-outs");
+    // State and List of the one node of each; a cluster is stuck on the first lap before it is known to be.
+    let most = silence.most.load(Ordering::Relaxed);
+    assert!((1..=2 * 2 * WIDTH).contains(&most), "{most} calls at once");
+    // A pass that has begun is finished; none begins any more, though many wait.
+    stop.cancel();
+    tokio::time::timeout(BOUND, running).await.expect("it ends").expect("no pass panics");
+    until("every call is given up", || silence.open.load(Ordering::Relaxed) == 0).await.expect("none is left");
+    eprintln!("longest gap {gap:?}, most calls at once {most}, passes {:?}", crowd.counts());
+}
