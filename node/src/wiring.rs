@@ -4,8 +4,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use std::time::Duration;
-
 use crate::config::gates::GATES;
 use crate::config::hot::{AutoCompaction, HotConfig};
 use crate::config::tls::{TlsSide, TlsVersion};
@@ -23,9 +21,6 @@ use crate::service::tokens::Tokens;
 use crate::storage::rocks::KeySpaceOptions;
 use crate::transport::tls::{Identity, Tls, TlsError, TlsOptions, Version, self_signed};
 use crate::transport::tonic::{Dialer, PeerMetrics};
-
-/// How often the gate LeaseCheckpoint has the time left of long leases written down; etcd's own interval.
-const LEASE_CHECKPOINT: Duration = Duration::from_secs(300);
 
 impl From<&Config> for NodeConfig {
     /// With the limits as they are at the start.
@@ -51,7 +46,7 @@ impl From<&Config> for NodeConfig {
             max_request_bytes: Limit::new(move || bytes),
             quota_bytes: Limit::new(move || quota),
             watch: WatchOptions::default(),
-            leases: LeaseOptions { checkpoint_every: config.gates["LeaseCheckpoint"].then_some(LEASE_CHECKPOINT) },
+            leases: LeaseOptions { checkpoint_every: config.lease_checkpoint_interval },
             token_ttl: config.auth_token_ttl,
             key_space: KeySpaceOptions::default(),
             dialer: Dialer::default(),

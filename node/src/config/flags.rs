@@ -62,7 +62,7 @@ const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
 use Kind::{Bool, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 77] = [
+const SERVED: [Flag; 78] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -136,6 +136,11 @@ const SERVED: [Flag; 77] = [
     flag("grpc-keepalive-interval", Duration("2h"), "How often an idle client is pinged; 0 is never"),
     flag("grpc-keepalive-timeout", Duration("20s"), "How long it may take to answer"),
     flag("unread-stream-timeout", Duration("5m"), "How long a client may leave a stream unread; 0 is for ever"),
+    flag(
+        "lease-checkpoint-interval",
+        Duration("5m"),
+        "How often gate LeaseCheckpoint writes down what leases have left",
+    ),
     flag("socket-reuse-port", Bool("false"), "Share listening ports with other processes"),
     flag("metrics", Text("basic"), "basic, or extensive with histograms of gRPC calls"),
     flag("warning-unary-request-duration", Duration("300ms"), "Log a call that takes longer"),

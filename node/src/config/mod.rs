@@ -152,6 +152,8 @@ pub struct Config {
     pub watch_progress_notify_interval: Duration,
     /// How long a stream of answers may be unread by its client; 0 for ever.
     pub unread_stream_timeout: Duration,
+    /// How often what long leases have left is written down; None without the gate LeaseCheckpoint.
+    pub lease_checkpoint_interval: Option<Duration>,
     /// How often the leader compares the members' data; 0 for never.
     pub corrupt_check_time: Duration,
     /// How often it compares them after compactions, if it does; more than 0.
@@ -257,6 +259,7 @@ impl Config {
             http2: http2(raw)?,
             extensive_metrics: extensive(raw.text("metrics"))?,
             warning_unary_request_duration: raw.duration("warning-unary-request-duration")?,
+            lease_checkpoint_interval: lease_checkpoint_interval(raw, gates["LeaseCheckpoint"])?,
             gates,
             cors: set(raw.text("cors")),
             host_whitelist: set(raw.text("host-whitelist")),
@@ -301,6 +304,16 @@ fn timing(raw: &Raw) -> Result<(Duration, Duration), ConfigError> {
         return Err(invalid(format!("--election-timeout={election} must not exceed 50000 ms")));
     }
     Ok((Duration::from_millis(heartbeat), Duration::from_millis(election)))
+}
+
+/// The gate decides whether. What is left is told in whole seconds, so more often than each second says nothing new.
+fn lease_checkpoint_interval(raw: &Raw, gate: bool) -> Result<Option<Duration>, ConfigError> {
+    match raw.duration("lease-checkpoint-interval")? {
+        interval if interval < Duration::from_secs(1) => {
+            Err(invalid(format!("--lease-checkpoint-interval must be at least 1s (set to {interval:?})")))
+        }
+        interval => Ok(gate.then_some(interval)),
+    }
 }
 
 /// etcd's rule: the gate decides whether, the time only how often.

@@ -173,6 +173,31 @@ async fn leases_outlive_their_leader_and_are_over_under_the_next_one() {
     cluster.assert_hashes_agree().await;
 }
 
+/// Without checkpoints a lease that nobody renews begins anew under each leader, and leaders that follow each other quickly
+/// keep it for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_checkpoints_a_lease_goes_on_under_the_next_leader_with_what_it_had_left() {
+    let flags = &["--feature-gates=LeaseCheckpoint=true", "--lease-checkpoint-interval=1s"];
+    let mut cluster = Cluster::start_with(3, flags).await;
+    let victim = cluster.leader().await;
+    let member = &cluster.members[(victim + 1) % 3];
+    let (left, renewed) = (hold(member, 0, 600, "c/left").await, hold(member, 0, 600, "c/renewed").await);
+    let granted = Instant::now();
+    let is_below = |id, ttl| async move { time_to_live(member, id, false).await.is_ok_and(|lease| lease.ttl < ttl) };
+    cluster.eventually("five seconds have passed", || is_below(left, 596)).await;
+    // A renewal after a checkpoint takes it back.
+    assert_eq!(Renewals::open(member).await.expect("a stream").renew(renewed).await.expect("renewed"), 600);
+    cluster.members[victim].kill();
+    let other = &cluster.members[(victim + 1) % 3];
+    cluster.eventually("another leader counts", || async { time_to_live(other, left, false).await.is_ok() }).await;
+    let ttl = time_to_live(other, left, false).await.expect("described").ttl;
+    let passed = i64::try_from(granted.elapsed().as_secs()).expect("seconds");
+    // Its grace is a second, a checkpoint up to one old and rounded up.
+    assert!((600 - passed - 1..=599).contains(&ttl), "{ttl} s left {passed} s after the grant");
+    let ttl = time_to_live(other, renewed, false).await.expect("described").ttl;
+    assert!(ttl > 590, "{ttl} s left of a lease that was renewed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_outlive_a_restart_of_all_members() {
     let mut cluster = Cluster::start(3).await;

@@ -2,13 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use balsa_node::transport::tls::{Identity, Tls, TlsOptions};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd};
 use tokio_rustls::TlsConnector;
 
 use crate::cluster::{Cluster, Member};
@@ -37,10 +38,17 @@ impl Authority {
 
     /// Signs a certificate for the loopback, in place of one of that name.
     fn sign(&self, name: &str, common_name: &str) -> Identity {
+        self.sign_for(name, common_name, 1975..4096)
+    }
+
+    /// Signs one that is good in these years.
+    fn sign_for(&self, name: &str, common_name: &str, years: Range<i32>) -> Identity {
         let hosts = ["127.0.0.1".to_owned(), "localhost".to_owned()];
         let (key, mut parameters) =
             (KeyPair::generate().expect("a key"), CertificateParams::new(hosts).expect("hosts"));
         parameters.distinguished_name.push(DnType::CommonName, common_name);
+        (parameters.not_before, parameters.not_after) =
+            (date_time_ymd(years.start, 1, 1), date_time_ymd(years.end, 1, 1));
         let certificate = parameters.signed_by(&key, &self.issuer).expect("signed");
         let path = |what: &str| self.directory.join(format!("{name}{what}.pem"));
         std::fs::write(path(""), certificate.pem()).expect("written");
@@ -267,6 +275,34 @@ async fn broken_and_slow_handshakes_are_cut_off_and_harm_nobody() {
     }
     cluster.eventually("nothing is left of them", || async { open_sockets(member) <= sockets }).await;
     assert!(!member.log_text().contains("panicked"), "{}", cluster.logs());
+}
+
+/// The alerts are those of Go's TLS, which etcd's clients know.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_over_foreign_or_missing_is_refused_with_the_reason() {
+    let (cluster, authority, _) = secured(1).await;
+    let member = &cluster.members[0];
+    member.put("first", "x").await.expect("a write");
+    let sockets = open_sockets(member);
+    let ca = authority.ca().display().to_string();
+    let over = authority.sign_for("over", "client", 2020..2021);
+    let foreign = Authority::new(cluster.directory.path().join("foreign")).sign("foreign", "client");
+    for port in [member.client_port, member.peer_port] {
+        for (identity, alert) in
+            [(Some(&over), "certificate expired"), (Some(&foreign), "unknown ca"), (None, "certificate required")]
+        {
+            // It says nothing itself, so that no reset overtakes the alert.
+            let mut client = tool("openssl");
+            client.args(["s_client", "-ign_eof", "-connect", &format!("127.0.0.1:{port}"), "-CAfile", &ca]);
+            if let Some(Identity { cert, key }) = identity {
+                client.arg("-cert").arg(cert).arg("-key").arg(key);
+            }
+            let refused = text(&client.stdin(Stdio::null()).output().expect("openssl runs"));
+            assert!(refused.contains(&format!("alert {alert}")), "{alert} at {port}: {refused}");
+        }
+    }
+    cluster.eventually("nothing is left of them", || async { open_sockets(member) <= sockets }).await;
+    member.put("still", "here").await.expect("a write");
 }
 
 #[tokio::test(flavor = "multi_thread")]

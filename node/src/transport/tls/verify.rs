@@ -48,6 +48,15 @@ impl Allowed {
     }
 }
 
+/// An authority that was made anew has the name of the one before it and another key. To Go, and so to etcd's users, who
+/// it signed for is of an unknown authority; to rustls its signature is bad.
+fn of_chain(error: Error) -> Error {
+    match error {
+        Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+        other => other,
+    }
+}
+
 fn subject(certificate: &CertificateDer<'_>) -> Result<Subject, Error> {
     Subject::of(certificate).map_err(|_| CertificateError::BadEncoding.into())
 }
@@ -76,7 +85,7 @@ impl ClientCertVerifier for CheckedClient {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        let verified = self.chain.verify_client_cert(leaf, intermediates, now).map_err(of_chain)?;
         self.allowed.check(leaf, intermediates)?;
         Ok(verified)
     }
@@ -126,7 +135,7 @@ impl ServerCertVerifier for CheckedServer {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verified = self.chain.verify_server_cert(leaf, intermediates, name, ocsp, now)?;
+        let verified = self.chain.verify_server_cert(leaf, intermediates, name, ocsp, now).map_err(of_chain)?;
         self.allowed.check(leaf, intermediates)?;
         Ok(verified)
     }
