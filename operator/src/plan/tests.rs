@@ -137,17 +137,31 @@ fn the_same_input_gives_the_same_plan() {
 fn m2_nothing_is_destroyed_without_the_list() {
     each_strange(|_, observed, plan| {
         let list = observed.members.as_ref().filter(|list| Some(list.cluster_id) == observed.resource.cluster_id);
-        let touches = matches!(
-            plan.step.name(),
-            StepName::RemoveMember
-                | StepName::DropVolume
-                | StepName::ScaleIn
-                | StepName::AddLearner
-                | StepName::Promote
-                | StepName::MoveLeader
-        );
-        assert!(list.is_some() || !touches, "{plan:?}");
+        assert!(list.is_some() || !touches_the_cluster(plan), "{plan:?}");
     });
+}
+
+/// M2: nor with an empty list, which no cluster has.
+#[test]
+fn m2_nothing_is_destroyed_by_an_empty_list() {
+    for seed in 0..STRANGE_SEEDS {
+        let (world, mut observed) = strange(seed);
+        observed.members.iter_mut().for_each(|list| list.members.clear());
+        let plan = plan(&world.cluster, &observed);
+        assert!(!touches_the_cluster(&plan), "{seed}: {plan:?}");
+    }
+}
+
+fn touches_the_cluster(plan: &Plan) -> bool {
+    matches!(
+        plan.step.name(),
+        StepName::RemoveMember
+            | StepName::DropVolume
+            | StepName::ScaleIn
+            | StepName::AddLearner
+            | StepName::Promote
+            | StepName::MoveLeader
+    )
 }
 
 /// M2, P5: a volume goes only when this pass's list has its id among the removed.
