@@ -235,8 +235,10 @@ pub struct PodTemplate {
 /// Settings of the node. Absent fields leave the node's own default, which is etcd's.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[x_kube(validation = Rule::new(
-    "!has(self.electionMs) || !has(self.heartbeatMs) || self.electionMs >= 5 * self.heartbeatMs"
-).message("spec.config.electionMs must be at least 5 times heartbeatMs, or a late heartbeat costs the leader its place"))]
+    "(has(self.electionMs) ? self.electionMs : 1000) >= 5 * (has(self.heartbeatMs) ? self.heartbeatMs : 100)"
+).message(
+    "spec.config.electionMs (1000 when absent) must be at least 5 times heartbeatMs (100 when absent), or a late heartbeat costs the leader its place"
+))]
 #[serde(rename_all = "camelCase")]
 pub struct NodeConfig {
     /// Milliseconds between the leader's heartbeats.

@@ -15,6 +15,10 @@ use crate::valid::{MEMBERS_MAX, PodAdditions, Retention, RetentionPolicy, Storag
 /// Annotation that lets a template changed by a new operator release reach the pods.
 pub const ROLL_OPERATOR_TEMPLATE: &str = "balsa.dev/roll-operator-template";
 
+/// What the node takes when the resource says nothing, as etcd does.
+const HEARTBEAT_MS: i32 = 100;
+const ELECTION_MS: i32 = 1000;
+
 /// Flags that the operator sets itself, or that would let a node found a cluster by itself.
 pub const RESERVED_FLAGS: [&str; 17] = [
     "name",
@@ -214,9 +218,8 @@ pub fn variable(flag: &str) -> String {
 /// The settings of the node by flag name. Exhaustive, so that a new field of the resource cannot be forgotten.
 fn node_config(config: &NodeConfig) -> Result<BTreeMap<String, String>, Invalid> {
     let NodeConfig { heartbeat_ms, election_ms, max_request_bytes, quota_backend_bytes, log_level, extra } = config;
-    if let (Some(heartbeat), Some(election)) = (*heartbeat_ms, *election_ms)
-        && election < 5 * heartbeat
-    {
+    let (heartbeat, election) = (heartbeat_ms.unwrap_or(HEARTBEAT_MS), election_ms.unwrap_or(ELECTION_MS));
+    if election < heartbeat.saturating_mul(5) {
         return Err(Invalid::Election { heartbeat, election });
     }
     let fields = [

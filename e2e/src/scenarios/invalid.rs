@@ -17,6 +17,23 @@ pub(super) async fn refused(cluster: Cluster) -> anyhow::Result<()> {
     expect_refusal(&cluster, &Cluster::resource(3, &unknown), "Perhaps").await?;
     let hasty = json!({ "config": { "heartbeatMs": 1000, "electionMs": 1000 } });
     expect_refusal(&cluster, &Cluster::resource(3, &hasty), "at least 5 times heartbeatMs").await?;
+    let hasty = json!({ "config": { "heartbeatMs": 500 } });
+    expect_refusal(&cluster, &Cluster::resource(3, &hasty), "electionMs (1000 when absent) must be").await?;
+
+    // What only the API server can judge, once it is asked for the pods, is said in the status.
+    let greedy = json!({ "resources": { "requests": { "memory": "2Gi" }, "limits": { "memory": "1Gi" } } });
+    cluster.apply(&Cluster::resource(1, &greedy)).await?;
+    cluster
+        .until("the status says what the API server refuses", |resource| {
+            let plan = resource.status.clone().unwrap_or_default().plan;
+            plan.and_then(|plan| plan.blocked_by)
+                .is_some_and(|by| by.message.contains("less than or equal to memory limit"))
+        })
+        .await?;
+    ensure!(cluster.pods_by_name().await?.is_empty(), "a pod was made");
+    let mended = json!({ "resources": { "requests": { "memory": "64Mi" }, "limits": { "memory": "1Gi" } } });
+    cluster.apply(&Cluster::resource(1, &mended)).await?;
+    cluster.settled(1).await?;
 
     cluster.create(1, &json!({})).await?;
     let grown = Cluster::resource(1, &json!({ "storage": { "size": "2Gi" } }));

@@ -7,7 +7,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::Api;
-use kube::api::ListParams;
+use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
 
 use super::helm::{BALSA_OPERATOR, replicas};
@@ -17,6 +17,8 @@ use crate::writer::Writer;
 
 /// The lease lasts 15 s from its last renewal; then the one that stands by looks, takes it away, and takes it.
 const TAKEOVER_MAX: Duration = Duration::from_secs(18);
+/// A pass that has begun is finished, then the one that stands by looks each second.
+const HANDOVER_MAX: Duration = Duration::from_secs(8);
 /// Longest wait for a process to notice and for its pod to be as before.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -68,6 +70,23 @@ async fn vanished(cluster: &Cluster) -> anyhow::Result<()> {
     until("the lease is renewed or taken", TAKEOVER_MAX, || async { Ok(holder(cluster).await?.1 != renewed) }).await?;
     let now = holder(cluster).await?.0;
     println!("    {now} leads {:.1} s later", killed.elapsed().as_secs_f32());
+    cluster.settled(1).await?;
+    handed_over(cluster).await
+}
+
+/// One that is stopped in order gives its lease back, and the one that stands by does not wait until it would have run out.
+async fn handed_over(cluster: &Cluster) -> anyhow::Result<()> {
+    let first = holder(cluster).await?.0;
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), OPERATOR_NAMESPACE);
+    println!("    deleting {first}, which leads");
+    pods.delete(&first, &DeleteParams::default()).await?;
+    let stopped = Instant::now();
+    until("another operator holds the lease", HANDOVER_MAX, || async {
+        let now = holder(cluster).await?.0;
+        Ok(!now.is_empty() && now != first)
+    })
+    .await?;
+    println!("    {} leads {:.1} s later", holder(cluster).await?.0, stopped.elapsed().as_secs_f32());
     cluster.settled(1).await
 }
 

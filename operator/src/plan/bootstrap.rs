@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::learner::pod_cause;
 use super::{Decision, NEXT, Notes, Row, View, quorum, roll};
 use crate::names;
 use crate::observed::{ExitKind, Observed};
@@ -34,11 +35,11 @@ pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
     roll::broken_pods(view)?;
     quorum::stuck_terminating(view, notes)?;
     let wait = notes.first.take();
-    wait.unwrap_or_else(pod_0_silent).now()
+    wait.unwrap_or_else(|| pod_0_silent(view)).now()
 }
 
-fn pod_0_silent() -> Decision {
-    Decision::wait("B3", WaitReason::PodNotRunning, "pod 0 does not answer yet").on(0, None)
+fn pod_0_silent(view: &View<'_>) -> Decision {
+    Decision::wait("B3", WaitReason::PodNotRunning, pod_cause(view, 0)).on(0, None)
 }
 
 /// B3 and B6: no cluster id is latched.
@@ -88,7 +89,7 @@ fn intend(view: &View<'_>, notes: &mut Notes) -> Row {
         return Decision::wait("B3", WaitReason::LeftoverVolume, message).on(*k, None).now();
     }
     if !view.is_uninitialized(0) || view.observed.fresh_id == 0 {
-        notes.wait(pod_0_silent());
+        notes.wait(pod_0_silent(view));
         return NEXT;
     }
     let step = BootstrapStep::Intend {
@@ -105,7 +106,7 @@ fn call_and_latch(view: &View<'_>, notes: &mut Notes, cluster_id: u64) -> Row {
             let message = "pod 0 runs on the disk of another cluster or member";
             return Decision::wait("X6", WaitReason::WrongVolume, message).on(0, None).now();
         }
-        notes.wait(pod_0_silent());
+        notes.wait(pod_0_silent(view));
         return NEXT;
     };
     if node.marker.is_none() {
@@ -137,7 +138,7 @@ fn call(view: &View<'_>, notes: &mut Notes, cluster_id: u64) -> Row {
             Decision::act("B4", Step::Bootstrap(step)).now()
         }
         None => {
-            notes.wait(pod_0_silent());
+            notes.wait(pod_0_silent(view));
             NEXT
         }
     }

@@ -139,12 +139,15 @@ pub(super) fn not_running(view: &View<'_>, k: u32) -> WaitReason {
 
 /// Why the node of `k` does not answer, as far as its pod tells.
 pub(super) fn pod_cause(view: &View<'_>, k: u32) -> String {
-    let Some(pod) = view.pod(k) else { return format!("pod {k} does not exist") };
+    let name = &view.cluster.name;
+    let Some(pod) = view.pod(k) else {
+        return format!("pod {k} does not exist; if that lasts, kubectl describe statefulset {name} says why");
+    };
     if pod.terminating.is_some() {
         return format!("pod {k} is terminating");
     }
     if pod.unschedulable.is_some() {
-        return format!("pod {k} cannot be scheduled");
+        return format!("pod {k} cannot be scheduled; kubectl describe pod {name}-{k} says why");
     }
     if let Some(NodeExit { kind, .. }) = view.ended(k) {
         return format!("the node of pod {k} ended as {} ({}): {}", kind.as_str(), kind.code(), kind.meaning());

@@ -64,6 +64,8 @@ fn every_refusal_says_what_to_do() {
         ("{image: 'a b'}", "write [registry"),
         ("{image: balsa, drainDelaySeconds: 31}", "set it to 0 to 30"),
         ("{image: balsa, config: {heartbeatMs: 100, electionMs: 499}}", "at least 5 times"),
+        ("{image: balsa, config: {heartbeatMs: 201}}", "electionMs (1000) must be at least 5 times heartbeatMs (201)"),
+        ("{image: balsa, config: {electionMs: 499}}", "at least 5 times"),
         ("{image: balsa, config: {extra: {data-dir: /x}}}", "remove it"),
         ("{image: balsa, config: {heartbeatMs: 100, extra: {heartbeat-interval: '1'}}}", "keep one"),
         ("{image: balsa, podTemplate: {labels: {app.kubernetes.io/name: x}}}", "use a key outside"),
