@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use kube::ResourceExt;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
 
 use crate::cluster::{Cluster, NAME};
@@ -68,7 +68,7 @@ pub(super) async fn lose_volume(cluster: Cluster) -> anyhow::Result<()> {
 
 pub(super) async fn all_pods(cluster: Cluster) -> anyhow::Result<()> {
     cluster.create(3, &json!({})).await?;
-    let ids = cluster.raft_ids().await?;
+    let (ids, volumes) = (cluster.raft_ids().await?, volume_uids(&cluster).await?);
     let writer = Writer::start(cluster.endpoint().await?);
     tokio::time::sleep(Duration::from_secs(1)).await;
     for (name, _) in cluster.pods_by_name().await? {
@@ -79,7 +79,13 @@ pub(super) async fn all_pods(cluster: Cluster) -> anyhow::Result<()> {
     cluster.settled(3).await?;
     writer.finish().await?;
     ensure!(cluster.raft_ids().await? == ids, "m5: the same members come back");
+    ensure!(volume_uids(&cluster).await? == volumes, "m5: on the same volumes");
     cluster.assert_hashes_agree().await
+}
+
+async fn volume_uids(cluster: &Cluster) -> anyhow::Result<Vec<Option<String>>> {
+    let volumes = cluster.volumes().list(&ListParams::default()).await?;
+    Ok(volumes.iter().map(ResourceExt::uid).collect())
 }
 
 /// Waits until a pod of that name with another identity exists.
