@@ -235,14 +235,31 @@ fn clamp(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// An alarm as etcd prints it.
+/// An alarm as etcd 3.6 prints it: what is zero is left out, and a type without a name is a number.
 fn alarm_text(alarm: &pb::AlarmMember) -> String {
-    format!("memberID:{} alarm:{} ", alarm.member_id, alarm.alarm().as_str_name())
+    let member = match alarm.member_id {
+        0 => String::new(),
+        id => format!("memberID:{id} "),
+    };
+    let kind = match pb::AlarmType::try_from(alarm.alarm) {
+        Ok(pb::AlarmType::None) => String::new(),
+        Ok(kind) => format!("alarm:{} ", kind.as_str_name()),
+        Err(_) => format!("alarm:{} ", alarm.alarm),
+    };
+    member + &kind
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_alarm_is_printed_without_what_is_zero() {
+        let text = |member_id, alarm| alarm_text(&pb::AlarmMember { member_id, alarm });
+        assert_eq!(text(777, 2), "memberID:777 alarm:CORRUPT ");
+        assert_eq!(text(0, 1), "alarm:NOSPACE ");
+        assert_eq!(text(777, -1), "memberID:777 alarm:-1 ");
+    }
 
     #[test]
     fn the_target_of_a_downgrade_is_a_minor_version() {

@@ -1,5 +1,6 @@
 //! What changed from a revision on, read back for watchers that catch up.
 
+use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 
 use balsa_proto::log::Version;
@@ -30,8 +31,8 @@ pub struct Changes {
 
 /// The changes of `range` in the revisions `from..=to`, at most `limit` revisions that have any (at least one is
 /// answered if there is one). A call also ends early after a bounded amount of work or bytes; `next_revision` tells.
-/// Events carry `prev_kv`, unless the version before is compacted. Of the compacted revision itself only the last change
-/// of a key is told, as etcd keeps no more of it.
+/// Events carry `prev_kv`, unless the version before is compacted. Of the compacted revision itself only those changes are
+/// told that a compaction leaves, as in etcd: of each key its first delete, and the pair that it ended with.
 ///
 /// # Errors
 /// `Compacted` when `from` is below the compacted revision; or the store's.
@@ -44,7 +45,7 @@ pub fn changes(view: &impl View, range: &KeyRange, from: i64, to: i64, limit: us
     if from > to {
         return Ok(Changes { revisions: Vec::new(), next_revision: to.saturating_add(1).max(from) });
     }
-    let found = find(view, Search::new(range, from, to, limit.max(1), revisions.compacted))?;
+    let found = find(view, Search::new(range, revisions.compacted, (from, to), limit.max(1)))?;
     Ok(read(view, found, revisions.compacted)?)
 }
 
@@ -77,10 +78,12 @@ impl Found {
 /// The search for changes.
 struct Search<'a> {
     range: &'a KeyRange,
+    compacted: i64,
+    /// Keys that the compacted revision deleted and wrote again.
+    deleted: BTreeSet<Bytes>,
     from: i64,
     to: i64,
     limit: usize,
-    compacted: i64,
     seen: usize,
     matched_revisions: usize,
     found: Vec<Found>,
@@ -111,9 +114,19 @@ pub(super) fn first_row(view: &impl View, revision: i64) -> Result<RowKey, Stora
 }
 
 impl<'a> Search<'a> {
-    fn new(range: &'a KeyRange, from: i64, to: i64, limit: usize, compacted: i64) -> Self {
-        let (found, next_revision) = (Vec::new(), to.saturating_add(1));
-        Self { range, from, to, limit, compacted, seen: 0, matched_revisions: 0, found, next_revision }
+    fn new(range: &'a KeyRange, compacted: i64, (from, to): (i64, i64), limit: usize) -> Self {
+        Self {
+            range,
+            compacted,
+            deleted: BTreeSet::new(),
+            from,
+            to,
+            limit,
+            seen: 0,
+            matched_revisions: 0,
+            found: Vec::new(),
+            next_revision: to.saturating_add(1),
+        }
     }
 
     fn row(&mut self, row: RowReader<'_>) -> Result<ControlFlow<()>, StorageError> {
@@ -136,7 +149,7 @@ impl<'a> Search<'a> {
     /// Takes the change, or stops before the revision that it begins. A revision is never cut.
     fn change(&mut self, change: &Change<'_>) -> ControlFlow<()> {
         self.seen += 1;
-        let matches = self.range.contains(change.key) && !self.is_compacted(change);
+        let matches = self.range.contains(change.key) && self.is_left(change);
         let same_revision = self.found.last().is_some_and(|last| last.revision == change.revision);
         let full = self.matched_revisions >= self.limit && matches;
         let tired = self.seen > CHANGES_SEEN && change.sub == 0 && change.revision > self.from;
@@ -150,10 +163,17 @@ impl<'a> Search<'a> {
         ControlFlow::Continue(())
     }
 
-    /// A change of the compacted revision that a later one of that revision covers.
-    fn is_compacted(&self, change: &Change<'_>) -> bool {
-        let in_passing = matches!(change.kind, ChangeKind::PutInPassing(_) | ChangeKind::DeleteInPassing);
-        in_passing && change.revision <= self.compacted
+    /// Whether a compaction leaves the change.
+    fn is_left(&mut self, change: &Change<'_>) -> bool {
+        if change.revision > self.compacted {
+            return true;
+        }
+        match change.kind {
+            ChangeKind::Put => true,
+            ChangeKind::PutInPassing(_) => false,
+            ChangeKind::DeleteInPassing => self.deleted.insert(Bytes::copy_from_slice(change.key)),
+            ChangeKind::Delete => !self.deleted.contains(change.key),
+        }
     }
 }
 

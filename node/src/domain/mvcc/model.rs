@@ -7,7 +7,7 @@
 mod large;
 mod watchers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
@@ -68,11 +68,13 @@ struct Model {
     versions: Vec<(i64, Bytes, Option<KeyValue>)>,
     /// Id to TTL.
     leases: BTreeMap<i64, i64>,
+    /// Every revision that was compacted.
+    compactions: BTreeSet<i64>,
 }
 
 impl Default for Model {
     fn default() -> Self {
-        Self { revision: 1, compacted: -1, versions: Vec::new(), leases: BTreeMap::new() }
+        Self { revision: 1, compacted: -1, versions: Vec::new(), leases: BTreeMap::new(), compactions: BTreeSet::new() }
     }
 }
 
@@ -140,7 +142,10 @@ impl Model {
                     }
                 }
             }
-            Command::Compact(compact) => self.compacted = compact.revision,
+            Command::Compact(compact) => {
+                self.compacted = compact.revision;
+                self.compactions.insert(compact.revision);
+            }
             Command::LeaseGrant(grant) => {
                 self.leases.insert(grant.id, grant.ttl);
             }
@@ -154,17 +159,24 @@ impl Model {
         }
     }
 
-    /// Whether a later change of the same revision covers the one at this place of the list.
-    fn is_in_passing(&self, at: usize) -> bool {
-        let (made, key, _) = &self.versions[at];
-        self.versions[at + 1..].iter().take_while(|(later, ..)| later == made).any(|(_, other, _)| other == key)
+    /// Whether a compaction at its revision leaves a change: of each key the first delete, and the pair at its end.
+    fn outlives_its_compaction(&self, at: usize) -> bool {
+        let (revision, key, version) = &self.versions[at];
+        let alike = |(other, name, kind): &(i64, Bytes, Option<KeyValue>)| {
+            (other, name, kind.is_some()) == (revision, key, version.is_some())
+        };
+        match version {
+            None => !self.versions[..at].iter().any(alike),
+            Some(_) => !self.versions[at + 1..].iter().any(|(other, name, _)| (other, name) == (revision, key)),
+        }
     }
 
-    /// `compacted`: pairs before the changes up to it cannot be read, and of its own changes only the last of a key.
+    /// `compacted`: pairs before the changes up to it cannot be read, and of its own changes not all are left.
     fn events(&self, from: i64, range: &KeyRange, compacted: i64) -> Vec<RevisionEvents> {
         let mut revisions: Vec<RevisionEvents> = Vec::new();
         for (at, (made, key, version)) in self.versions.iter().enumerate() {
-            if *made < from || !range.contains(key) || *made <= compacted && self.is_in_passing(at) {
+            let is_left = *made != compacted || self.outlives_its_compaction(at);
+            if *made < from || !range.contains(key) || !is_left {
                 continue;
             }
             let before = || if *made > compacted { self.at(made - 1).remove(key) } else { None };

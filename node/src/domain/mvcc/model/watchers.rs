@@ -61,9 +61,8 @@ impl Wish {
 }
 
 impl Model {
-    /// What a watcher must hear of the revisions `from..=through`; an event that a later one of its revision covers is
-    /// lost to whoever did not hear it before the revision was compacted.
-    fn heard_by(&self, wish: &Wish, from: i64, through: i64, compacted: i64) -> Vec<Wanted> {
+    /// What a watcher must hear of the revisions `from..=through`, and whether a compaction may have taken it before.
+    fn heard_by(&self, wish: &Wish, from: i64, through: i64) -> Vec<(Event, bool)> {
         let (mut events, mut revision) = (Vec::new(), 0);
         // The state so far, and what the revision at hand found of the keys that it changed.
         let (mut state, mut found) = (BTreeMap::new(), BTreeMap::new());
@@ -81,8 +80,8 @@ impl Model {
             if *made >= from && !filtered && wish.names(key) {
                 let gone = || KeyValue { key: key.clone(), mod_revision: *made, ..Default::default() };
                 let kv = version.clone().unwrap_or_else(gone);
-                let event = Event { r#type: i32::from(version.is_none()), kv: Some(kv), prev_kv };
-                events.push(Wanted { event, losable: *made <= compacted && self.is_in_passing(at) });
+                let taken = self.compactions.contains(made) && !self.outlives_its_compaction(at);
+                events.push((Event { r#type: i32::from(version.is_none()), kv: Some(kv), prev_kv }, taken));
             }
             match version {
                 Some(kv) => state.insert(key, kv.clone()),
@@ -91,13 +90,6 @@ impl Model {
         }
         events
     }
-}
-
-/// An event that a watcher must hear.
-#[derive(Debug)]
-struct Wanted {
-    event: Event,
-    losable: bool,
 }
 
 /// One watcher of a client, and what it has heard so far.
@@ -115,21 +107,20 @@ struct Watcher {
 impl Watcher {
     /// Order, completeness, and that nothing came twice. Behind a compaction the pair before may be unreadable.
     fn check(&self, model: &Model, through: i64, compacted: i64) {
-        let wanted = model.heard_by(&self.wish, self.from, through, compacted);
+        let wanted = model.heard_by(&self.wish, self.from, through);
         let same = |heard: &Event, wanted: &Event| {
             let revision = wanted.kv.as_ref().map_or(0, |kv| kv.mod_revision);
             let unreadable = heard.prev_kv.is_none() && revision <= compacted;
             heard == wanted || unreadable && *heard == Event { prev_kv: None, ..wanted.clone() }
         };
         let mut heard = self.heard.iter().peekable();
-        let all = wanted
-            .iter()
-            .all(|Wanted { event, losable }| heard.next_if(|heard| same(heard, event)).is_some() || *losable)
-            && heard.next().is_none();
+        let all = wanted.iter().all(|(event, taken)| heard.next_if(|heard| same(heard, event)).is_some() || *taken);
         assert!(
-            all,
+            all && heard.peek().is_none(),
             "{:?} from {} through {through}, compacted {compacted}\nheard {:#?}\nwanted {wanted:#?}",
-            self.wish, self.from, self.heard
+            self.wish,
+            self.from,
+            self.heard
         );
     }
 }
