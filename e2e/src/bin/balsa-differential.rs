@@ -36,12 +36,9 @@ struct Args {
     /// Where the drawing begins; a new one each time by default.
     #[arg(long, env = "BALSA_SEED")]
     seed: Option<u64>,
-    /// Draws users, alarms, members and streamed ranges too, whose differences are not all mended yet.
-    #[arg(long, env = "BALSA_WIDE")]
-    wide: bool,
-    /// How many members Balsa's cluster has, which are asked in turn.
-    #[arg(long, default_value_t = 1)]
-    nodes: usize,
+    /// How many members Balsa's clusters have, which are asked in turn; by default three in each fourth sequence, else one.
+    #[arg(long)]
+    nodes: Option<usize>,
     /// How many sequences run at a time: each mostly waits, for the 100 ms after which etcd serves a watcher of the past.
     #[arg(long, env = "BALSA_PARALLEL", default_value_t = 8)]
     parallel: usize,
@@ -50,20 +47,24 @@ struct Args {
     shrink: u64,
 }
 
+impl Args {
+    /// The programs of a sequence.
+    fn programs(&self, balsa: &Path, seed: u64) -> Programs {
+        let nodes = self.nodes.unwrap_or(if seed.is_multiple_of(4) { 3 } else { 1 });
+        Programs { etcd: self.etcd.clone(), balsa: balsa.to_owned(), nodes }
+    }
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
-    let beside = std::env::current_exe()?.with_file_name("balsa");
-    let programs = Programs { etcd: args.etcd.clone(), balsa: args.balsa.clone().unwrap_or(beside), nodes: args.nodes };
     let first = args.seed.unwrap_or_else(new_seed);
     let started = Instant::now();
-    let scope =
-        Scope { range_stream: has_range_stream(&programs.etcd).await?, wide: args.wide, alone: args.nodes == 1 };
     println!("differential: {} requests from seed {first}, against {}", args.requests, args.etcd.display());
-    if let Some(failure) = first_difference(&programs, first, &args, scope).await? {
-        let Failure { seed, steps, difference } = failure;
+    if let Some(failure) = first_difference(first, &args).await? {
+        let Failure { seed, difference, .. } = &failure;
         println!("differential: seed {seed} differs (again with BALSA_SEED={seed})\n{difference}");
-        report(&programs, steps, &difference, Duration::from_secs(args.shrink)).await?;
+        report(failure, Duration::from_secs(args.shrink)).await?;
         return Ok(ExitCode::FAILURE);
     }
     println!("differential: no difference in {} requests, {} s", args.requests, started.elapsed().as_secs());
@@ -73,20 +74,22 @@ async fn main() -> anyhow::Result<ExitCode> {
 /// A sequence on which the servers differ.
 struct Failure {
     seed: u64,
+    programs: Programs,
     steps: Vec<Step>,
     difference: Difference,
 }
 
 /// Runs sequences until all requests are sent or two servers differ; those that run meanwhile are given up.
-async fn first_difference(
-    programs: &Programs,
-    first: u64,
-    args: &Args,
-    scope: Scope,
-) -> anyhow::Result<Option<Failure>> {
+async fn first_difference(first: u64, args: &Args) -> anyhow::Result<Option<Failure>> {
+    let beside = std::env::current_exe()?.with_file_name("balsa");
+    let balsa = args.balsa.as_ref().unwrap_or(&beside);
+    let range_stream = has_range_stream(&args.etcd).await?;
     let lengths = (0..args.requests).step_by(SEQUENCE).map(|from| SEQUENCE.min(args.requests - from));
-    let sequences = stream::iter((first..).zip(lengths));
-    let outcomes = sequences.map(|(seed, length)| one(programs, seed, sequence(seed, length, scope)));
+    let outcomes = stream::iter((first..).zip(lengths)).map(|(seed, length)| {
+        let programs = args.programs(balsa, seed);
+        let scope = Scope { range_stream, alone: programs.nodes == 1 };
+        one(programs, seed, sequence(seed, length, scope))
+    });
     let failures = outcomes.buffer_unordered(args.parallel.max(1)).try_filter_map(|failure| ready(Ok(failure)));
     pin!(failures).try_next().await
 }
@@ -94,15 +97,11 @@ async fn first_difference(
 /// How often a sequence is run again when the machine is too busy for etcd.
 const OVERLOADS: usize = 5;
 
-async fn one(programs: &Programs, seed: u64, steps: Vec<Step>) -> anyhow::Result<Option<Failure>> {
+async fn one(programs: Programs, seed: u64, steps: Vec<Step>) -> anyhow::Result<Option<Failure>> {
     for _ in 0..OVERLOADS {
-        match run(programs, &steps).await.with_context(|| format!("seed {seed}"))? {
+        match run(&programs, &steps).await.with_context(|| format!("seed {seed}"))? {
             Outcome::Same => return Ok(None),
-            Outcome::Lost => {
-                println!("differential: etcd has ended in seed {seed}, of its own fault that the table names");
-                return Ok(None);
-            }
-            Outcome::Differs(difference) => return Ok(Some(Failure { seed, steps, difference })),
+            Outcome::Differs(difference) => return Ok(Some(Failure { seed, programs, steps, difference })),
             Outcome::Overloaded => println!("differential: the machine is too busy for etcd, seed {seed} again"),
         }
     }
@@ -111,7 +110,7 @@ async fn one(programs: &Programs, seed: u64, steps: Vec<Step>) -> anyhow::Result
 
 async fn has_range_stream(etcd: &Path) -> anyhow::Result<bool> {
     let step = Step::RangeStream(pb::RangeRequest { key: "a".into(), ..Default::default() });
-    let reply = Side::start("etcd", etcd, 1).await?.send(0, &step).await;
+    let reply = Side::start("etcd", etcd, 1, true).await?.send(0, &step).await;
     Ok(!matches!(reply, Reply::Failed { code: Code::Unimplemented, .. }))
 }
 
@@ -122,16 +121,12 @@ fn new_seed() -> u64 {
 }
 
 /// Shrinks and prints.
-async fn report(
-    programs: &Programs,
-    mut steps: Vec<Step>,
-    difference: &Difference,
-    patience: Duration,
-) -> anyhow::Result<()> {
+async fn report(failure: Failure, patience: Duration) -> anyhow::Result<()> {
+    let Failure { programs, mut steps, difference, .. } = failure;
     steps.truncate(difference.at + 1);
-    let small =
-        shrink(steps, patience, |steps| async move { Ok(matches!(run(programs, &steps).await?, Outcome::Differs(_))) })
-            .await?;
+    let programs = &programs;
+    let differs = |steps: Vec<Step>| async move { Ok(matches!(run(programs, &steps).await?, Outcome::Differs(_))) };
+    let small = shrink(steps, patience, differs).await?;
     println!(
         "\nthe small case, {} steps (revisions around 2^48 stand for the current one, around 2^52 for the compacted one):",
         small.len()

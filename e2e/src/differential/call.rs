@@ -176,7 +176,7 @@ impl Answer for pb::AuthenticateResponse {
 
 impl Answer for pb::HashResponse {
     fn header(&mut self) -> Option<pb::ResponseHeader> {
-        self.hash = self.hash.min(1);
+        self.hash = 0;
         self.header.take()
     }
 }

@@ -7,18 +7,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use balsa_proto::etcdserverpb as pb;
-use balsa_proto::mvccpb::Event;
 use pb::watch_request::RequestUnion;
 use tonic::Code;
 
 use super::allowed;
+use super::history::History;
 use super::reply::Reply;
 use super::revision::Revisions;
 use super::side::{Side, is_progress_request};
 use super::step::Step;
-use super::streams::mod_revision;
+use super::streams::{Record, mod_revision};
 use super::watching::Watching;
 
 /// The stream that sees everything; sequences use small numbers.
@@ -29,6 +30,9 @@ const SETTLE_EVERY: usize = 40;
 
 /// A server asked for progress answers at once or not at all; etcd looks for watchers to catch up each 100 ms.
 const PROGRESS_ATTEMPTS: usize = 6;
+
+/// How long a process that broke its connections is waited for, to tell its end from others.
+const LAST_BREATH: Duration = Duration::from_millis(500);
 
 /// The two programs.
 #[derive(Debug, Clone)]
@@ -50,12 +54,7 @@ pub enum Outcome {
     Differs(Difference),
     /// etcd itself gave up a request because the machine is too busy: there is nothing to compare with.
     Overloaded,
-    /// etcd's process has ended of a fault of its own.
-    Lost,
 }
-
-/// What etcd's log says when it ends because its index names a revision that its store does not have.
-const LOST: &str = "range failed to find revision pair";
 
 /// What etcd says then.
 const OVERLOADED: &str = "etcdserver: request timed out";
@@ -89,12 +88,12 @@ pub async fn run(programs: &Programs, sequence: &[Step]) -> anyhow::Result<Outco
     let mut lockstep = Lockstep::start(programs).await?;
     for (at, step) in sequence.iter().chain(&ending()).enumerate() {
         if let Err(difference) = lockstep.step(at, step).await {
-            return Ok(lockstep.outcome(difference));
+            return Ok(lockstep.outcome(difference).await);
         }
     }
     match lockstep.hear_progress(sequence.len()).await {
         Ok(()) => Ok(Outcome::Same),
-        Err(difference) => Ok(lockstep.outcome(difference)),
+        Err(difference) => Ok(lockstep.outcome(difference).await),
     }
 }
 
@@ -115,14 +114,15 @@ struct Lockstep {
     /// Streams with watchers from the past that may not have looked at it yet.
     behind: BTreeSet<usize>,
     watching: Vec<Watching>,
-    /// Every event of the store, as etcd told them.
-    log: Vec<Event>,
+    history: History,
 }
 
 impl Lockstep {
     async fn start(programs: &Programs) -> anyhow::Result<Self> {
-        let balsa = Side::start("balsa", &programs.balsa, programs.nodes);
-        let (etcd, balsa) = tokio::join!(Side::start("etcd", &programs.etcd, 1), balsa);
+        // The shortest lease follows from the time of elections, so that is the same on both.
+        let fast = programs.nodes == 1;
+        let balsa = Side::start("balsa", &programs.balsa, programs.nodes, fast);
+        let (etcd, balsa) = tokio::join!(Side::start("etcd", &programs.etcd, 1, fast), balsa);
         let mut lockstep = Self {
             etcd: etcd?,
             balsa: balsa?,
@@ -131,53 +131,60 @@ impl Lockstep {
             announced: BTreeMap::new(),
             behind: BTreeSet::new(),
             watching: Vec::new(),
-            log: Vec::new(),
+            history: History::default(),
         };
         let audit = Step::Watch { stream: AUDIT, request: audit_request() };
         lockstep.step(0, &audit).await.map_err(|difference| anyhow::anyhow!("{difference}"))?;
         Ok(lockstep)
     }
 
-    fn outcome(&mut self, mut difference: Difference) -> Outcome {
+    async fn outcome(&mut self, mut difference: Difference) -> Outcome {
         if difference.etcd.contains(OVERLOADED) {
             return Outcome::Overloaded;
         }
-        if self.etcd.ended().is_some_and(|log| log.contains(LOST)) {
-            return Outcome::Lost;
-        }
-        if let Some(log) = self.balsa.ended() {
-            difference.balsa.push_str(&format!("\n(the process has ended)\n{log}"));
+        let (etcd, balsa) = tokio::join!(self.etcd.ended(LAST_BREATH), self.balsa.ended(LAST_BREATH));
+        for (said, ended) in [(&mut difference.etcd, etcd), (&mut difference.balsa, balsa)] {
+            if let Some(log) = ended {
+                said.push_str(&format!("\n(the process has ended)\n{log}"));
+            }
         }
         Outcome::Differs(difference)
     }
 
     async fn step(&mut self, at: usize, step: &Step) -> Result<(), Difference> {
-        let sent = self.revisions.resolve(step);
-        let (_, step) = sent.parts();
-        let differ = |etcd: String, balsa: String| Difference { at, step: sent.to_string(), etcd, balsa };
-        if let Step::Call(call) = step
+        let mut sent = self.revisions.resolve(step);
+        if let Step::Call(call) = sent.parts().1
             && self.etcd.would_wait(call).await
         {
             return Ok(());
         }
-        if needs_settled_watchers(step) || at % SETTLE_EVERY == SETTLE_EVERY - 1 {
-            self.settle().await.map_err(|(etcd, balsa)| differ(etcd, balsa))?;
+        let differ = |sent: &Step, (etcd, balsa)| Difference { at, step: sent.to_string(), etcd, balsa };
+        if needs_settled_watchers(sent.parts().1) || at % SETTLE_EVERY == SETTLE_EVERY - 1 {
+            self.settle().await.map_err(|both| differ(&sent, both))?;
         }
-        if matches!(step, Step::Compact(_)) {
+        if let Some(compaction) = sent.compaction() {
+            if self.history.breaks_etcd(compaction.revision) {
+                return Ok(());
+            }
             self.catch_up().await;
         }
-        let (etcd, balsa) = match step {
-            Step::Watch { stream, .. } if is_progress_request(step) => self.progress(*stream).await,
-            _ => tokio::join!(self.etcd.send(at, &sent), self.balsa.send(at, &sent)),
-        };
+        let (etcd, balsa) = self.ask(at, &sent).await;
+        let (_, step) = sent.parts();
         if self.is_of_a_compaction(step) {
             return Ok(());
         }
-        if let Some((etcd, balsa)) = allowed::differ(step, &etcd, &balsa) {
-            return Err(differ(etcd, balsa));
+        if let Some(both) = allowed::differ(step, &etcd, &balsa) {
+            return Err(differ(&sent, both));
         }
         self.learn(step, &etcd);
         Ok(())
+    }
+
+    async fn ask(&mut self, at: usize, sent: &Step) -> (Reply, Reply) {
+        match sent.parts().1 {
+            step @ Step::Watch { stream, .. } if is_progress_request(step) => self.progress(*stream).await,
+            _ => tokio::join!(self.etcd.send(at, sent), self.balsa.send(at, sent)),
+        }
     }
 
     /// A hash that etcd may have kept from a compaction; see the table.
@@ -205,6 +212,7 @@ impl Lockstep {
             (Step::Compact(request), Reply::Compact(_)) => {
                 self.revisions.compacted = request.revision;
                 self.compactions.insert(request.revision);
+                self.history.compact(request.revision);
             }
             // What decodes has no revision in it, so this compacted at 0.
             (Step::Raw { path, .. }, Reply::Raw(Code::Ok)) if path.ends_with("/Compact") => {
@@ -220,7 +228,9 @@ impl Lockstep {
             match &request.request_union {
                 Some(RequestUnion::CreateRequest(create)) if !answer.canceled => {
                     let number = self.announced.entry(stream).or_default();
-                    self.watching.push(Watching::new(stream, *number, answer.watch_id, create, self.revisions));
+                    let mut watching = Watching::new(stream, *number, answer.watch_id, create, self.revisions);
+                    watching.taken = self.history.taken(create.start_revision);
+                    self.watching.push(watching);
                     *number += 1;
                     if create.start_revision > 0 && create.start_revision <= self.revisions.current {
                         self.behind.insert(stream);
@@ -248,12 +258,12 @@ impl Lockstep {
 
     /// Waits until both servers have sent every event that is due, and compares them.
     async fn settle(&mut self) -> Result<(), (String, String)> {
-        self.read_log().await?;
+        self.read_history().await?;
         for index in 0..self.watching.len() {
-            self.watching[index].expect(&self.log);
+            self.watching[index].expect(self.history.events());
             let watching = &self.watching[index];
-            let etcd = watching.wait(self.etcd.stream(watching.stream).await).await;
-            let balsa = watching.wait(self.balsa.stream(watching.stream).await).await;
+            let etcd = watching.wait(self.etcd.stream(watching.stream).await, &watching.taken).await;
+            let balsa = watching.wait(self.balsa.stream(watching.stream).await, &BTreeSet::new()).await;
             let (etcd, balsa) = (
                 etcd.normalised(watching.stream, &mut self.etcd.identity),
                 balsa.normalised(watching.stream, &mut self.balsa.identity),
@@ -282,14 +292,20 @@ impl Lockstep {
         Ok(())
     }
 
-    /// Reads events from etcd until the log has that of the current revision.
-    async fn read_log(&mut self) -> Result<(), (String, String)> {
-        let (current, known) = (self.revisions.current, self.log.len());
+    /// Reads events from etcd until there are those of the current revision.
+    async fn read_history(&mut self) -> Result<(), (String, String)> {
+        let (current, known) = (self.revisions.current, self.history.events().len());
         let stream = self.etcd.stream(AUDIT).await;
-        let complete = current == 1
-            || stream.until(|record| record.watchers[0].events.last().map_or(0, mod_revision) >= current).await;
-        self.log.extend_from_slice(&stream.record().watchers[0].events[known..]);
-        if complete { Ok(()) } else { Err((format!("no event of revision {current}"), String::new())) }
+        let last = |record: &Record| record.watchers[0].events.last().map_or(1, mod_revision);
+        stream.until(|record| last(record) >= current).await;
+        let record = stream.record();
+        self.history.extend(&record.watchers[0].events[known..]);
+        if last(&record) >= current {
+            return Ok(());
+        }
+        let (last, ended) = (last(&record), &record.ended);
+        let etcd = format!("no event of revision {current}, the last is of {last}, the end of the stream {ended:?}");
+        Err((etcd, String::new()))
     }
 
     fn broken(&self) -> Result<(), (String, String)> {

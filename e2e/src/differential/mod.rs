@@ -7,6 +7,7 @@
 pub mod allowed;
 pub mod call;
 pub mod generate;
+pub mod history;
 pub mod lockstep;
 pub mod raw;
 pub mod reply;

@@ -218,6 +218,9 @@ impl Identity {
                 *error = error.replace(&format!("memberID:{id} "), &format!("memberID:member {index} "));
             }
         }
+        for error in errors.iter_mut() {
+            *error = error.split_whitespace().collect::<Vec<_>>().join(" ");
+        }
         errors.sort();
     }
 

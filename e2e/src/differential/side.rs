@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use balsa_proto::etcdserverpb as pb;
 use pb::cluster_client::ClusterClient;
@@ -9,7 +10,7 @@ use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
 use pb::watch_request::RequestUnion;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use tonic::{Response, Status};
 
 use super::call::Call;
@@ -45,13 +46,13 @@ struct Member {
 }
 
 impl Side {
-    /// Starts a cluster.
+    /// Starts a cluster, with `fast` elections.
     ///
     /// # Errors
     /// It does not start.
-    pub async fn start(name: &str, program: &Path, nodes: usize) -> anyhow::Result<Self> {
+    pub async fn start(name: &str, program: &Path, nodes: usize, fast: bool) -> anyhow::Result<Self> {
         let mut arguments = ARGUMENTS.to_vec();
-        if nodes == 1 {
+        if fast {
             arguments.extend(FAST_ELECTION);
         }
         // What is compared does not depend on the disk, and a real one would be waited for most of the time.
@@ -105,10 +106,17 @@ impl Side {
         records.flat_map(|(_, record)| record.broken).collect::<Vec<_>>().join("; ")
     }
 
-    /// The end of the log of a member whose process has ended.
-    pub fn ended(&mut self) -> Option<String> {
-        let mut servers = self.members.iter_mut().map(|member| &mut member.server);
-        servers.find_map(|server| (!server.is_running()).then(|| server.log_end()))
+    /// The end of the log of a member whose process ends before long.
+    pub async fn ended(&mut self, patience: Duration) -> Option<String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let mut servers = self.members.iter_mut().map(|member| &mut member.server);
+            let ended = servers.find_map(|server| (!server.is_running()).then(|| server.log_end()));
+            if ended.is_some() || Instant::now() > deadline {
+                return ended;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Whether a lock or an election would wait for another owner.

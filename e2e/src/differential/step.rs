@@ -81,6 +81,15 @@ impl Step {
         }
     }
 
+    /// The compaction that it is.
+    pub fn compaction(&mut self) -> Option<&mut pb::CompactionRequest> {
+        match self {
+            Step::Compact(request) => Some(request),
+            Step::As { step, .. } => step.compaction(),
+            _ => None,
+        }
+    }
+
     /// The watch stream that it goes to.
     pub fn stream(&self) -> Option<usize> {
         match self {

@@ -236,8 +236,17 @@ impl Stream {
     }
 
     /// Waits until the record satisfies `enough`; false when it does not in time or the stream ended.
-    pub async fn until(&mut self, enough: impl FnMut(&Record) -> bool) -> bool {
-        self.until_for(enough, PATIENCE).await
+    pub async fn until(&mut self, mut enough: impl FnMut(&Record) -> bool) -> bool {
+        // In slices, so that a machine that was stopped as a whole for longer than all of them costs only one.
+        let mut slices = 0..PATIENCE.as_secs();
+        loop {
+            if self.until_for(&mut enough, Duration::from_secs(1)).await {
+                return true;
+            }
+            if self.record.borrow().ended.is_some() || slices.next().is_none() {
+                return false;
+            }
+        }
     }
 
     async fn until_for(&mut self, mut enough: impl FnMut(&Record) -> bool, bound: Duration) -> bool {

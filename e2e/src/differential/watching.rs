@@ -1,10 +1,12 @@
 //! What one watcher must have got: counted from the log of all events, so that a comparison knows when it may look.
 //! Which events those are exactly, etcd's answer says.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::mvccpb::Event;
+use balsa_proto::mvccpb::event::EventType;
 use bytes::Bytes;
 use tonic::Code;
 
@@ -25,6 +27,8 @@ pub struct Watching {
     request: pb::WatchCreateRequest,
     /// No event before this revision.
     start: i64,
+    /// Keys that its first revision changed in passing, when that is the compacted one. etcd may tell those changes or not.
+    pub taken: BTreeSet<Bytes>,
     /// It asked for what is compacted: it is canceled instead of served.
     doomed: bool,
     scanned: usize,
@@ -67,6 +71,7 @@ impl Watching {
             id,
             request: request.clone(),
             start,
+            taken: BTreeSet::new(),
             doomed: start < revisions.compacted,
             scanned: 0,
             expected: 0,
@@ -98,18 +103,30 @@ impl Watching {
         if self.request.key.is_empty() { Bytes::from_static(b"\0") } else { self.request.key.clone() }
     }
 
-    /// Waits until a server's stream has all that is due, and takes what was not compared yet.
-    pub async fn wait(&self, stream: &mut Stream) -> Outcome {
-        stream.until(|record| self.is_complete(record)).await;
+    /// Waits until a server's stream has all that is due, and takes what was not compared yet, without what the first
+    /// revision did in passing to the keys of `taken`.
+    pub async fn wait(&self, stream: &mut Stream, taken: &BTreeSet<Bytes>) -> Outcome {
+        stream.until(|record| self.is_complete(record, taken)).await;
         let record = stream.record();
         let watcher = record.watchers.get(self.number).cloned().unwrap_or_default();
-        let events = watcher.events.get(self.compared..).unwrap_or_default().to_vec();
+        let events = self.left(&watcher.events, taken).skip(self.compared).cloned().collect();
         Outcome { events, compacted: watcher.compacted, ended: record.ended.clone() }
     }
 
-    fn is_complete(&self, record: &Record) -> bool {
+    fn is_complete(&self, record: &Record, taken: &BTreeSet<Bytes>) -> bool {
         let Some(watcher) = record.watchers.get(self.number) else { return false };
-        watcher.events.len() >= self.expected && (!self.doomed || watcher.compacted.is_some())
+        let heard = self.left(&watcher.events, taken).count();
+        heard >= self.expected && (!self.doomed || watcher.compacted.is_some())
+    }
+
+    /// Of a key in `taken` the first revision leaves one delete.
+    fn left<'a>(&self, events: &'a [Event], taken: &BTreeSet<Bytes>) -> impl Iterator<Item = &'a Event> {
+        let mut deleted = BTreeSet::new();
+        events.iter().filter(move |event| {
+            let key = event.kv.as_ref().map_or(&[][..], |kv| &kv.key);
+            let in_passing = mod_revision(event) == self.start && taken.contains(key);
+            !in_passing || event.r#type() == EventType::Delete && deleted.insert(key)
+        })
     }
 
     /// What is due was compared.
@@ -163,6 +180,20 @@ mod tests {
         watching.expect(&log[..2]);
         watching.expect(&log);
         watching.expected
+    }
+
+    #[test]
+    fn of_keys_that_changed_in_passing_one_delete_counts() {
+        let request = pb::WatchCreateRequest { start_revision: 3, range_end: "\0".into(), ..Default::default() };
+        let watching = Watching::new(0, 0, 0, &request, Revisions { current: 4, compacted: 3 });
+        let event = |(key, delete, mod_revision): (&'static str, bool, i64)| Event {
+            r#type: i32::from(delete),
+            kv: Some(KeyValue { key: key.into(), mod_revision, ..Default::default() }),
+            ..Default::default()
+        };
+        let heard = [("a", true, 3), ("a", false, 3), ("a", true, 3), ("b", false, 3), ("a", false, 4)].map(event);
+        let left = |taken: &[Bytes]| watching.left(&heard, &taken.iter().cloned().collect()).count();
+        assert_eq!((left(&["a".into()]), left(&[])), (3, 5));
     }
 
     #[test]

@@ -20,7 +20,7 @@ const PATHS: [&str; 9] = [
 
 impl Draw {
     pub(super) fn raw(&mut self) -> Step {
-        let body = match self.0.u32(0..100) {
+        let body = match self.rng.u32(0..100) {
             // A field that claims to be longer than the message, a group that never ends, a varint that never ends.
             0..60 => Bytes::from_static(self.pick::<&[u8]>(&[
                 b"\x0a\xff\x01a",

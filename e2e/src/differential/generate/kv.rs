@@ -21,8 +21,8 @@ impl Draw {
             request.limit = self.pick(&[1, 1, 2, 3, 5, 10, -1, i64::MAX]);
         }
         if self.chance(35) {
-            request.sort_order = self.0.i32(0..3);
-            request.sort_target = self.0.i32(0..5);
+            request.sort_order = self.rng.i32(0..3);
+            request.sort_target = self.rng.i32(0..5);
         } else if self.chance(2) {
             request.sort_order = self.pick(&[0, 1, 3, -1, i32::MAX]);
             request.sort_target = self.pick(&[0, 4, 5, -1, i32::MIN]);
@@ -41,7 +41,7 @@ impl Draw {
             &mut request.max_create_revision,
         ] {
             if self.chance(40) {
-                *bound = if self.chance(95) { current(-self.0.i64(0..20)) } else { self.pick(&[-1, i64::MAX]) };
+                *bound = if self.chance(95) { current(-self.rng.i64(0..20)) } else { self.pick(&[-1, i64::MAX]) };
             }
         }
     }
@@ -70,11 +70,11 @@ impl Draw {
     }
 
     pub(super) fn compaction(&mut self) -> pb::CompactionRequest {
-        let revision = match self.0.u32(0..100) {
-            0..60 => current(-self.0.i64(3..20)),
-            60..75 => current(-self.0.i64(0..3)),
-            75..80 => current(self.0.i64(1..3)),
-            80..95 => compacted(self.0.i64(-1..3)),
+        let revision = match self.rng.u32(0..100) {
+            0..60 => current(-self.rng.i64(3..20)),
+            60..75 => current(-self.rng.i64(0..3)),
+            75..80 => current(self.rng.i64(1..3)),
+            80..95 => compacted(self.rng.i64(-1..3)),
             _ => self.pick(&[0, -1, 1, i64::MAX, i64::MIN]),
         };
         pb::CompactionRequest { revision, physical: self.chance(40) }

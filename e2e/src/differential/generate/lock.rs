@@ -13,9 +13,9 @@ impl Draw {
         let name = Bytes::from_static(self.pick::<&[u8]>(&[b"l", b"m", b"n"]));
         let lease = self.owner();
         let key: Bytes = [&name[..], b"/", format!("{lease:x}").as_bytes()].concat().into();
-        let rev = if self.chance(85) { current(-self.0.i64(0..6)) } else { self.pick(&[0, -1, i64::MAX]) };
+        let rev = if self.chance(85) { current(-self.rng.i64(0..6)) } else { self.pick(&[0, -1, i64::MAX]) };
         let leader = self.chance(97).then(|| election::LeaderKey { name: name.clone(), key: key.clone(), rev, lease });
-        Step::Call(match self.0.u32(0..100) {
+        Step::Call(match self.rng.u32(0..100) {
             0..25 => Call::Lock(lock::LockRequest { name, lease }),
             25..45 => Call::Unlock(lock::UnlockRequest { key }),
             45..65 => Call::Campaign(election::CampaignRequest { name, lease, value: self.value() }),
@@ -27,6 +27,6 @@ impl Draw {
 
     /// Never 0: then the server draws a lease, which is part of the key.
     fn owner(&mut self) -> i64 {
-        if self.chance(90) { self.0.i64(1..6) } else { self.pick(&[777, i64::MAX]) }
+        if self.chance(90) { self.rng.i64(1..6) } else { self.pick(&[777, i64::MAX]) }
     }
 }

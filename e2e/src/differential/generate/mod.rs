@@ -9,8 +9,11 @@ mod kv;
 mod lease;
 mod lock;
 mod maintenance;
+mod passing;
 mod txn;
 mod watch;
+
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -25,8 +28,6 @@ use super::step::Step;
 pub struct Scope {
     /// Both have RangeStream: the etcd is a 3.7.
     pub range_stream: bool,
-    /// Users, alarms, members and streamed ranges too.
-    pub wide: bool,
     /// Both have one member, so that lists of members and alarms of members are equal.
     pub alone: bool,
 }
@@ -35,13 +36,12 @@ pub struct Scope {
 pub fn sequence(seed: u64, length: usize, scope: Scope) -> Vec<Step> {
     let mut rng = Rng::with_seed(seed);
     let theme = match rng.u32(0..100) {
-        _ if !scope.wide => Theme::Plain,
         0..60 => Theme::Plain,
         // Who may ask what without a token is not the same in 3.6.
         60..85 if scope.range_stream => Theme::Users,
         _ => Theme::Troubles,
     };
-    let mut draw = Draw(rng, theme, scope);
+    let mut draw = Draw { rng, theme, scope, ahead: VecDeque::new() };
     let mut steps = if theme == Theme::Users { draw.users() } else { Vec::new() };
     while steps.len() < length {
         let step = draw.step();
@@ -62,11 +62,20 @@ enum Theme {
 }
 
 /// The source of all choices, and what they are among.
-struct Draw(Rng, Theme, Scope);
+struct Draw {
+    rng: Rng,
+    theme: Theme,
+    scope: Scope,
+    /// Drawn already: steps that mean something only one after the other.
+    ahead: VecDeque<Step>,
+}
 
 impl Draw {
     fn step(&mut self) -> Step {
-        match self.1 {
+        if let Some(step) = self.ahead.pop_front() {
+            return step;
+        }
+        match self.theme {
             Theme::Plain => self.plain(),
             Theme::Users => {
                 if self.chance(12) {
@@ -75,17 +84,19 @@ impl Draw {
                 let step = self.plain();
                 self.with_bearer(step)
             }
-            Theme::Troubles => match self.0.u32(0..100) {
+            Theme::Troubles => match self.rng.u32(0..100) {
                 0..5 => self.alarm(),
                 5..12 => self.maintenance(),
-                12..22 if self.2.alone => self.membership(),
+                12..22 if self.scope.alone => self.membership(),
                 _ => self.plain(),
             },
         }
     }
 
     fn plain(&mut self) -> Step {
-        match self.0.u32(0..1000) {
+        match self.rng.u32(0..1000) {
+            // With users, not all watchers can be waited for: see `start_revision`.
+            0..8 if self.theme != Theme::Users => self.in_passing(),
             0..220 => Step::Range(self.range()),
             220..240 => self.range_stream(),
             240..430 => Step::Put(self.put()),
@@ -93,36 +104,36 @@ impl Draw {
             450..530 => Step::DeleteRange(self.delete_range()),
             530..710 => Step::Txn(self.txn()),
             710..755 => self.lease(),
-            755..770 if self.1 != Theme::Users => self.lock(),
+            755..770 if self.theme != Theme::Users => self.lock(),
             755..770 => self.lease(),
             770..790 => Step::Compact(self.compaction()),
             790..960 => self.watch(),
             960..970 => Step::Status,
             970..990 => Step::HashKv(self.hash_kv()),
-            _ if self.2.alone => Step::MemberList(self.member_list()),
+            _ if self.scope.alone => Step::MemberList(self.member_list()),
             _ => Step::Status,
         }
     }
 
     fn range_stream(&mut self) -> Step {
         let request = self.range();
-        if self.2.range_stream && self.2.wide { Step::RangeStream(request) } else { Step::Range(request) }
+        if self.scope.range_stream { Step::RangeStream(request) } else { Step::Range(request) }
     }
 
     /// True in `percent` of cases.
     fn chance(&mut self, percent: u32) -> bool {
-        self.0.u32(0..100) < percent
+        self.rng.u32(0..100) < percent
     }
 
     fn pick<T: Clone>(&mut self, choices: &[T]) -> T {
-        choices[self.0.usize(0..choices.len())].clone()
+        choices[self.rng.usize(0..choices.len())].clone()
     }
 
     /// Mostly one of eight, so that requests meet; else a family under a prefix, or a key at the edge of an order.
     fn key(&mut self) -> Bytes {
-        match self.0.u32(0..100) {
+        match self.rng.u32(0..100) {
             0..66 => Bytes::from(vec![self.pick(b"abcdefgh")]),
-            66..84 => Bytes::from(format!("p/{:02}", self.0.u32(0..20))),
+            66..84 => Bytes::from(format!("p/{:02}", self.rng.u32(0..20))),
             84..98 => {
                 Bytes::from_static(self.pick::<&[u8]>(&[b"\0", b"a\0", b"ab", b"p/", b"\xff", b"\xff\xff", b"p"]))
             }
@@ -133,7 +144,14 @@ impl Draw {
     /// What may stand as the end of a range that begins at `key`: nothing, "all that follows", the end of the prefix,
     /// or another key, which is often not behind `key`.
     fn range_end(&mut self, key: &Bytes) -> Bytes {
-        match self.0.u32(0..100) {
+        let end = self.any_range_end(key);
+        let holds_nothing = end <= *key && end != b"\0"[..];
+        // Whether a user may read nothing is a matter of etcd's tree.
+        if self.theme == Theme::Users && holds_nothing { Bytes::new() } else { end }
+    }
+
+    fn any_range_end(&mut self, key: &Bytes) -> Bytes {
+        match self.rng.u32(0..100) {
             0..35 => Bytes::new(),
             35..50 => Bytes::from_static(b"\0"),
             50..65 => prefix_end(key),
@@ -143,7 +161,7 @@ impl Draw {
     }
 
     fn value(&mut self) -> Bytes {
-        match self.0.u32(0..1000) {
+        match self.rng.u32(0..1000) {
             0..850 => Bytes::from(vec![b'v', self.pick(b"012345")]),
             850..900 => Bytes::new(),
             900..996 => Bytes::from(vec![self.pick(b"xyz"); self.pick(&[100, 1000, 5000])]),
@@ -154,11 +172,11 @@ impl Draw {
 
     /// A revision to read at.
     fn revision(&mut self) -> i64 {
-        match self.0.u32(0..100) {
+        match self.rng.u32(0..100) {
             0..55 => 0,
-            55..86 => current(-self.0.i64(0..12)),
-            86..90 => current(self.0.i64(1..4)),
-            90..97 => compacted(self.0.i64(-2..3)),
+            55..86 => current(-self.rng.i64(0..12)),
+            86..90 => current(self.rng.i64(1..4)),
+            90..97 => compacted(self.rng.i64(-2..3)),
             _ => self.pick(&[-1, -7, 1, 2, i64::MAX, i64::MIN]),
         }
     }
@@ -180,7 +198,7 @@ pub fn prefix_end(prefix: &[u8]) -> Bytes {
 mod tests {
     use super::*;
 
-    const ALL: Scope = Scope { range_stream: true, wide: true, alone: true };
+    const ALL: Scope = Scope { range_stream: true, alone: true };
 
     #[test]
     fn a_seed_is_a_sequence() {
