@@ -4,6 +4,7 @@ use std::fmt;
 
 use balsa_proto::etcdserverpb as pb;
 use bytes::Bytes;
+use pb::request_op::Request;
 
 use super::call::Call;
 
@@ -102,10 +103,17 @@ impl Step {
     pub fn waits_for_earlier_ones(&self) -> bool {
         match self {
             Step::Range(request) => !request.serializable,
-            Step::Put(_) | Step::DeleteRange(_) | Step::Txn(_) => true,
+            Step::Put(_) | Step::DeleteRange(_) => true,
+            Step::Txn(request) => !reads_locally(request),
             _ => false,
         }
     }
+}
+
+/// Whether a transaction holds nothing but serializable ranges, if anything.
+fn reads_locally(txn: &pb::TxnRequest) -> bool {
+    let mut operations = txn.success.iter().chain(&txn.failure);
+    operations.all(|operation| matches!(&operation.request, Some(Request::RequestRange(range)) if range.serializable))
 }
 
 impl fmt::Display for Step {
@@ -167,6 +175,17 @@ fn without(text: &str, value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_reads_locally_may_be_late() {
+        let range = |serializable| {
+            let range = pb::RangeRequest { serializable, ..Default::default() };
+            let operation = pb::RequestOp { request: Some(Request::RequestRange(range)) };
+            Step::Txn(pb::TxnRequest { success: vec![operation], ..Default::default() })
+        };
+        let steps = [range(true), Step::Txn(pb::TxnRequest::default()), range(false)];
+        assert_eq!(steps.map(|step| step.waits_for_earlier_ones()), [false, false, true]);
+    }
 
     #[test]
     fn only_what_is_set_is_printed() {
