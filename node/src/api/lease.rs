@@ -8,7 +8,7 @@ use pb::lease_server::Lease;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::caller;
-use super::status::{admit, etcd, wants_leader};
+use super::status::{admit, count_broken, etcd, wants_leader};
 use crate::service::keep_alive::Session;
 use crate::service::lease::Leases;
 use crate::service::watch::End;
@@ -57,7 +57,10 @@ impl Lease for LeaseApi {
             let next = session.next().await?;
             let next = next.map_err(|end| match end {
                 End::Failed(error) => etcd(error),
-                End::Client(status) => status,
+                End::Client(status) => {
+                    count_broken("lease-keepalive", &status);
+                    status
+                }
             });
             Some((next, session))
         });

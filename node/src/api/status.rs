@@ -5,6 +5,7 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
 use crate::engine::Failure;
+use crate::metrics::STREAM_FAILURES;
 use crate::service::Member;
 use crate::service::failure::{self, Error};
 
@@ -45,6 +46,14 @@ pub fn remote(status: &Status) -> Error {
         code: failure::Code::from_wire(status.code() as i32),
         message: status.message().to_owned(),
         reason: reason.unwrap_or(Reason::Unspecified),
+    }
+}
+
+/// Counts a client's stream that ended with something that cannot be read. One that was left, or whose connection is gone,
+/// is no failure.
+pub fn count_broken(api: &str, status: &Status) {
+    if !matches!(status.code(), Code::Cancelled | Code::Unavailable | Code::Unknown) {
+        STREAM_FAILURES.with_label_values(&["receive", api]).inc();
     }
 }
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::caller;
-use super::status::{etcd, wants_leader};
+use super::status::{count_broken, etcd, wants_leader};
 use crate::engine::{Failure, Limit};
 use crate::service::caller::Caller;
 use crate::service::watch::{Admission, Answer, End, Session, WatchSettings, Watched};
@@ -93,7 +93,10 @@ impl<M: Watched> Presented<M> {
                 self.parts.pop_front().map(Ok)
             }
             Err(End::Failed(error)) => Some(Err(etcd(error))),
-            Err(End::Client(error)) => Some(Err(error)),
+            Err(End::Client(error)) => {
+                count_broken("watch", &error);
+                Some(Err(error))
+            }
         }
     }
 

@@ -241,10 +241,11 @@ impl Handle {
         self.0.election_timeout
     }
 
-    /// Takes a frame from a peer. Never blocks: a full inbox drops it; Raft repeats its messages.
-    pub fn receive(&self, frame: peer::Frame) {
+    /// Takes a frame from a peer. Never blocks: a full inbox drops it and answers false; Raft repeats its
+    /// messages.
+    pub fn receive(&self, frame: peer::Frame) -> bool {
         let bytes = frame.encoded_len();
-        self.0.inbox.frame(frame, bytes);
+        self.0.inbox.frame(frame, bytes)
     }
 
     /// Takes a snapshot that is complete and verified under `name` in the directory of key spaces. True when it is in

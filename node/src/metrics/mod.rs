@@ -377,6 +377,28 @@ pub static TLS_RELOAD_FAILURES: LazyLock<IntCounterVec> =
 pub static TLS_HANDSHAKE_FAILURES: LazyLock<IntCounterVec> =
     LazyLock::new(|| counters("balsa_tls_handshake_failures_total", "TLS handshakes that failed.", "port"));
 
+/// Frames of peers that arrived and had no room.
+pub static PEER_RECEIVE_FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counters("etcd_network_peer_received_failures_total", "The total number of receive failures from peers.", "From")
+});
+
+/// Learners that were not promoted, by the text of the refusal, at the leader.
+pub static NOT_PROMOTED: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    let name = "etcd_server_learner_promote_failures";
+    counters(
+        name,
+        "The total number of failed learner promotions (likely learner not ready) while this member is leader.",
+        "Reason",
+    )
+});
+
+/// Streams of clients that ended with what cannot be read.
+pub static STREAM_FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    let help = "The total number of stream failures from the local server.";
+    let options = Opts::new("etcd_network_server_stream_failures_total", help);
+    registered(IntCounterVec::new(options, &["Type", "API"]))
+});
+
 /// Streams that were ended because their clients did not read them.
 pub static UNREAD_STREAMS: LazyLock<IntCounter> = LazyLock::new(|| {
     counter("balsa_unread_streams_ended_total", "Streams that were ended because their clients did not read them.")
@@ -416,6 +438,11 @@ pub fn register_all() {
     LazyLock::force(&PEER_SENT_BYTES);
     LazyLock::force(&PEER_RECEIVED_BYTES);
     LazyLock::force(&PEER_SEND_FAILURES);
+    LazyLock::force(&PEER_RECEIVE_FAILURES);
+    LazyLock::force(&NOT_PROMOTED);
+    for api in ["watch", "lease-keepalive"] {
+        STREAM_FAILURES.with_label_values(&["receive", api]);
+    }
     LazyLock::force(&SNAPSHOTS_SENT);
     LazyLock::force(&SNAPSHOTS_FAILED);
     LazyLock::force(&SNAPSHOTS_RUNNING);

@@ -150,12 +150,22 @@ impl Cluster {
         if let Place::At(urls) = place(&handle, origin.is_forwarded())? {
             return self.leader.member_promote(urls, request).await;
         }
-        if self.strict() && handle.status().membership.members.iter().any(|m| m.id == request.id && m.is_learner) {
+        let promoted = self.promote_here(&handle, request.id).await;
+        match &promoted {
+            Ok(_) => metrics::PROMOTED.inc(),
+            // Another member is asked then.
+            Err(Error::Failed(Failure::NotLeader { .. })) => {}
+            Err(error) => metrics::NOT_PROMOTED.with_label_values(&[&error.row().text]).inc(),
+        }
+        promoted
+    }
+
+    async fn promote_here(&self, handle: &Handle, id: u64) -> Result<pb::MemberPromoteResponse, Error> {
+        if self.strict() && handle.status().membership.members.iter().any(|m| m.id == id && m.is_learner) {
             reconfigure::may_promote(&handle.status().membership)?;
         }
-        let change = Change::Promote(log::PromoteMember { id: request.id });
+        let change = Change::Promote(log::PromoteMember { id });
         let membership = handle.change_membership(change, 0).await?;
-        metrics::PROMOTED.inc();
         Ok(pb::MemberPromoteResponse { header: Some(header(&handle.status(), 0)), members: members(&membership) })
     }
 

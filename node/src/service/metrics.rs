@@ -293,7 +293,12 @@ impl Observed {
         for peer in status.membership.members.iter().filter(|member| member.id != status.raft_id) {
             let peer = format!("{:x}", peer.id);
             self.known_peers.with_label_values(&[&own, &peer]).set(1);
-            for counters in [&metrics::PEER_SENT_BYTES, &metrics::PEER_RECEIVED_BYTES, &metrics::PEER_SEND_FAILURES] {
+            for counters in [
+                &metrics::PEER_SENT_BYTES,
+                &metrics::PEER_RECEIVED_BYTES,
+                &metrics::PEER_SEND_FAILURES,
+                &metrics::PEER_RECEIVE_FAILURES,
+            ] {
                 counters.with_label_values(&[&peer]);
             }
             metrics::PEER_ROUND_TRIP.with_label_values(&[&peer]);

@@ -160,7 +160,8 @@ pub struct FrameSink {
     cluster_id: u64,
     member_id: u64,
     metrics: PeerMetrics,
-    forward: Box<dyn Fn(Frame) + Send + Sync>,
+    /// Says whether there was room.
+    forward: Box<dyn Fn(Frame) -> bool + Send + Sync>,
 }
 
 impl FrameSink {
@@ -172,8 +173,11 @@ impl FrameSink {
             FOREIGN_FRAMES.inc();
             return;
         }
-        self.metrics.received(frame.from, frame.encoded_len());
-        (self.forward)(frame);
+        let from = frame.from;
+        self.metrics.received(from, frame.encoded_len());
+        if !(self.forward)(frame) {
+            self.metrics.not_received(from);
+        }
     }
 }
 
@@ -315,13 +319,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_frames_that_are_meant_for_this_member_reach_the_engine() {
+    fn only_frames_that_are_meant_for_this_member_reach_the_engine_and_those_without_room_are_counted() {
         let taken = Arc::new(Mutex::new(Vec::new()));
         let taking = taken.clone();
-        let forward = Box::new(move |frame: Frame| taking.lock().push(frame.incarnation));
+        let forward = Box::new(move |frame: Frame| {
+            taking.lock().push(frame.incarnation);
+            frame.from != 3
+        });
         let sink = FrameSink { cluster_id: 7, member_id: 2, metrics: PeerMetrics::default(), forward };
         let frame = |cluster_id, from, to, incarnation| Frame { cluster_id, from, to, incarnation, body: None };
         let before = FOREIGN_FRAMES.get();
+        let dropped = |from: &str| sink.metrics.received_failures.with_label_values(&[from]).get();
+        let dropped_before = [dropped("1"), dropped("3")];
         for frame in [
             frame(7, 1, 2, 100),
             frame(8, 1, 2, 101),
@@ -334,5 +343,7 @@ mod tests {
         }
         assert_eq!(*taken.lock(), [100, 105]);
         assert_eq!(FOREIGN_FRAMES.get() - before, 4);
+        let now = [dropped("1"), dropped("3")];
+        assert_eq!(now, [dropped_before[0], dropped_before[1] + 1], "the engine had no room for what 3 sent");
     }
 }

@@ -200,8 +200,24 @@ async fn what_etcd_measures_has_values_after_some_load() {
     member.lease().lease_grant(pb::LeaseGrantRequest { ttl: 100, id: 7 }).await.expect_err("refused");
     let compact = pb::CompactionRequest { revision: 3, physical: true };
     member.kv().compact(compact).await.expect("a compaction");
+    let own = member.status().await.expect("a status").header.expect("a header").member_id;
+    member.cluster().member_promote(pb::MemberPromoteRequest { id: own }).await.expect_err("it votes already");
+    let create = pb::WatchCreateRequest { key: vec![b'k'; 4 << 20].into(), ..Default::default() };
+    let request = pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };
+    let mut answers = member.watch().watch(tokio_stream::once(request)).await.expect("a stream").into_inner();
+    answers.message().await.expect_err("too large");
 
     let text = http_get(member, "/metrics").await;
+    let reason = "etcdserver: can only promote a learner member";
+    assert_eq!(
+        value(&text, &format!("etcd_server_learner_promote_failures{{Reason=\"{reason}\"}}")),
+        Some(1.0),
+        "{text}"
+    );
+    let broken = |api: &str| {
+        value(&text, &format!("etcd_network_server_stream_failures_total{{API=\"{api}\",Type=\"receive\"}}"))
+    };
+    assert_eq!((broken("watch"), broken("lease-keepalive")), (Some(1.0), Some(0.0)));
     let applied = |op: &str, success: bool| {
         let labels = format!("{{op=\"{op}\",success=\"{success}\",version=\"v3\"}}");
         value(&text, &format!("etcd_server_apply_duration_seconds_count{labels}")).unwrap_or_default()

@@ -11,6 +11,8 @@ pub struct PeerMetrics {
     pub sent_bytes: IntCounterVec,
     /// Bytes of the frames and snapshots that arrived.
     pub received_bytes: IntCounterVec,
+    /// Frames that arrived and had no room.
+    pub received_failures: IntCounterVec,
     /// What could not be sent: queue full, peer unknown, stream broken, no connection.
     pub sent_failures: IntCounterVec,
 }
@@ -21,6 +23,7 @@ impl Default for PeerMetrics {
         Self {
             sent_bytes: metrics::PEER_SENT_BYTES.clone(),
             received_bytes: metrics::PEER_RECEIVED_BYTES.clone(),
+            received_failures: metrics::PEER_RECEIVE_FAILURES.clone(),
             sent_failures: metrics::PEER_SEND_FAILURES.clone(),
         }
     }
@@ -33,6 +36,10 @@ impl PeerMetrics {
 
     pub(crate) fn received(&self, from: u64, bytes: usize) {
         self.received_bytes.with_label_values(&[&hex(from)]).inc_by(bytes as u64);
+    }
+
+    pub(crate) fn not_received(&self, from: u64) {
+        self.received_failures.with_label_values(&[&hex(from)]).inc();
     }
 
     pub(crate) fn failed(&self, to: u64) {

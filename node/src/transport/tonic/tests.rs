@@ -106,6 +106,7 @@ fn metrics() -> PeerMetrics {
     PeerMetrics {
         sent_bytes: counter("sent", "To"),
         received_bytes: counter("received", "From"),
+        received_failures: counter("received_failures", "From"),
         sent_failures: counter("failures", "To"),
     }
 }
