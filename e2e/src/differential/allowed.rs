@@ -8,6 +8,7 @@ use balsa_proto::mvccpb::KeyValue;
 use pb::range_request::SortTarget;
 use pb::response_op::Response;
 
+use super::call::Call;
 use super::reply::Reply;
 use super::step::Step;
 
@@ -118,6 +119,11 @@ pub const TABLE: &[Row] = &[
     ),
     ("MemberUpdate of a learner, with etcd 3.6", "not sent", "etcd 3.6.8 lists it as a voter from then on"),
     (
+        "MemberAdd with a peer URL that is taken: the text",
+        "nothing",
+        "etcd draws ids from URLs and the second, so within one second it says that the id exists, later that the URL does",
+    ),
+    (
         "MemberUpdate with URLs that are none, or without any",
         "not sent",
         "etcd takes what it is given; Balsa refuses it as MemberAdd does",
@@ -159,6 +165,11 @@ fn is_sorted_by_chunks(request: &pb::RangeRequest, replies: [&pb::RangeResponse;
     request.sort_target != SortTarget::Key as i32 && replies.iter().any(|reply| reply.more || reply.count >= CHUNK)
 }
 
+/// What etcd says of a peer URL that was added within this second,
+const ID_EXISTS: &str = "etcdserver: member ID already exist";
+/// and what of any other that is taken.
+const URL_EXISTS: &str = "etcdserver: Peer URLs already exists";
+
 /// Up to this many elements etcd's sort leaves equal ones where they were.
 const STABLE: usize = 12;
 
@@ -168,6 +179,9 @@ fn level(step: &Step, reply: &mut Reply) {
         (Step::Range(request), Reply::Range(reply)) => level_range(request, reply),
         (Step::RangeStream(request), Reply::RangeStream(reply)) => level_range(request, reply),
         (Step::Txn(request), Reply::Txn(reply)) => level_txn(request, reply),
+        (Step::Call(Call::MemberAdd(_)), Reply::Failed { message, .. }) if message == ID_EXISTS => {
+            *message = URL_EXISTS.to_owned();
+        }
         _ => {}
     }
 }

@@ -134,7 +134,11 @@ fn find(membership: &log::Membership, id: u64) -> Result<&log::Member, Refusal> 
     }
 }
 
-fn urls_are_free(membership: &log::Membership, own: u64, urls: &[String]) -> Result<(), Refusal> {
+/// Whether no member but `own` has one of the URLs.
+///
+/// # Errors
+/// `PeerUrlExists`.
+pub fn urls_are_free(membership: &log::Membership, own: u64, urls: &[String]) -> Result<(), Refusal> {
     let mut others = membership.members.iter().filter(|member| member.id != own);
     match others.any(|member| member.peer_urls.iter().any(|url| urls.contains(url))) {
         true => Err(Refusal::PeerUrlExists),

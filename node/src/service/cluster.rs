@@ -11,6 +11,7 @@ use super::forward::{Leader, Place, place};
 use super::member::{Member, header};
 use super::reconfigure;
 use crate::config::url;
+use crate::domain::membership;
 use crate::engine::handle::Change;
 use crate::engine::{Failure, Handle};
 use crate::metrics;
@@ -76,6 +77,8 @@ impl Cluster {
         }
         let status = handle.status();
         if request.is_learner {
+            // Of two reasons etcd says this one.
+            membership::urls_are_free(&status.membership, 0, &peer_urls)?;
             reconfigure::may_add_learner(&status.membership, self.member.hot().values.max_learners)?;
         } else if self.strict() {
             reconfigure::may_add_voter(&status.membership, &status.progress)?;

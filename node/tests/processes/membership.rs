@@ -19,6 +19,14 @@ async fn m3_a_learner_catches_up_is_promoted_and_once_removed_never_runs_again_o
     let index = cluster.add_unstarted("joiner");
     let id = add_learner(&cluster, cluster.members[index].peer_url()).await;
     assert_eq!(id, 4, "ids are counted, never reused");
+    for (url, reason) in [
+        (cluster.members[index].peer_url(), "etcdserver: Peer URLs already exists"),
+        ("http://127.0.0.9:1".to_owned(), "etcdserver: too many learner members in cluster"),
+    ] {
+        let another = pb::MemberAddRequest { peer_ur_ls: vec![url], is_learner: true };
+        let refused = cluster.members[0].cluster().member_add(another).await.expect_err("one learner at a time");
+        assert_eq!(refused.message(), reason);
+    }
     let all = cluster.initial_cluster();
     cluster.run(index, &all, "existing");
 
