@@ -155,7 +155,9 @@ async fn write(
 /// What docs/api.md says of the errors: only these say for certain that nothing was written.
 fn fate_of(error: &Error) -> Fate {
     let text = format!("{error:?}");
-    let refused = ["Connection refused", "tcp connect error", "too many requests", "etcdserver: not leader"];
+    // A closing member's GOAWAY names the last call that it took up; the client fails those after it, and no other, with it.
+    let turned_away = r#"GoAway(b"", NO_ERROR, Remote)"#;
+    let refused = ["Connection refused", "tcp connect error", "too many requests", "etcdserver: not leader", turned_away];
     if refused.iter().any(|known| text.contains(known)) { Fate::Refused } else { Fate::Unknown }
 }
 

@@ -58,3 +58,19 @@ async fn a_terminated_leader_hands_over_and_ends_by_the_signal() {
     history.check(&cluster).await;
     assert!(history.longest_pause < Duration::from_secs(1), "writes paused for {:?}", history.longest_pause);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_stops_answers_every_call_that_it_took_up() {
+    let mut cluster = Cluster::start(3).await;
+    let writers = Writers::start(&cluster, 24);
+    for index in 0..3 {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        cluster.members[index].signal("TERM");
+        cluster.members[index].wait_for_exit();
+        cluster.restart(index);
+        cluster.serves(index).await;
+    }
+    let history = writers.finish().await;
+    history.check(&cluster).await;
+    assert_eq!(history.unknown_errors, Vec::<String>::new(), "{}", cluster.logs());
+}

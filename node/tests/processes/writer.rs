@@ -22,12 +22,21 @@ pub(crate) enum Fate {
 
 pub(crate) struct Writers {
     stop: Arc<AtomicBool>,
-    tasks: Vec<JoinHandle<Vec<(String, Fate, Instant)>>>,
+    tasks: Vec<JoinHandle<Vec<Written>>>,
+}
+
+struct Written {
+    key: String,
+    fate: Fate,
+    at: Instant,
+    error: Option<String>,
 }
 
 /// What the writers saw.
 pub(crate) struct History {
     pub(crate) fates: Vec<(String, Fate)>,
+    /// What was said of the writes whose fate is unknown.
+    pub(crate) unknown_errors: Vec<String>,
     /// The longest time in which nobody's write was acknowledged.
     pub(crate) longest_pause: Duration,
 }
@@ -47,11 +56,13 @@ impl Writers {
         for task in self.tasks {
             all.extend(task.await.expect("a writer ends"));
         }
-        all.sort_by_key(|(_, _, at)| *at);
-        let acknowledged: Vec<Instant> =
-            all.iter().filter(|(_, fate, _)| *fate == Fate::Acknowledged).map(|(_, _, at)| *at).collect();
+        all.sort_by_key(|written| written.at);
+        let of = |fate| all.iter().filter(move |written| written.fate == fate);
+        let acknowledged: Vec<Instant> = of(Fate::Acknowledged).map(|written| written.at).collect();
         let longest_pause = acknowledged.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
-        History { fates: all.into_iter().map(|(key, fate, _)| (key, fate)).collect(), longest_pause }
+        let unknown_errors = of(Fate::Unknown).filter_map(|written| written.error.clone()).collect();
+        let fates = all.into_iter().map(|written| (written.key, written.fate)).collect();
+        History { fates, unknown_errors, longest_pause }
     }
 }
 
@@ -78,13 +89,13 @@ impl History {
     }
 }
 
-async fn write(writer: usize, urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<(String, Fate, Instant)> {
+async fn write(writer: usize, urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<Written> {
     let connect = |url: &String| {
         let endpoint = Endpoint::from_shared(url.clone()).expect("a URL").connect_timeout(Duration::from_millis(500));
         KvClient::new(endpoint.connect_lazy())
     };
     let mut clients: Vec<KvClient<Channel>> = urls.iter().map(connect).collect();
-    let mut fates = Vec::new();
+    let mut all = Vec::new();
     let mut turn = writer;
     for number in 0.. {
         if stop.load(Ordering::Relaxed) {
@@ -93,32 +104,29 @@ async fn write(writer: usize, urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<(
         let key = format!("w/{writer}/{number:08}");
         let at = turn % clients.len();
         let sent = tokio::time::timeout(Duration::from_secs(10), clients[at].txn(create(&key)));
-        let fate = match sent.await {
-            Ok(Ok(answer)) if answer.get_ref().succeeded => Fate::Acknowledged,
+        let (fate, error) = match sent.await {
+            Ok(Ok(answer)) if answer.get_ref().succeeded => (Fate::Acknowledged, None),
             Ok(Ok(_)) => panic!("{key} exists before it was written"),
-            Ok(Err(status)) => fate_of(&status),
-            Err(_) => Fate::Unknown,
+            Ok(Err(status)) => (fate_of(&status), Some(format!("{status:?}"))),
+            Err(_) => (Fate::Unknown, Some("no answer".to_owned())),
         };
-        fates.push((key, fate, Instant::now()));
+        all.push(Written { key, fate, at: Instant::now(), error });
         if fate != Fate::Acknowledged {
             turn += 1;
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-    fates
+    all
 }
 
-/// A connection that was never made carried no write; everything else that etcd's clients must not retry is unknown.
+/// A connection that was never made carried no write, nor did a call that came after the last one that a closing member
+/// took up, which its GOAWAY names (RFC 9113, 6.8); everything else that etcd's clients must not retry is unknown.
 pub(crate) fn fate_of(status: &tonic::Status) -> Fate {
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        if error.to_string().contains("Connection refused") {
-            return Fate::Refused;
-        }
-        source = error.source();
-    }
+    let cause = format!("{:?}", std::error::Error::source(status));
+    let unsent = ["Connection refused", r#"GoAway(b"", NO_ERROR, Remote)"#];
     let refused = ["etcdserver: too many requests", "etcdserver: not leader"];
-    if refused.contains(&status.message()) { Fate::Refused } else { Fate::Unknown }
+    let is_refused = unsent.iter().any(|known| cause.contains(known)) || refused.contains(&status.message());
+    if is_refused { Fate::Refused } else { Fate::Unknown }
 }
 
 fn create(key: &str) -> pb::TxnRequest {
