@@ -156,9 +156,9 @@ async fn write(
 fn fate_of(error: &Error) -> Fate {
     let text = format!("{error:?}");
     // A closing member's GOAWAY names the last call that it took up; the client fails those after it, and no other, with it.
-    let turned_away = r#"GoAway(b"", NO_ERROR, Remote)"#;
-    let refused = ["Connection refused", "tcp connect error", "too many requests", "etcdserver: not leader", turned_away];
-    if refused.iter().any(|known| text.contains(known)) { Fate::Refused } else { Fate::Unknown }
+    let not_begun = [r#"GoAway(b"", NO_ERROR, Remote)"#, r#"Canceled, "connection closed""#];
+    let refused = ["Connection refused", "tcp connect error", "too many requests", "etcdserver: not leader"];
+    if refused.iter().chain(&not_begun).any(|known| text.contains(known)) { Fate::Refused } else { Fate::Unknown }
 }
 
 async fn check(endpoint: &str, all: &[Written]) -> anyhow::Result<()> {

@@ -1,5 +1,8 @@
 //! Measures puts while many leases are kept alive, and while all of them end at once. Speaks etcd's API, so it measures
 //! etcd as well. Prints one row of the table in `docs/benchmarks.md`; `e2e/bench/leases` starts the servers.
+//!
+//! Beside the puts that were slow it says how many syncs of the members' logs were: a put waits for the disk, so on a
+//! machine whose disk pauses the two belong together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,6 +15,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_stream::wrappers::ReceiverStream;
@@ -76,9 +81,41 @@ fn cpu_of(pid: u32) -> anyhow::Result<f64> {
     Ok(ticks.sum::<Result<f64, _>>()? * 1e4)
 }
 
-/// Latencies of one phase in milliseconds.
+/// Syncs of all members' logs so far that took more than 32 ms, by the histogram that etcd has too.
+async fn slow_syncs(endpoints: &[String]) -> anyhow::Result<u64> {
+    let mut slow = 0;
+    for endpoint in endpoints {
+        let address = endpoint.rsplit('/').next().unwrap_or_default();
+        let mut connection = TcpStream::connect(address).await?;
+        connection.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+        let mut text = String::new();
+        connection.read_to_string(&mut text).await?;
+        let of = |name: &str| {
+            let name = format!("etcd_disk_wal_fsync_duration_seconds_{name} ");
+            let value = text.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok());
+            value.with_context(|| format!("{endpoint} has no {name}"))
+        };
+        slow += of("count")? - of("bucket{le=\"0.032\"}")?;
+    }
+    Ok(slow)
+}
+
+/// One phase: how long puts took, in milliseconds, and how many syncs of logs were slow.
+struct Phase {
+    puts: Latencies,
+    slow_syncs: u64,
+}
+
+/// Latencies in milliseconds.
 #[derive(Default)]
 struct Latencies(Vec<f64>);
+
+impl Phase {
+    /// What the puts took, and the slow syncs.
+    fn row(self) -> String {
+        format!("{} / {}", self.puts.row(), self.slow_syncs)
+    }
+}
 
 impl Latencies {
     /// 99th percentile, longest, and how many took more than 50 ms.
@@ -295,24 +332,27 @@ async fn main() -> anyhow::Result<()> {
     let puts = Puts::start(leader, args.rate);
     sleep(Duration::from_secs(2)).await;
     drop(puts.take().await);
+    let slow = slow_syncs(&args.endpoints).await?;
     let before = cpu()?;
     sleep(Duration::from_secs(args.seconds)).await;
     let idle = cpu()?.beyond(before, 0.0, zero, 1.0);
-    let alone = puts.take().await;
+    let alone = Phase { puts: puts.take().await, slow_syncs: slow_syncs(&args.endpoints).await? - slow };
 
     let mut kept = Kept::start(&args, &channels).await?;
     drop(puts.take().await);
+    let slow = slow_syncs(&args.endpoints).await?;
     let (before, renewed) = (cpu()?, kept.renewed.load(Ordering::Relaxed));
     kept.hold(Duration::from_secs(args.alive)).await?;
     let renewals = kept.renewed.load(Ordering::Relaxed) - renewed;
     let used = cpu()?.beyond(before, args.alive as f64, idle, args.seconds as f64);
-    let alive = puts.take().await;
+    let alive = Phase { puts: puts.take().await, slow_syncs: slow_syncs(&args.endpoints).await? - slow };
     let there = left(leader).await?;
     ensure!(there == args.leases, "{} leases were lost while they were kept alive", args.leases - there);
 
     kept.stop().await?;
+    let slow = slow_syncs(&args.endpoints).await?;
     let took = all_end(leader, &puts, args.leases).await?;
-    let ending = puts.take().await;
+    let ending = Phase { puts: puts.take().await, slow_syncs: slow_syncs(&args.endpoints).await? - slow };
     puts.finish().await?;
     println!(
         "| {} | {} | {} | {:.0} | {:.0} / {:.0} | {} | {took:.1} |",

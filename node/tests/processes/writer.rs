@@ -119,11 +119,12 @@ async fn write(writer: usize, urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<W
     all
 }
 
-/// A connection that was never made carried no write, nor did a call that came after the last one that a closing member
-/// took up, which its GOAWAY names (RFC 9113, 6.8); everything else that etcd's clients must not retry is unknown.
+/// A write was never sent whose connection was refused or closed before its turn, and never begun if it came after the last
+/// one that a closing member took up, which its GOAWAY names (RFC 9113, 6.8). Everything else that etcd's clients must not
+/// retry is unknown.
 pub(crate) fn fate_of(status: &tonic::Status) -> Fate {
     let cause = format!("{:?}", std::error::Error::source(status));
-    let unsent = ["Connection refused", r#"GoAway(b"", NO_ERROR, Remote)"#];
+    let unsent = ["Connection refused", r#"Canceled, "connection closed""#, r#"GoAway(b"", NO_ERROR, Remote)"#];
     let refused = ["etcdserver: too many requests", "etcdserver: not leader"];
     let is_refused = unsent.iter().any(|known| cause.contains(known)) || refused.contains(&status.message());
     if is_refused { Fate::Refused } else { Fate::Unknown }
