@@ -14,6 +14,7 @@ use prometheus::Histogram;
 use raft::eraftpb::{ConfChange, Entry};
 use tracing::info;
 
+use super::changes::is_change;
 use super::credentials::Credentials;
 use super::failpoint;
 use super::fatal::{ExitCode, Fatal};
@@ -26,7 +27,7 @@ use super::waiters::Waiters;
 use super::watch::WatchHub;
 use super::{Failure, Store};
 use crate::domain::apply::{ApplyError, Effects, StateMachine};
-use crate::domain::command::Outcome;
+use crate::domain::command::{Outcome, ProposalId};
 use crate::domain::refusal::Refusal;
 use crate::metrics;
 use crate::storage::{SnapshotPoint, rocks::KeySpaceOptions};
@@ -48,11 +49,16 @@ pub(crate) enum Work {
     Install { name: String, point: SnapshotPoint },
 }
 
+/// A proposal's sequence and what became of it.
+pub(crate) type Answer = (u64, Result<Outcome, Failure>);
+
 /// What the applier tells the driver.
 pub(crate) struct Report {
     pub(crate) index: u64,
     pub(crate) term: u64,
     pub(crate) conf_changes: Vec<ConfChange>,
+    /// What became of the membership changes that were proposed here.
+    pub(crate) changes: Vec<Answer>,
     pub(crate) membership: Option<Arc<Membership>>,
     pub(crate) bytes: usize,
     /// It was a snapshot and not entries: what it holds was answered to nobody.
@@ -127,7 +133,7 @@ impl Applier {
         let started = Instant::now();
         failpoint::hit("apply-before-write")?;
         let effects = self.machine.apply_announced(entries, |effects| self.credentials.announce(effects))?;
-        failpoint::hit(if effects.conf_changes.is_empty() { "apply-after-write" } else { "change-before-raft" })?;
+        failpoint::hit("apply-after-write")?;
         metrics::APPLY_COMMIT.observe(started.elapsed().as_secs_f64());
         if started.elapsed() > SLOW_APPLY {
             metrics::SLOW_APPLIES.inc();
@@ -145,14 +151,31 @@ impl Applier {
         self.publish_status();
         observe(&effects, started.elapsed());
         let Effects { index, term, outcomes, conf_changes, membership, .. } = effects;
+        let changes = self.answer(outcomes);
+        self.check_removed(&changes);
+        if !conf_changes.is_empty() {
+            failpoint::hit("change-before-raft")?;
+        }
+        let report = Report { index, term, conf_changes, changes, membership, bytes, installed: false };
+        self.inbox.report(Input::Applied(report));
+        Ok(())
+    }
+
+    /// Answers what was proposed here, but for membership changes: those the driver answers, once Raft knows them too.
+    /// Whoever has the answer may ask for the next change at once, and Raft takes one at a time.
+    fn answer(&self, outcomes: Vec<(ProposalId, Result<Outcome, Refusal>)>) -> Vec<Answer> {
+        let mut changes = Vec::new();
         for (id, outcome) in outcomes {
-            if id.origin == self.member_id && id.incarnation == self.incarnation {
-                self.waiters.complete(id.sequence, outcome.map_err(Failure::from));
+            if id.origin != self.member_id || id.incarnation != self.incarnation {
+                continue;
+            }
+            let outcome = outcome.map_err(Failure::from);
+            match is_change(id.sequence) {
+                true => changes.push((id.sequence, outcome)),
+                false => self.waiters.complete(id.sequence, outcome),
             }
         }
-        self.check_removed();
-        self.inbox.report(Input::Applied(Report { index, term, conf_changes, membership, bytes, installed: false }));
-        Ok(())
+        changes
     }
 
     /// Switches to an installed snapshot. The log names it already, so a crash before the end only repeats this.
@@ -179,6 +202,7 @@ impl Applier {
             index: point.index,
             term: point.term,
             conf_changes: Vec::new(),
+            changes: Vec::new(),
             membership: Some(self.machine.membership().clone()),
             bytes: 0,
             installed: true,
@@ -188,9 +212,12 @@ impl Applier {
 
     /// A member that was removed takes no part any more. The leader has refused its proposals since it logged the
     /// removal, so what has no answer by now is in no log: its clients are told that, and have time to go elsewhere.
-    fn check_removed(&self) {
+    fn check_removed(&self, changes: &[Answer]) {
         if !self.machine.membership().removed.contains(&self.member_id) || self.removed.swap(true, Ordering::SeqCst) {
             return;
+        }
+        for (sequence, outcome) in changes {
+            self.waiters.complete(*sequence, outcome.clone());
         }
         self.waiters.fail_all(&Failure::NotLeader { leader: None });
         let message = format!("member {:x} was removed from the cluster", self.member_id);

@@ -34,6 +34,11 @@ pub(crate) struct Changes {
 /// Sequences of membership changes lie in the upper half, apart from those of commands.
 const CHANGE_SEQUENCES: u64 = 1 << 63;
 
+/// Whether a sequence is that of a membership change.
+pub(crate) fn is_change(sequence: u64) -> bool {
+    sequence & CHANGE_SEQUENCES != 0
+}
+
 impl Changes {
     /// Proposes a change, or answers why not.
     #[allow(clippy::too_many_arguments)]

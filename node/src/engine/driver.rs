@@ -537,6 +537,9 @@ impl Driver {
         if !self.replica.change_in_flight() {
             self.changes.no_change_in_flight();
         }
+        for (sequence, outcome) in report.changes {
+            self.ports.waiters.complete(sequence, outcome);
+        }
         self.reads.applied(report.index);
         if report.installed {
             self.ports.waiters.unknown_up_to(report.term);

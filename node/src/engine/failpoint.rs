@@ -19,7 +19,7 @@ pub const NAMES: [&str; 17] = [
     "apply-after-write",
     // A part of a large delete is about to be written.
     "apply-part",
-    // A run that changed the membership is written, and Raft not told; Raft was told.
+    // A run that changed the membership is written, its commands answered, and Raft not told; Raft was told.
     "change-before-raft",
     "change-after-raft",
     // A received snapshot: complete on the disk; the log about to name it; the log names it; the applier has switched.

@@ -68,6 +68,19 @@ async fn remove(cluster: &Cluster, id: u64) {
     leader.cluster().member_remove(pb::MemberRemoveRequest { id }).await.expect("removed");
 }
 
+/// Raft takes one change at a time, and hears of one that is applied a little later than the data does.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_the_answer_to_a_membership_change_may_ask_for_the_next() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.members[0].kill();
+    cluster.restart_to_fail(0, "change-before-raft=sleep(200)");
+    cluster.serves(0).await;
+    for _ in 0..3 {
+        let id = add_learner(&cluster, "http://127.0.0.1:1".to_owned()).await;
+        remove(&cluster, id).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_dies_around_a_membership_change_has_it_afterwards() {
     for point in ["change-before-raft", "change-after-raft"] {
