@@ -10,7 +10,9 @@ use std::net::IpAddr;
 
 use axum::http::Request;
 use balsa_crds::RaftCluster;
-use balsa_proto::node::{AddRequest, BootstrapRequest, JoinRequest, Peer, PromoteRequest, RemoveRequest};
+use balsa_proto::node::{
+    AddRequest, BootstrapRequest, JoinRequest, Peer, PromoteRequest, RemoveRequest, SetConfigRequest,
+};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -152,6 +154,7 @@ impl Hands<'_> {
             Step::MoveLeader { to, .. } => {
                 self.leader()?.move_leader(*to).await?;
             }
+            Step::SetConfig { pod, version, settings, .. } => self.set_config(pod, *version, settings).await?,
             Step::PrepareStop { pod, .. } => self.node(pod)?.prepare_stop().await?,
             Step::RemoveMember { raft_id, membership_index, .. } => {
                 let (membership_index, id) = (*membership_index, *raft_id);
@@ -192,6 +195,18 @@ impl Hands<'_> {
                 self.patch_status(resource_version, json!({"bootstrapped": true})).await
             }
         }
+    }
+
+    /// The node answers when the settings are active, with the version that is active then.
+    async fn set_config(
+        &self,
+        pod: &PodRef,
+        version: u64,
+        settings: &BTreeMap<String, String>,
+    ) -> Result<(), ExecuteError> {
+        let settings = settings.clone().into_iter().collect();
+        let active = self.node(pod)?.set_config(SetConfigRequest { version, settings }).await?.version;
+        if active == version { Ok(()) } else { Err(ExecuteError::Changed(names::pod(&self.cluster.name, pod.ordinal))) }
     }
 
     /// P2 for calls to a node, which knows no resourceVersion: the pod is still the one that was observed, and so is its

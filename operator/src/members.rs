@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use balsa_proto::node::node_client::NodeClient;
 use balsa_proto::node::{
-    AddRequest, BootstrapRequest, BootstrapResponse, ChangeResponse, JoinRequest, ListRequest, ListResponse,
-    MoveLeaderRequest, MoveLeaderResponse, PrepareStopRequest, PromoteRequest, Reason, RemoveRequest, StateRequest,
-    StateResponse,
+    AddRequest, BootstrapRequest, BootstrapResponse, ChangeResponse, GetConfigRequest, GetConfigResponse, JoinRequest,
+    ListRequest, ListResponse, MoveLeaderRequest, MoveLeaderResponse, PrepareStopRequest, PromoteRequest, Reason,
+    RemoveRequest, SetConfigRequest, SetConfigResponse, StateRequest, StateResponse,
 };
 use thiserror::Error;
 use tonic::body::Body;
@@ -149,6 +149,26 @@ impl Node {
     pub async fn list(&mut self) -> Result<ListResponse, NodeError> {
         let request = self.bounded(ListRequest {});
         let answer = self.client.list(request);
+        Self::within(self.address, self.timeout, answer).await
+    }
+
+    /// Its settings that can change at run time.
+    ///
+    /// # Errors
+    /// See [`NodeError`].
+    pub async fn get_config(&mut self) -> Result<GetConfigResponse, NodeError> {
+        let request = self.bounded(GetConfigRequest {});
+        let answer = self.client.get_config(request);
+        Self::within(self.address, self.timeout, answer).await
+    }
+
+    /// Changes them, all or none.
+    ///
+    /// # Errors
+    /// See [`NodeError`].
+    pub async fn set_config(&mut self, request: SetConfigRequest) -> Result<SetConfigResponse, NodeError> {
+        let request = self.bounded(request);
+        let answer = self.client.set_config(request);
         Self::within(self.address, self.timeout, answer).await
     }
 

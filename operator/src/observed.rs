@@ -79,6 +79,8 @@ pub struct ObservedSet {
     pub observed_generation: i64,
     /// `status.updateRevision`.
     pub update_revision: Option<String>,
+    /// Image of the node in the template.
+    pub image: Option<String>,
     /// The operator's own fingerprint of the template that was applied last.
     pub template_hash: Option<String>,
     /// This release of the operator would build another template for the same spec, and holds it back.
@@ -110,6 +112,8 @@ pub struct ObservedPod {
     pub host: Option<Host>,
     /// Label `controller-revision-hash`.
     pub revision: Option<String>,
+    /// Image that it was made with.
+    pub image: Option<String>,
     /// Condition PodScheduled is False with reason Unschedulable; since when.
     pub unschedulable: Option<UnixSeconds>,
 }
@@ -305,6 +309,31 @@ pub struct NodeState {
     pub stopping: bool,
     /// Fingerprint of its active configuration.
     pub config_hash: String,
+    /// Its settings that can change at run time; `None` if it did not tell them.
+    pub settings: Option<Settings>,
+}
+
+/// `GetConfigResponse` in plain form.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Grows with every change.
+    pub version: u64,
+    /// What is active, by the names of flags.
+    pub values: BTreeMap<String, String>,
+    /// The last push, if it was refused, and why.
+    pub refused: Option<(BTreeMap<String, String>, String)>,
+}
+
+impl Settings {
+    /// Whether all of these are active.
+    pub fn are(&self, wanted: &BTreeMap<String, String>) -> bool {
+        wanted.iter().all(|(name, value)| self.values.get(name) == Some(value))
+    }
+
+    /// Why exactly these were refused.
+    pub fn refusal_of(&self, wanted: &BTreeMap<String, String>) -> Option<&str> {
+        self.refused.as_ref().filter(|(refused, _)| refused == wanted).map(|(_, why)| why.as_str())
+    }
 }
 
 /// `ListResponse` in plain form: linearizable.

@@ -16,6 +16,7 @@ use thiserror::Error;
 use crate::apply::{FIELD_MANAGER, is_busy, is_conflict};
 use crate::names;
 use crate::observed::{Alarm, ContainerState, ExitKind, Member, MemberList, Observed, UnixSeconds};
+use crate::plan::wanted_settings;
 use crate::step::{Plan, Step, StepName, WaitReason};
 use crate::valid::ValidCluster;
 
@@ -114,6 +115,10 @@ struct Facts {
     version: Option<String>,
     /// Pods that do not have the StatefulSet's newest template.
     outdated: Vec<String>,
+    /// Pods whose members have other settings than are wanted, of those that change while they run.
+    to_be_told: Vec<String>,
+    /// Of these, who refuses them, and why.
+    refusals: Vec<(String, String)>,
 }
 
 impl Facts {
@@ -138,6 +143,7 @@ impl Facts {
             Some((names::pod(&name, *k), pod.exit?.kind))
         });
         let ended = ended.collect();
+        let (to_be_told, refusals) = cluster.map(|cluster| untold(cluster, observed)).unwrap_or_default();
         Self {
             available: list.is_some(),
             ready_voters: length(voters.iter().filter(|k| ready(k)).count()),
@@ -146,8 +152,27 @@ impl Facts {
             ended,
             version: version(observed),
             outdated: outdated.map(|(k, _)| names::pod(&name, *k)).collect(),
+            to_be_told,
+            refusals,
         }
     }
+}
+
+/// The pods whose members have other settings than are wanted, and of these, who refuses them and why.
+fn untold(cluster: &ValidCluster, observed: &Observed) -> (Vec<String>, Vec<(String, String)>) {
+    let (mut untold, mut refusals) = (Vec::new(), Vec::new());
+    for k in observed.pods.keys() {
+        let told = observed.node(*k).filter(|node| node.marker.is_some()).and_then(|node| node.settings.as_ref());
+        let Some(settings) = told else { continue };
+        let wanted = wanted_settings(cluster, settings);
+        if settings.are(&wanted) {
+            continue;
+        }
+        let name = names::pod(&cluster.name, *k);
+        refusals.extend(settings.refusal_of(&wanted).map(|why| (name.clone(), why.to_owned())));
+        untold.push(name);
+    }
+    (untold, refusals)
 }
 
 /// The list, if it is the latched cluster's.
@@ -232,6 +257,7 @@ fn phase(seen: Seen<'_>, facts: &Facts) -> Phase {
         _ if !observed.resource.bootstrapped => Phase::Bootstrapping,
         _ if !facts.available => Phase::Unavailable,
         _ if resizing => Phase::Scaling,
+        _ if !facts.to_be_told.is_empty() => Phase::Updating,
         _ if facts.voters >= count(want) && !facts.outdated.is_empty() => Phase::Updating,
         _ => Phase::Repairing,
     }

@@ -4,6 +4,8 @@
 //! that it was decided on, so that executing it needs no further decision and a changed world refuses it. Each is
 //! one remote write. The strings here are condition reasons, metric labels and event reasons alike.
 
+use std::collections::BTreeMap;
+
 use crate::observed::{Marker, UnixSeconds};
 
 /// One pass's decision.
@@ -144,6 +146,17 @@ pub enum Step {
         to: u64,
         /// Ordinal of the present leader, if it has one of ours.
         ordinal: u32,
+    },
+    /// `Node.SetConfig`: the settings that change while the member runs.
+    SetConfig {
+        /// The pod that must be the one answering.
+        pod: PodRef,
+        /// Its raft id.
+        raft_id: u64,
+        /// The version that the node is to give them, above its present one.
+        version: u64,
+        /// All of them, by the names of flags.
+        settings: BTreeMap<String, String>,
     },
     /// `Node.PrepareStop`, before the removal of a voter that serves: its clients go elsewhere first.
     PrepareStop {
@@ -308,6 +321,8 @@ named! {
         Promote,
         /// Hands leadership over.
         MoveLeader,
+        /// Changes the settings of a running member.
+        SetConfig,
         /// Takes a voter out of service before it is removed.
         PrepareStop,
         /// Removes a member.
@@ -380,6 +395,8 @@ named! {
         DiskFailed,
         /// A node ended by a fault of the program.
         Fault,
+        /// A member refuses the settings that it was told to change to.
+        ConfigRefused,
     }
 }
 
@@ -401,6 +418,7 @@ impl WaitReason {
                 | Self::RolloutStalled
                 | Self::LeaderWillNotMove
                 | Self::DiskFailed
+                | Self::ConfigRefused
         )
     }
 
@@ -436,6 +454,7 @@ impl Step {
             Self::ScaleIn { .. } => StepName::ScaleIn,
             Self::Promote { .. } => StepName::Promote,
             Self::MoveLeader { .. } => StepName::MoveLeader,
+            Self::SetConfig { .. } => StepName::SetConfig,
             Self::PrepareStop { .. } => StepName::PrepareStop,
             Self::RemoveMember { .. } => StepName::RemoveMember,
             Self::DropVolume { .. } => StepName::DropVolume,
@@ -467,7 +486,9 @@ impl Step {
                 (Some(*ordinal), Some(*raft_id))
             }
             Self::MoveLeader { from, ordinal, .. } => (Some(*ordinal), Some(*from)),
-            Self::PrepareStop { pod, raft_id } => (Some(pod.ordinal), Some(*raft_id)),
+            Self::PrepareStop { pod, raft_id } | Self::SetConfig { pod, raft_id, .. } => {
+                (Some(pod.ordinal), Some(*raft_id))
+            }
             Self::DropVolume { volume, raft_id } => (Some(volume.ordinal), *raft_id),
             Self::RestartPod { pod, .. } => (Some(pod.ordinal), None),
         };

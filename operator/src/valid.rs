@@ -50,6 +50,8 @@ pub struct ValidCluster {
     pub roll_operator_template: bool,
     /// Settings of the node: flag name without dashes, value.
     pub node_config: BTreeMap<String, String>,
+    /// Those settings that change while members run, whole and with their defaults: what every member shall have.
+    pub hot: BTreeMap<String, String>,
     /// What the user adds to the pods.
     pub pod: PodAdditions,
 }

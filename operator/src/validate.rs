@@ -3,6 +3,8 @@
 //! The API server has refused most of it by the rules of the CRD; this is what those rules cannot say, and the proof
 //! for objects that were stored under older rules. Pure.
 
+mod settings;
+
 use std::collections::BTreeMap;
 
 use balsa_crds::{NodeConfig, RaftCluster, RetentionPolicy as Policy};
@@ -20,7 +22,7 @@ const HEARTBEAT_MS: i32 = 100;
 const ELECTION_MS: i32 = 1000;
 
 /// Flags that the operator sets itself, or that would let a node found a cluster by itself.
-pub const RESERVED_FLAGS: [&str; 17] = [
+pub const RESERVED_FLAGS: [&str; 18] = [
     "name",
     "data-dir",
     "bootstrap",
@@ -31,6 +33,7 @@ pub const RESERVED_FLAGS: [&str; 17] = [
     "initial-advertise-peer-urls",
     "drain-delay",
     "config-file",
+    "config-version",
     "initial-cluster",
     "initial-cluster-state",
     "initial-cluster-token",
@@ -77,6 +80,12 @@ pub enum Invalid {
     /// A flag given twice.
     #[error("spec.config.extra.{0} is also a field of spec.config: keep one of the two")]
     DuplicateFlag(String),
+    /// A flag that does not exist.
+    #[error("spec.config.extra.{0} is no flag of the node: docs/flags.md lists those that there are")]
+    UnknownFlag(String),
+    /// Settings with which a node would not start.
+    #[error("spec.config: with these settings no node would start: {0}")]
+    Settings(String),
     /// A variable that the operator sets itself.
     #[error("spec.podTemplate.env {0} is set by the operator: remove it, settings of the node go to spec.config")]
     ReservedVariable(String),
@@ -115,7 +124,10 @@ pub fn validate(resource: &RaftCluster) -> Result<ValidCluster, Invalid> {
         Some(text) => Some(names::parse_id(text).ok_or_else(|| Invalid::ReplaceMember(text.clone()))?),
         None => None,
     };
-    Ok(ValidCluster { want, replace_member, node_config: node_config(&spec.config)?, ..unchecked(resource)? })
+    let node_config = node_config(&spec.config)?;
+    let mut cluster = ValidCluster { want, replace_member, node_config, ..unchecked(resource)? };
+    cluster.hot = settings::hot(&cluster)?;
+    Ok(cluster)
 }
 
 /// Only what ending a cluster needs: a resource with an invalid spec must still be deletable.
@@ -234,6 +246,9 @@ fn node_config(config: &NodeConfig) -> Result<BTreeMap<String, String>, Invalid>
     for (flag, value) in extra {
         if RESERVED_FLAGS.contains(&flag.as_str()) {
             return Err(Invalid::ReservedFlag(flag.clone()));
+        }
+        if balsa_config::flags::find(flag).is_none() {
+            return Err(Invalid::UnknownFlag(flag.clone()));
         }
         if flags.insert(flag.clone(), value.clone()).is_some() {
             return Err(Invalid::DuplicateFlag(flag.clone()));

@@ -7,6 +7,7 @@ mod loss;
 mod metrics;
 mod rollout;
 mod scale;
+mod settings;
 mod store;
 mod takeover;
 
@@ -49,7 +50,8 @@ scenarios! {
     "all-pods", loss::all_pods, "all pods deleted at once: the same members come back with all data";
     "kill-operator", scale::kill_operator, "the operator dies in the middle of a scale: its successor picks it up";
     "takeover", takeover::vanish, "an operator that vanishes with its lease is succeeded within its duration, and may not act when it wakes up";
-    "roll", rollout::roll, "a changed setting reaches every pod, the leader last";
+    "roll", rollout::roll, "a changed template reaches every pod, the leader last";
+    "settings", settings::change, "a setting that changes at run time reaches every member without a restart, and those that start later; a wrong one is refused";
     "bad-image", rollout::bad_image, "a broken image stops at one pod, and a good one heals it without a hand";
     "evict", rollout::evict, "evictions never take the quorum";
     "prometheus", metrics::prometheus, "Prometheus scrapes every member, and the operator";

@@ -52,11 +52,14 @@ pub fn push(
     Ok(wire::SetConfigResponse { version: active.version, config_hash: active.hash.clone() })
 }
 
-/// What is active.
+/// What is active, and what was refused last.
 pub fn describe(hot: &HotConfig) -> wire::GetConfigResponse {
     let active = hot.load();
     let (settings, config_hash) = (active.texts().into_iter().collect(), active.hash.clone());
-    wire::GetConfigResponse { version: active.version, config_hash, settings }
+    let refused = hot.refused();
+    let refusal = refused.as_ref().map(|refused| refused.error.to_string()).unwrap_or_default();
+    let refused = refused.map(|refused| refused.settings.into_iter().collect()).unwrap_or_default();
+    wire::GetConfigResponse { version: active.version, config_hash, settings, refused, refusal }
 }
 
 /// The file of the configuration, as it was last looked at.
@@ -172,7 +175,15 @@ mod tests {
         assert_eq!((answer.version, answer.config_hash), (4, describe(&hot).config_hash));
         let stale = push(&hot, &directory, request(4, "30")).unwrap_err();
         assert_eq!(stale.row().reason, wire::Reason::StaleConfig);
+        assert_eq!(describe(&hot).refusal, "", "its version says nothing about its settings");
         assert_eq!(push(&hot, &directory, request(5, "0")).unwrap_err().row().reason, wire::Reason::InvalidRequest);
+        let told = describe(&hot);
+        assert_eq!(
+            (told.version, told.refused, told.refusal.contains("must not be 0")),
+            (4, request(5, "0").settings, true)
+        );
+        push(&hot, &directory, request(5, "20")).unwrap();
+        assert_eq!((describe(&hot).refused.len(), describe(&hot).refusal.as_str()), (0, ""));
 
         let (again, _) = at_start(&config(&directory)).unwrap();
         assert_eq!(describe(&again), describe(&hot));

@@ -77,7 +77,11 @@ async fn a_bad_or_stale_push_changes_nothing() {
         let said = error.metadata().get("balsa-reason").map(tonic::metadata::MetadataValue::as_bytes);
         assert_eq!((error.code(), said), (code, Some(reason.as_bytes())), "{error:?}");
     }
-    assert_eq!(active(member).await, before);
+    let after = active(member).await;
+    // The last one that was refused for what it says, and not for its version.
+    assert_eq!(after.refused, settings(&[("max-txn-ops", "3"), ("election-timeout", "9")]));
+    assert!(after.refusal.contains("election-timeout cannot change at run time"), "{}", after.refusal);
+    assert_eq!(wire::GetConfigResponse { refused: HashMap::new(), refusal: String::new(), ..after }, before);
     assert!(puts(member, 128).await.is_ok());
 }
 

@@ -7,7 +7,8 @@ use sha2::{Digest, Sha256};
 pub const TEMPLATE_HASH: &str = "balsa.dev/template-hash";
 /// Annotation of the StatefulSet: fingerprint of the part of the spec that the template was built from.
 pub const SPEC_HASH: &str = "balsa.dev/spec-hash";
-/// Annotation of the pod template: fingerprint of the ConfigMap, so that a changed setting restarts the pods.
+/// Annotation of the pod template: fingerprint of the settings that a running member cannot
+/// take over, so that a change of them restarts the pods.
 pub(super) const CONFIG_HASH: &str = "balsa.dev/config-hash";
 
 /// 16 hex digits over the value's JSON, whose maps are ordered.

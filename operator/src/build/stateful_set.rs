@@ -18,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::fingerprint::{CONFIG_HASH, SPEC_HASH, TEMPLATE_HASH, fingerprint};
-use super::{metadata, service_account};
+use super::{config_map, metadata, service_account};
 use crate::names::{self, CLIENT_PORT, CONTAINER, METRICS_PORT, PEER_PORT, VOLUME};
 use crate::observed::Observed;
 use crate::plan::initial_replicas;
@@ -85,7 +85,9 @@ fn template_inputs(cluster: &ValidCluster) -> serde_json::Value {
         replace_member: _,
         protect_single: _,
         roll_operator_template: _,
-        node_config,
+        node_config: _,
+        // Reaches the members while they run.
+        hot: _,
         pod,
     } = cluster;
     let PodAdditions {
@@ -103,7 +105,7 @@ fn template_inputs(cluster: &ValidCluster) -> serde_json::Value {
         env,
     } = pod;
     serde_json::json!([
-        [namespace, name, image, image_pull_policy, cluster_domain, drain_delay_seconds, node_config],
+        [namespace, name, image, image_pull_policy, cluster_domain, drain_delay_seconds, config_map::cold(cluster)],
         [labels, annotations, resources, affinity, node_selector, tolerations, topology_spread],
         [priority_class, service_account, security_context, image_pull_secrets, env],
     ])
@@ -113,7 +115,8 @@ fn template(cluster: &ValidCluster, config: &ConfigMap) -> PodTemplateSpec {
     let mut labels = cluster.pod.labels.clone();
     labels.extend(names::labels(&cluster.name));
     let mut annotations = cluster.pod.annotations.clone();
-    annotations.insert(CONFIG_HASH.to_owned(), fingerprint(&config.data));
+    let settings = Some(config_map::variables(&config_map::cold(cluster)));
+    annotations.insert(CONFIG_HASH.to_owned(), fingerprint(&settings));
     PodTemplateSpec {
         metadata: Some(ObjectMeta { labels: Some(labels), annotations: Some(annotations), ..ObjectMeta::default() }),
         spec: Some(pod(cluster, config)),
@@ -174,9 +177,9 @@ fn container(cluster: &ValidCluster, config: &ConfigMap) -> Container {
     }
 }
 
-fn arguments(cluster: &ValidCluster) -> Vec<String> {
+/// The command line of every node; the kubelet fills the pod's name in.
+pub fn arguments(cluster: &ValidCluster) -> Vec<String> {
     let ValidCluster { name, namespace, cluster_domain, .. } = cluster;
-    // The kubelet puts the pod's name in place of $(POD_NAME).
     let host = format!("$(POD_NAME).{}.{namespace}.svc.{cluster_domain}", names::peer_service(name));
     vec![
         "--name=$(POD_NAME)".to_owned(),

@@ -80,7 +80,7 @@ fn m1_no_volume_is_owned_or_deleted_by_kubernetes() {
 }
 
 /// Each field of the spec that a running cluster may change, with another value, and whether pods must restart for it.
-const CHANGES: [(&str, bool); 21] = [
+const CHANGES: [(&str, bool); 22] = [
     ("image: other", true),
     ("imagePullPolicy: Always", true),
     ("imagePullSecrets: [{name: x}]", true),
@@ -97,8 +97,9 @@ const CHANGES: [(&str, bool); 21] = [
     ("podTemplate: {securityContext: {runAsUser: 1}}", true),
     ("drainDelaySeconds: 3", true),
     ("config: {heartbeatMs: 50}", true),
-    ("config: {logLevel: debug}", true),
-    ("config: {extra: {auto-compaction-retention: 1h}}", true),
+    ("config: {extra: {bcrypt-cost: '11'}}", true),
+    ("config: {logLevel: debug}", false),
+    ("config: {extra: {auto-compaction-retention: 1h}}", false),
     ("replicas: 5", false),
     ("paused: true", false),
     ("protectSingle: true", false),

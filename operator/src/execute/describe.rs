@@ -32,6 +32,13 @@ pub fn describe(cluster: &str, step: &Step) -> Option<String> {
         Step::ScaleIn { replicas, .. } => format!("lowered the pods to {replicas}"),
         Step::Promote { ordinal, raft_id, .. } => format!("member {} on {} votes", id(*raft_id), pod(*ordinal)),
         Step::MoveLeader { from, to, .. } => format!("moved leadership from member {} to {}", id(*from), id(*to)),
+        Step::SetConfig { pod: to, raft_id, version, .. } => {
+            format!(
+                "member {} on {} has the settings of spec.config, its version {version}",
+                id(*raft_id),
+                pod(to.ordinal)
+            )
+        }
         Step::PrepareStop { pod: leaving, raft_id } => {
             format!("took member {} on {} out of service", id(*raft_id), pod(leaving.ordinal))
         }
@@ -77,6 +84,10 @@ mod tests {
             (Step::Promote { ordinal: 2, raft_id: 0xa1, membership_index: 1 }, "a1"),
             (Step::MoveLeader { from: 1, to: 0xb, ordinal: 0 }, "to b"),
             (Step::PrepareStop { pod: pod(), raft_id: 3 }, "member 3 on db-2 out of service"),
+            (
+                Step::SetConfig { pod: pod(), raft_id: 3, version: 8, settings: [].into() },
+                "member 3 on db-2 has the settings of spec.config, its version 8",
+            ),
             (Step::RemoveMember { ordinal: 2, raft_id: 3, membership_index: 1 }, "member 3 of db-2"),
             (Step::DropVolume { volume: volume(), raft_id: Some(3) }, "data-db-2 of removed member 3"),
             (Step::RestartPod { pod: pod(), mode: RestartMode::Evict, writes_pause: true }, "writes pause"),

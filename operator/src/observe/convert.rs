@@ -3,7 +3,7 @@
 use balsa_crds::RaftCluster;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{
-    ContainerStateTerminated, ContainerStatus, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+    ContainerStateTerminated, ContainerStatus, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -51,6 +51,7 @@ pub(crate) fn stateful_set(set: &StatefulSet) -> ObservedSet {
         generation: set.metadata.generation.unwrap_or_default(),
         observed_generation: status.and_then(|status| status.observed_generation).unwrap_or_default(),
         update_revision: status.and_then(|status| status.update_revision.clone()),
+        image: image(spec.and_then(|spec| spec.template.spec.as_ref())),
         template_hash: set.annotations().get(TEMPLATE_HASH).cloned(),
         // Known only once the new template is built.
         template_held: false,
@@ -89,8 +90,14 @@ pub(super) fn pod(pod: &Pod) -> ObservedPod {
         terminating: pod.metadata.deletion_timestamp.as_ref().map(seconds),
         host: host.map(|name| Host { name, state: HostState::Unknown }),
         revision: pod.labels().get("controller-revision-hash").cloned(),
+        image: image(pod.spec.as_ref()),
         unschedulable: unplaced.map(|c| c.last_transition_time.as_ref().map(seconds).unwrap_or_default()),
     }
+}
+
+/// The node's image.
+fn image(pod: Option<&PodSpec>) -> Option<String> {
+    pod?.containers.iter().find(|container| container.name == CONTAINER)?.image.clone()
 }
 
 fn phase(phase: Option<&str>) -> PodPhase {

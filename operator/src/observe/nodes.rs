@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use balsa_proto::etcdserverpb::{AlarmMember, AlarmType};
-use balsa_proto::node::{ListResponse, Role, State, StateResponse};
+use balsa_proto::node::{GetConfigResponse, ListResponse, Role, State, StateResponse};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
 use crate::members::{Dial, Node, OBSERVE_TIMEOUT};
 use crate::names;
-use crate::observed::{Alarm, Marker, Member, MemberList, NodeReport, NodeState, Progress};
+use crate::observed::{Alarm, Marker, Member, MemberList, NodeReport, NodeState, Progress, Settings};
 
 type Answers = (BTreeMap<u32, NodeReport>, Option<MemberList>);
 
@@ -51,16 +51,21 @@ fn address(pod: &Pod) -> Option<IpAddr> {
 }
 
 async fn ask_one(dial: &dyn Dial, pod: &str, ip: IpAddr, latched: Option<u64>) -> (NodeReport, Option<MemberList>) {
-    let (mut for_state, mut for_list) = (Node::at(dial, ip, OBSERVE_TIMEOUT), Node::at(dial, ip, OBSERVE_TIMEOUT));
-    let (state, list) = tokio::join!(for_state.state(latched.unwrap_or_default()), for_list.list());
+    let node = || Node::at(dial, ip, OBSERVE_TIMEOUT);
+    let (mut for_state, mut for_list, mut for_settings) = (node(), node(), node());
+    let (state, list, settings) =
+        tokio::join!(for_state.state(latched.unwrap_or_default()), for_list.list(), for_settings.get_config());
     match state {
         // Another name means that the address has gone to another pod since the API server was read.
-        Ok(state) if state.name == pod => (NodeReport::Answered(node_state(state)), list.ok().and_then(member_list)),
+        Ok(state) if state.name == pod => {
+            let settings = settings.ok().map(node_settings);
+            (NodeReport::Answered(node_state(state, settings)), list.ok().and_then(member_list))
+        }
         Ok(_) | Err(_) => (NodeReport::Unreachable, None),
     }
 }
 
-fn node_state(state: StateResponse) -> NodeState {
+fn node_state(state: StateResponse, settings: Option<Settings>) -> NodeState {
     let (kind, role) = (state.state(), state.role());
     let StateResponse {
         state: _,
@@ -93,7 +98,14 @@ fn node_state(state: StateResponse) -> NodeState {
         ready,
         stopping,
         config_hash,
+        settings,
     }
+}
+
+fn node_settings(config: GetConfigResponse) -> Settings {
+    let GetConfigResponse { version, config_hash: _, settings, refused, refusal } = config;
+    let refused = (!refusal.is_empty()).then(|| (refused.into_iter().collect(), refusal));
+    Settings { version, values: settings.into_iter().collect(), refused }
 }
 
 fn member_list(list: ListResponse) -> Option<MemberList> {

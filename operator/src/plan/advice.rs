@@ -63,6 +63,7 @@ pub(super) fn human_may(reason: WaitReason, target: Target) -> Vec<String> {
             &["give the volume of {pod} room or a working disk", "annotate balsa.dev/replace-member={member}"]
         }
         WaitReason::Fault => &["look at the log of {pod}"],
+        WaitReason::ConfigRefused => &["correct spec.config as the message says", "look at the log of {pod}"],
         WaitReason::DataLost => &["restore from a backup into a new RaftCluster"],
         WaitReason::QuorumLost => &["bring a majority of the disks back", "restore from a backup"],
         _ => &[],

@@ -19,6 +19,7 @@ mod scale_in;
 mod scale_out;
 #[cfg(test)]
 mod script;
+mod settings;
 #[cfg(test)]
 pub(crate) mod simulation;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use std::ops::ControlFlow;
 pub use self::bootstrap::initial_replicas;
 use self::proofs::View;
 pub use self::proofs::min_available;
+pub use self::settings::wanted_settings;
 use crate::observed::{Observed, PlanLatch, UnixSeconds};
 use crate::step::{Blocked, Plan, Step, StepName, Target, WaitReason};
 use crate::valid::ValidCluster;
@@ -81,6 +83,9 @@ fn search(view: &View<'_>, notes: &mut Notes) -> Row {
     quorum::stuck_terminating(view, notes)?;
     replace::causes(view, notes)?;
     learner::rows(view, notes)?;
+    // M18: config → scale → version.
+    settings::rows(view, notes)?;
+    roll::settings(view, notes)?;
     scale_in::rows(view, notes)?;
     prepare::change_of_mind(view, notes)?;
     scale_out::rows(view, notes)?;
@@ -140,6 +145,8 @@ struct Notes {
     first: Option<Decision>,
     /// No new ordinal and no new learner.
     hold_scale_out: bool,
+    /// No ordinal less.
+    hold_scale_in: bool,
     /// No restart for a new template.
     hold_roll: bool,
 }

@@ -210,6 +210,12 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The pod of `k` is outdated by something else than its image: a restart brings no other version.
+    pub(super) fn is_outdated_in_settings(&self, k: u32) -> bool {
+        let wanted = self.set().and_then(|set| set.image.as_ref());
+        self.is_outdated(k) && wanted.is_some() && self.pod(k).and_then(|pod| pod.image.as_ref()) == wanted
+    }
+
     /// P8 for the volume of `k`.
     pub(super) fn volume_is_on_gone_host(&self, k: u32) -> bool {
         let pinned = self.volume(k).and_then(|volume| volume.pinned.as_ref());
@@ -265,6 +271,11 @@ impl<'a> View<'a> {
     /// The budget as read back protects the voters that a promotion results in.
     pub(super) fn budget_admits_promotion(&self) -> bool {
         self.budget_holds(self.budget_for_promotion())
+    }
+
+    /// The budget is held above the quorum for a removal that may come soon.
+    pub(super) fn budget_is_raised_for_a_removal(&self) -> bool {
+        self.voters().any(|(k, id, _)| self.removal_ahead(k, id))
     }
 
     /// Members that the plan may remove soon while they serve: the one to scale away, those to replace.

@@ -1,4 +1,6 @@
 //! Rows U: every pod gets the StatefulSet's template, one at a time, the leader last. U4 is in `learner.rs`.
+//!
+//! They are asked twice (M18): before anything is scaled for the pods whose image stays, and afterwards for all.
 
 use super::learner::pod_cause;
 use super::{Decision, Matter, NEXT, Notes, REJOIN_DEADLINE_SECONDS, Row, View, aged};
@@ -27,16 +29,39 @@ fn is_seen_active(view: &View<'_>, k: u32) -> bool {
     view.node(k).is_some() || heard
 }
 
+/// Which pods are to be restarted.
+type Due<'a> = &'a dyn Fn(u32) -> bool;
+
 /// U2, U3, U5 to U8.
 pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
     if not_rejoined(view, notes) || notes.hold_roll {
         return NEXT;
     }
-    unhealthy(view, notes)?;
-    followers(view, notes)?;
     // U8 (M19): a template that only a new operator release changed is held back by apply, so no pod is outdated by
     // it, and the plan is settled; the condition `Updated` tells.
-    leader(view, notes)
+    restarts(view, notes, &|k| view.is_outdated(k))
+}
+
+/// M18: what is changed beside the image comes before scaling, on the pods that stay. While one is on its way back nothing
+/// is scaled in either; trouble of other kinds, or one that is overdue, holds nothing up (M10).
+pub(super) fn settings(view: &View<'_>, notes: &mut Notes) -> Row {
+    let due = |k: u32| k < view.want() && view.is_outdated_in_settings(k);
+    if notes.hold_roll || !view.voters().any(|(k, ..)| due(k)) {
+        return NEXT;
+    }
+    if not_rejoined(view, notes) {
+        let first = notes.first.as_ref().and_then(|wait| wait.blocked.as_ref()).map(|blocked| blocked.reason);
+        let on_its_way = [WaitReason::PodNotRunning, WaitReason::PodNotRejoined];
+        notes.hold_scale_in = first.is_some_and(|reason| on_its_way.contains(&reason));
+        return NEXT;
+    }
+    restarts(view, notes, &due)
+}
+
+fn restarts(view: &View<'_>, notes: &mut Notes, due: Due<'_>) -> Row {
+    unhealthy(view, notes, due)?;
+    followers(view, notes, due)?;
+    leader(view, notes, due)
 }
 
 /// U2: a voter that was restarted, or is gone, must be back before the next one goes (M16).
@@ -56,10 +81,10 @@ fn not_rejoined(view: &View<'_>, notes: &mut Notes) -> bool {
 }
 
 /// U3: P1, P3, P4, P2. It serves nobody, so no budget is asked.
-fn unhealthy(view: &View<'_>, notes: &mut Notes) -> Row {
+fn unhealthy(view: &View<'_>, notes: &mut Notes, due: Due<'_>) -> Row {
     for (k, id, member) in view.voters().rev() {
         let runs = view.pod(k).is_some_and(ObservedPod::is_running);
-        if !view.is_outdated(k) || !runs || view.is_serving(k, id, member) || view.is_leader(id) {
+        if !due(k) || !runs || view.is_serving(k, id, member) || view.is_leader(id) {
             continue;
         }
         match view.pod_ref(k) {
@@ -77,11 +102,9 @@ fn unhealthy(view: &View<'_>, notes: &mut Notes) -> Row {
 }
 
 /// U5: an outdated healthy follower, highest ordinal first.
-fn followers(view: &View<'_>, notes: &mut Notes) -> Row {
-    let outdated = view
-        .voters()
-        .rev()
-        .find(|(k, id, member)| view.is_outdated(*k) && !view.is_leader(*id) && view.is_serving(*k, *id, member));
+fn followers(view: &View<'_>, notes: &mut Notes, due: Due<'_>) -> Row {
+    let outdated =
+        view.voters().rev().find(|(k, id, member)| due(*k) && !view.is_leader(*id) && view.is_serving(*k, *id, member));
     match outdated {
         Some((k, id, _)) => restart_serving(view, notes, "U5", k, id),
         None => NEXT,
@@ -89,8 +112,8 @@ fn followers(view: &View<'_>, notes: &mut Notes) -> Row {
 }
 
 /// U6: only the leader is outdated. A single voter has nobody to hand over to (U7).
-fn leader(view: &View<'_>, notes: &mut Notes) -> Row {
-    let Some((k, id, _)) = view.voters().find(|(k, id, _)| view.is_leader(*id) && view.is_outdated(*k)) else {
+fn leader(view: &View<'_>, notes: &mut Notes, due: Due<'_>) -> Row {
+    let Some((k, id, _)) = view.voters().find(|(k, id, _)| view.is_leader(*id) && due(*k)) else {
         return NEXT;
     };
     if view.voters().count() == 1 {
@@ -107,7 +130,7 @@ fn leader(view: &View<'_>, notes: &mut Notes) -> Row {
 }
 
 /// U5, U7: P1, P3, P4, P2, and every other voter serves. With one or two voters writes pause, and the budget would
-/// refuse for ever, so the pod is deleted plainly.
+/// refuse for ever, so the pod is deleted plainly; so it is when the budget is raised already for a removal that comes later.
 fn restart_serving(view: &View<'_>, notes: &mut Notes, row: &'static str, k: u32, id: u64) -> Row {
     if let Some(other) = view.voters_not_serving(id).first() {
         let message = format!("pod {other} does not serve; pod {k} is not restarted before it does");
@@ -119,7 +142,8 @@ fn restart_serving(view: &View<'_>, notes: &mut Notes, row: &'static str, k: u32
     let kept_disk = view.volume(k).is_some_and(|volume| !volume.terminating);
     match view.pod_ref(k) {
         Some(pod) if kept_disk && (writes_pause || view.quorum_during_restart(id)) => {
-            let mode = if writes_pause { RestartMode::Delete } else { RestartMode::Evict };
+            let refused = writes_pause || view.budget_is_raised_for_a_removal();
+            let mode = if refused { RestartMode::Delete } else { RestartMode::Evict };
             let row = if writes_pause { "U7" } else { row };
             Decision::act(row, Step::RestartPod { pod, mode, writes_pause }).on(k, Some(id)).now()
         }

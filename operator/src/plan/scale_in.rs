@@ -42,7 +42,7 @@ pub(super) fn members_without_ordinal(view: &View<'_>, notes: &mut Notes) -> Row
 
 /// I1 to I6, I8, I9.
 pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
-    if let Some(t) = view.have().checked_sub(1).filter(|t| *t >= view.want())
+    if let Some(t) = view.have().checked_sub(1).filter(|t| *t >= view.want() && !notes.hold_scale_in)
         && let Some((id, member)) = view.member(t)
     {
         highest(view, notes, t, id, member)?;

@@ -8,6 +8,7 @@
 //! - `cluster …` changes what the user asks for.
 //! - everything else edits what this one pass observes; `plan` plans on it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use super::simulation::{Crash, World};
 use crate::names;
 use crate::observed::{
     Alarm, ContainerState, ExitKind, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport, NodeState,
-    Observed, ObservedPod, ObservedVolume, PlanLatch, PodPhase, Progress,
+    Observed, ObservedPod, ObservedVolume, PlanLatch, PodPhase, Progress, Settings,
 };
 use crate::step::{BootstrapStep, Plan, Step, VolumeLabel};
 use crate::valid::Retention;
@@ -153,6 +154,10 @@ impl Script {
             ["scaled-volumes", "delete"] => cluster.storage.retention.when_scaled = Retention::Delete,
             ["deleted-volumes", "delete"] => cluster.storage.retention.when_deleted = Retention::Delete,
             ["protect-single"] => cluster.protect_single = true,
+            ["setting", name, value] => self.world.set_setting(name, value),
+            ["default", name, value] => {
+                cluster.hot.insert((*name).to_owned(), (*value).to_owned());
+            }
             _ => return Err("no such request".into()),
         }
         Ok(())
@@ -174,6 +179,9 @@ impl Script {
             ["template", revision] => world.template = (*revision).to_owned(),
             ["broken", revision] => {
                 world.broken.insert((*revision).to_owned());
+            }
+            ["wrong-setting", value] => {
+                world.wrong_settings.insert((*value).to_owned());
             }
             ["stubborn"] => world.raft.stubborn = true,
             ["lead", id] => world.raft.leader = number(id)?,
@@ -239,7 +247,8 @@ impl Script {
             ["uid", uid] => pod.uid = (*uid).to_owned(),
             ["unready"] => pod.ready = false,
             ["created", ago] => pod.created = now - number::<i64>(ago)?,
-            ["outdated"] => pod.revision = Some("old".into()),
+            ["outdated"] => (pod.revision, pod.image) = (Some("old".into()), Some("old".into())),
+            ["outdated", "settings"] => pod.revision = Some("old".into()),
             ["terminating", ago] => {
                 pod.terminating = Some(now - number::<i64>(ago)?);
                 pod.ready = false;
@@ -285,6 +294,14 @@ impl Script {
                 state.marker = Some(Marker { cluster_id, raft_id: 1, incarnation });
             }
             ["stopping"] => state.stopping = true,
+            ["settings", "unknown"] => state.settings = None,
+            ["settings", version, pairs @ ..] => {
+                state.settings = Some(Settings { version: number(version)?, values: settings(pairs)?, refused: None });
+            }
+            ["refused", pairs @ ..] => {
+                let refused = Some((settings(pairs)?, "it is wrong".to_owned()));
+                state.settings.get_or_insert_default().refused = refused;
+            }
             _ => return Err("no such edit of a node".into()),
         }
         self.observed.nodes.insert(k, NodeReport::Answered(state));
@@ -428,6 +445,12 @@ fn new_pod(k: u32) -> ObservedPod {
     }
 }
 
+/// `name=value` each.
+fn settings(pairs: &[&str]) -> Result<BTreeMap<String, String>, String> {
+    let pair = |pair: &&str| pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    pairs.iter().map(pair).collect::<Option<_>>().ok_or_else(|| "no name=value".to_owned())
+}
+
 fn host_state(word: &str) -> Result<HostState, String> {
     match word {
         "unknown" => Ok(HostState::Unknown),
@@ -484,6 +507,10 @@ fn headline(plan: &Plan) -> String {
         Step::Promote { ordinal, raft_id, membership_index }
         | Step::RemoveMember { ordinal, raft_id, membership_index } => {
             format!("pod {ordinal} member {raft_id} @{membership_index}")
+        }
+        Step::SetConfig { pod, raft_id, version, settings } => {
+            let pairs: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            format!("pod {} member {raft_id} version {version} {}", pod.ordinal, pairs.join(" "))
         }
         Step::PrepareStop { pod, raft_id } => format!("pod {} member {raft_id}", pod.ordinal),
         Step::MoveLeader { from, to, .. } => format!("from {from} to {to}"),

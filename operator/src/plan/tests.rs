@@ -443,6 +443,68 @@ fn m18_scales_before_it_rolls() {
     assert!(last_scale < first_roll, "{done:?}");
 }
 
+/// M18: what changes at run time comes before all of it, without a restart.
+#[test]
+fn m18_settings_come_before_scaling() {
+    let mut world = settled(3);
+    let before: Vec<String> = world.pods.values().map(|pod| pod.object.uid.clone()).collect();
+    world.set_setting("log-level", "debug");
+    world.cluster.want = 4;
+    let done = settle(&mut world);
+    assert_eq!(ordinals(&done[..3], StepName::SetConfig), [0, 1, 2], "{done:?}");
+    assert_eq!(ordinals(&done, StepName::SetConfig).len(), 3, "the new one starts with them");
+    let after: Vec<String> = world.pods.values().map(|pod| pod.object.uid.clone()).collect();
+    assert_eq!(after[..3], before);
+    assert!(world.pods.values().all(|pod| pod.settings.are(&world.cluster.hot)));
+}
+
+/// M18: what needs a restart beside the image, before anything is scaled either way; the image after it. Both at once are
+/// one roll.
+#[test]
+fn m18_what_needs_a_restart_comes_before_scaling_and_the_version_after() {
+    let run = |template: &str, (have, want): (u32, u32)| {
+        let mut world = settled(have);
+        world.template = template.into();
+        world.cluster.want = want;
+        let mut done = settle(&mut world);
+        // The pod of a removed member has ended, which is no part of the roll.
+        done.retain(|plan| plan.target.ordinal.is_none_or(|k| k < want || plan.step.name() != StepName::RestartPod));
+        let of = |kinds: &[StepName]| -> Vec<usize> {
+            done.iter().enumerate().filter(|(_, plan)| kinds.contains(&plan.step.name())).map(|(at, _)| at).collect()
+        };
+        (of(&[StepName::RestartPod]), of(&[StepName::AddLearner, StepName::PrepareStop, StepName::RemoveMember]))
+    };
+    for way in [(1, 3), (3, 2), (3, 5), (4, 3), (5, 2)] {
+        let stay = way.0.min(way.1) as usize;
+        let (restarts, changes) = run("a/2", way);
+        assert_eq!(restarts.len(), stay, "{way:?}: who is to go is not restarted, who comes needs no restart");
+        assert!(restarts.last() < changes.first(), "{way:?}: {restarts:?} {changes:?}");
+        for both in ["b", "b/2"] {
+            let (restarts, changes) = run(both, way);
+            assert_eq!(restarts.len(), stay, "{way:?}");
+            assert!(changes.last() < restarts.first(), "{way:?}: {restarts:?} {changes:?}");
+        }
+    }
+}
+
+/// A member that refuses is asked once, and keeps nobody from anything.
+#[test]
+fn refused_settings_hold_nothing_back() {
+    let mut world = settled(3);
+    world.wrong_settings.insert("0".into());
+    world.set_setting("max-txn-ops", "0");
+    world.cluster.want = 4;
+    let mut asked = 0;
+    for _ in 0..60 {
+        let Pass { plan, .. } = world.pass(Crash::None);
+        asked += u32::from(plan.step.name() == StepName::SetConfig);
+        world.tick();
+    }
+    assert_eq!((asked, world.voters().len()), (3, 4));
+    let Pass { plan, .. } = world.pass(Crash::None);
+    assert_eq!(plan.blocked_by.map(|blocked| blocked.reason), Some(crate::step::WaitReason::ConfigRefused));
+}
+
 /// A wait past its deadline keeps its clock: it does not flap between its two names.
 #[test]
 fn overdue_waits_stay_overdue() {

@@ -1,10 +1,13 @@
 //! The API server's face of the model: paths, preconditions, merge patches and server-side apply as far as the operator
 //! uses them. A resourceVersion or UID that does not hold is a conflict, as it is there.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use axum::http::{Method, Request, Response};
+use balsa_config::flags::HOT;
+use balsa_config::{Config, Invocation};
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
@@ -228,7 +231,8 @@ impl Stage {
         let template = body["spec"]["template"].to_string();
         let mut hash = DefaultHasher::new();
         template.hash(&mut hash);
-        let revision = format!("{NAME}-{:x}", hash.finish());
+        let image = text(&body["spec"]["template"]["spec"]["containers"][0]["image"]);
+        let revision = format!("{image}/{:x}", hash.finish());
         if template.contains(":broken") {
             self.world.broken.insert(revision.clone());
         }
@@ -256,7 +260,7 @@ impl Stage {
         let set = self.world.set.get_or_insert_default();
         set.resource_version = resource_version;
         set.generation += 1;
-        set.update_revision = Some(revision);
+        (set.update_revision, set.image) = (Some(revision), Some(image));
         let object = self.objects.entry(("statefulsets".to_owned(), NAME.to_owned())).or_insert_with(|| json!({}));
         merge(object, body);
         self.read("statefulsets", NAME).ok_or(Refused::Conflict)
@@ -287,9 +291,22 @@ impl Stage {
         }
         let object = self.objects.entry(key).or_insert_with(|| json!({"metadata": {"uid": uid}}));
         merge(object, body);
+        if plural == "configmaps" {
+            // What is no longer applied goes.
+            object["data"] = body["data"].clone();
+            self.world.config = settings_of(&body["data"]);
+        }
         object["metadata"]["resourceVersion"] = json!(version);
         Ok((object.clone(), version))
     }
+}
+
+/// The settings that change at run time, as a node has them that starts with this ConfigMap.
+fn settings_of(data: &Value) -> BTreeMap<String, String> {
+    let variables = data.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), text(value)));
+    let config = Config::load(["balsa".to_owned(), "--bootstrap=operator".to_owned()], variables);
+    let Ok(Invocation::Run(config)) = config else { panic!("no node would start with {data}") };
+    HOT.iter().map(|flag| ((*flag).to_owned(), config.source.text(flag).to_owned())).collect()
 }
 
 /// What a write was decided on.

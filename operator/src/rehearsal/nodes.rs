@@ -76,7 +76,7 @@ fn silence() -> Status {
 
 fn refusal(refused: Refused) -> Status {
     let reason = match refused {
-        Refused::Conflict | Refused::Budget => "InvalidRequest",
+        Refused::Conflict | Refused::Budget | Refused::Settings => "InvalidRequest",
         Refused::ConfigChanged => "ConfigChanged",
         Refused::Node(reason) => reason,
     };
@@ -231,11 +231,27 @@ impl Node for Face {
         self.order("prepare stop".into(), |stage, pod| stage.world.prepare_stop(pod)).await
     }
 
-    async fn set_config(&self, _: Request<SetConfigRequest>) -> Result<Response<SetConfigResponse>, Status> {
-        Err(Status::unimplemented("the operator does not push settings"))
+    async fn set_config(&self, request: Request<SetConfigRequest>) -> Result<Response<SetConfigResponse>, Status> {
+        let SetConfigRequest { version, settings } = request.into_inner();
+        let settings = settings.into_iter().collect();
+        let taken: Response<SetConfigResponse> = self
+            .order(format!("set config {version}"), |stage, pod| stage.world.set_config(pod, version, &settings))
+            .await?;
+        Ok(taken.map(|answer| SetConfigResponse { version, ..answer }))
     }
 
     async fn get_config(&self, _: Request<GetConfigRequest>) -> Result<Response<GetConfigResponse>, Status> {
-        Err(Status::unimplemented("the operator does not read settings"))
+        self.ask(|stage, k| {
+            let settings = stage.world.pods.get(&k).map(|pod| pod.settings.clone()).unwrap_or_default();
+            let (refused, refusal) = settings.refused.unwrap_or_default();
+            Ok(GetConfigResponse {
+                version: settings.version,
+                settings: settings.values.into_iter().collect(),
+                refused: refused.into_iter().collect(),
+                refusal,
+                ..GetConfigResponse::default()
+            })
+        })
+        .await
     }
 }

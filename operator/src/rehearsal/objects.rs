@@ -71,7 +71,7 @@ impl Stage {
                 "creationTimestamp": time(pod.created),
                 "labels": labels,
             },
-            "spec": {"containers": [], "nodeName": pod.host.as_ref().map(|host| &host.name)},
+            "spec": {"containers": [{"name": CONTAINER, "image": pod.image}], "nodeName": pod.host.as_ref().map(|host| &host.name)},
             "status": {
                 "phase": phase(pod.phase),
                 "podIP": pod.host.as_ref().map(|_| address_of(&pod.uid)),

@@ -119,6 +119,9 @@ impl Stage {
         if counts != (want, want, Some(want)) {
             return Err(format!("m12: members, pods, replicas are {counts:?}, wanted {want}"));
         }
+        if let Some((k, pod)) = world.pods.iter().find(|(_, pod)| pod.settings.values != world.config) {
+            return Err(format!("pod {k} has {:?}, the ConfigMap {:?}", pod.settings, world.config));
+        }
         let dropped = self.resource["spec"]["storage"]["retention"]["whenScaled"] == "Delete";
         let mut beyond = world.volumes.range(self.want()..).map(|(k, volume)| (k, &volume.object));
         match beyond.find(|(_, v)| v.marker.is_some() && !v.terminating && (dropped || !v.detached)) {
@@ -186,6 +189,10 @@ async fn ways() -> Vec<(&'static str, Stage)> {
         ("scale in, dropping volumes", changed(dropped.clone(), |stage| stage.edit(&json!({"replicas": 1})))),
         ("replace a lost disk", changed(three.clone(), |stage| stage.world.wipe_disk(1))),
         ("replace the leader", changed(three.clone(), |stage| stage.annotate(REPLACE_MEMBER, "1"))),
+        (
+            "change settings and scale",
+            changed(three.clone(), |stage| stage.edit(&json!({"replicas": 4, "config": {"logLevel": "debug"}}))),
+        ),
         ("roll", changed(three, |stage| stage.edit(&json!({"image": "balsa.dev/balsa:b"})))),
         ("delete", changed(dropped, Stage::delete)),
     ]
@@ -457,7 +464,8 @@ fn happen(stage: &mut Stage, dice: &mut Dice) -> String {
         4 => stage.edit(&json!({"image": format!("balsa.dev/balsa:{k}")})),
         5 => stage.edit(&json!({"image": "balsa.dev/balsa:broken"})),
         6 => stage.world.move_lead(usize::try_from(k).unwrap_or(0)),
-        7..=10 => return "nothing".into(),
+        7 => stage.edit(&json!({"config": {"quotaBackendBytes": (k + 1) << 20}})),
+        8..=10 => return "nothing".into(),
         _ => {
             stage.world.tick();
             return "tick".into();

@@ -121,3 +121,86 @@ fn an_alarm_is_told_with_the_way_out() {
         });
     }
 }
+
+/// A setting that changes at run time reaches every member without a restart, and the ConfigMap that the next process reads;
+/// taken back, it goes to its default again.
+#[test]
+fn m18_a_setting_reaches_running_members_and_those_that_start_later() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        let pods =
+            |stage: &Shared| lock(stage).world.pods.values().map(|pod| pod.object.uid.clone()).collect::<Vec<_>>();
+        let values = |stage: &Shared| {
+            let stage = lock(stage);
+            let values = stage.world.pods.values().map(|pod| pod.settings.values["max-txn-ops"].clone());
+            values.collect::<Vec<_>>()
+        };
+        let (before, template) = (pods(&stage), lock(&stage).world.set.clone().expect("a set").update_revision);
+        lock(&stage).edit(&json!({"config": {"extra": {"max-txn-ops": "9"}}}));
+        operator.pass().await.expect("a pass");
+        assert_eq!(values(&stage), ["9", "128", "128"], "one step of one pass");
+        assert_eq!(lock(&stage).condition("Updated"), ("False".to_owned(), "SettingsPending".to_owned()));
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!((values(&stage), pods(&stage)), (vec!["9".to_owned(); 3], before.clone()));
+        assert_eq!(lock(&stage).world.set.clone().expect("a set").update_revision, template);
+        assert_eq!(lock(&stage).condition("Updated"), ("True".to_owned(), "UpToDate".to_owned()));
+        let told = lock(&stage).events.iter().filter(|event| event[1] == "SetConfig").count();
+        assert_eq!(told, 3, "{:?}", lock(&stage).events);
+
+        lock(&stage).world.kill_pod(1);
+        let told = lock(&stage).writes.len();
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(values(&stage), ["9"; 3]);
+        assert!(!lock(&stage).writes[told..].iter().any(|write| write.contains("set config")), "it started with them");
+
+        lock(&stage).edit(&json!({"config": {"extra": {"max-txn-ops": null}}}));
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(values(&stage), ["128"; 3]);
+    });
+}
+
+/// What a node refuses is told with its words, once, and left at that until something else is asked for.
+#[test]
+fn a_refused_setting_is_told_with_the_nodes_words() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        lock(&stage).world.wrong_settings.insert("9".to_owned());
+        lock(&stage).edit(&json!({"config": {"extra": {"max-txn-ops": "9"}}}));
+        pass_for(&operator, &stage, 60).await;
+        assert_eq!(lock(&stage).condition("Updated"), ("False".to_owned(), "ConfigRefused".to_owned()));
+        assert_eq!(lock(&stage).condition("Progressing").1, "ConfigRefused");
+        assert!(lock(&stage).planned().contains("keeps its own: 9 is wrong"), "{}", lock(&stage).planned());
+        assert_eq!(warnings(&stage, "ConfigRefused"), 1, "{:?}", lock(&stage).events);
+        let pushes = lock(&stage).writes.iter().filter(|write| write.contains("set config")).count();
+        assert_eq!(pushes, 3, "each is asked once");
+        lock(&stage).edit(&json!({"config": {"extra": {"max-txn-ops": "8"}}}));
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(lock(&stage).condition("Updated"), ("True".to_owned(), "UpToDate".to_owned()));
+    });
+}
+
+/// M29: nobody is touched by settings with which no node would start, not even the ConfigMap that the next process reads.
+#[test]
+fn m29_settings_with_which_no_node_would_start_touch_nothing() {
+    for (flag, value, words) in [
+        ("max-txn-opps", "9", "max-txn-opps is no flag of the node"),
+        ("data-dir", "/x", "data-dir is set by the operator"),
+        ("bcrypt-cost", "many", "BALSA_BCRYPT_COST=many is not a number"),
+        ("max-txn-ops", "0", "--max-txn-ops must not be 0"),
+    ] {
+        block_on(async {
+            let stage = shared(settled(3, &json!({})).await);
+            let operator = Operator::new(&stage);
+            lock(&stage).edit(&json!({"config": {"extra": {flag: value}}}));
+            pass_for(&operator, &stage, 60).await;
+            assert_eq!(lock(&stage).condition("Progressing"), ("False".to_owned(), "InvalidSpec".to_owned()));
+            assert!(lock(&stage).planned().contains(words), "{}", lock(&stage).planned());
+            assert_eq!(warnings(&stage, "InvalidSpec"), 1, "{:?}", lock(&stage).events);
+            let touched: Vec<String> =
+                lock(&stage).writes.iter().filter(|w| !w.ends_with(" status")).cloned().collect();
+            assert_eq!(touched, Vec::<String>::new());
+        });
+    }
+}

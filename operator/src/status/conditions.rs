@@ -157,8 +157,16 @@ fn updated(seen: Seen<'_>, facts: &Facts) -> Verdict {
                        annotate the RaftCluster with balsa.dev/roll-operator-template=true to let it";
         return Verdict::new(kind, false, WaitReason::OperatorTemplateChanged.as_str(), message);
     }
+    if let Some((pod, why)) = facts.refusals.first() {
+        let message = format!("{pod} refuses the settings of spec.config and keeps its own: {why}");
+        return Verdict::new(kind, false, WaitReason::ConfigRefused.as_str(), message);
+    }
+    if !facts.to_be_told.is_empty() {
+        let message = format!("to be told the settings of spec.config: {}", facts.to_be_told.join(", "));
+        return Verdict::new(kind, false, "SettingsPending", message);
+    }
     if facts.outdated.is_empty() {
-        return Verdict::new(kind, true, "UpToDate", "every pod has the newest template");
+        return Verdict::new(kind, true, "UpToDate", "every pod has the newest template and settings");
     }
     match waits_for(seen, &holds) {
         Some((reason, message)) => Verdict::new(kind, false, reason.as_str(), message),

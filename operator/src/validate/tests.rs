@@ -68,6 +68,19 @@ fn every_refusal_says_what_to_do() {
         ("{image: balsa, config: {electionMs: 499}}", "at least 5 times"),
         ("{image: balsa, config: {extra: {data-dir: /x}}}", "remove it"),
         ("{image: balsa, config: {heartbeatMs: 100, extra: {heartbeat-interval: '1'}}}", "keep one"),
+        ("{image: balsa, config: {extra: {config-version: '7'}}}", "remove it"),
+        ("{image: balsa, config: {extra: {max-txn-opps: '9'}}}", "no flag of the node"),
+        ("{image: balsa, config: {extra: {max-txn-ops: many}}}", "BALSA_MAX_TXN_OPS=many is not a number"),
+        ("{image: balsa, config: {extra: {max-txn-ops: '0'}}}", "no node would start: --max-txn-ops must not be 0"),
+        ("{image: balsa, config: {maxRequestBytes: 104857600}}", "must not exceed"),
+        ("{image: balsa, config: {extra: {auto-compaction-mode: sometimes}}}", "must be periodic or revision"),
+        ("{image: balsa, config: {extra: {discovery-proxy: a}}}", "is not supported"),
+        ("{image: balsa, config: {extra: {feature-gates: Nonsense=true}}}", "unrecognized feature gate"),
+        ("{image: balsa, podTemplate: {env: [{name: BALSA_LOG_LEVEL, value: loud}]}}", "--log-level=loud"),
+        (
+            "{image: balsa, config: {logLevel: info}, podTemplate: {env: [{name: ETCD_LOG_LEVEL, value: info}]}}",
+            "conflicting",
+        ),
         ("{image: balsa, podTemplate: {labels: {app.kubernetes.io/name: x}}}", "use a key outside"),
         ("{image: balsa, podTemplate: {annotations: {balsa.dev/x: x}}}", "use a key outside"),
         ("{image: balsa, podTemplate: {env: [{name: BALSA_DATA_DIR, value: x}]}}", "spec.config"),
@@ -125,4 +138,25 @@ fn settings_reach_the_node_under_etcds_names() {
             "QUOTA_BACKEND_BYTES=4194304"
         ]
     );
+}
+
+/// What every member shall have is what one that starts now has: the defaults, the settings, and over them the variables of
+/// the container, as Kubernetes merges them.
+#[test]
+fn what_changes_at_run_time_is_known_whole() {
+    let hot = |spec: &str| validate(&cluster_from(spec)).expect("valid").hot;
+    let plain = hot("{image: balsa}");
+    assert_eq!(plain.keys().map(String::as_str).collect::<Vec<_>>(), balsa_config::flags::HOT);
+    assert_eq!((plain["log-level"].as_str(), plain["max-txn-ops"].as_str()), ("info", "128"));
+    let set = hot("{image: balsa, config: {logLevel: debug, extra: {max-txn-ops: '9', bcrypt-cost: '11'}}, \
+         podTemplate: {env: [{name: BALSA_MAX_TXN_OPS, value: '7'}, {name: ETCD_MAX_LEARNERS, value: '2'}]}}");
+    let texts = ["log-level", "max-txn-ops", "max-learners"].map(|flag| set[flag].as_str());
+    assert_eq!((texts, set.len()), (["debug", "7", "2"], plain.len()));
+    // A value that stands in a Secret is none of the operator's business, and is not overridden.
+    let elsewhere = hot(
+        "{image: balsa, podTemplate: {env: [{name: BALSA_LOG_LEVEL, valueFrom: {secretKeyRef: {name: a, key: b}}}, \
+         {name: BALSA_MAX_TXN_OPS, value: $(OTHER)}]}}",
+    );
+    assert_eq!(elsewhere.len(), plain.len() - 2);
+    assert!(!elsewhere.contains_key("log-level") && !elsewhere.contains_key("max-txn-ops"));
 }

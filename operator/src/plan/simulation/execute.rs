@@ -1,8 +1,10 @@
 //! How the world takes one step: preconditions of the API server, refusals of the nodes, and the checks of what must
 //! never happen.
 
+use std::collections::BTreeMap;
+
 use super::world::{GRACE_SECONDS, Raft, World};
-use crate::observed::{Marker, Member};
+use crate::observed::{Marker, Member, Settings};
 use crate::plan::proofs::quorum;
 use crate::step::{BootstrapStep, ObjectRef, PodRef, RestartMode, Step, VolumeLabel, VolumeRef};
 
@@ -17,6 +19,8 @@ pub(crate) enum Refused {
     Node(&'static str),
     /// 429: the disruption budget.
     Budget,
+    /// The node finds a setting wrong.
+    Settings,
 }
 
 pub(crate) type Done = Result<(), Refused>;
@@ -33,6 +37,7 @@ impl World {
             Step::ScaleOut { set, replicas } | Step::ScaleIn { set, replicas } => self.scale(set, *replicas),
             Step::Promote { raft_id, membership_index, .. } => self.promote(*raft_id, *membership_index),
             Step::MoveLeader { from, to, .. } => self.move_leader(*from, *to),
+            Step::SetConfig { pod, version, settings, .. } => self.set_config(pod, *version, settings),
             Step::PrepareStop { pod, .. } => self.prepare_stop(pod),
             Step::RemoveMember { raft_id, membership_index, .. } => self.remove(*raft_id, *membership_index),
             Step::DropVolume { volume, .. } => self.drop_volume(volume),
@@ -199,6 +204,26 @@ impl World {
         }
         self.raft.leader = to;
         self.raft.term += 1;
+        Ok(())
+    }
+
+    /// All or nothing, and only above the present version; what is refused is remembered by the process.
+    pub(crate) fn set_config(&mut self, pod: &PodRef, version: u64, settings: &BTreeMap<String, String>) -> Done {
+        self.same_pod(pod)?;
+        if !self.runs(pod.ordinal) {
+            return Err(Refused::Node("unreachable"));
+        }
+        let wrong = settings.values().find(|value| self.wrong_settings.contains(*value)).cloned();
+        let is = &mut self.pods.get_mut(&pod.ordinal).ok_or(Refused::Conflict)?.settings;
+        if let Some(wrong) = wrong {
+            is.refused = Some((settings.clone(), format!("{wrong} is wrong")));
+            return Err(Refused::Settings);
+        }
+        let repeated = version == is.version && is.are(settings);
+        if !repeated && version <= is.version {
+            return Err(Refused::Node("StaleConfig"));
+        }
+        *is = Settings { version, values: settings.clone(), refused: None };
         Ok(())
     }
 

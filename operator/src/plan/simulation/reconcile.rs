@@ -1,9 +1,13 @@
 //! One pass of the reconciler over the world: observe → apply → plan → execute → status, with a crash where asked.
 
+use super::world::image_of;
 use super::{Refused, World};
 use crate::observed::{Observed, ObservedBudget, ObservedSet, PlanLatch};
 use crate::plan::{initial_replicas, min_available, plan};
 use crate::step::{Plan, Step};
+
+/// What only the one who is asked can know.
+const BY_DESIGN: [Refused; 2] = [Refused::Budget, Refused::Settings];
 
 /// Where a pass ends early.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,7 +48,7 @@ impl World {
         let outcome = self.execute(&plan.step, fresh);
         // On what is true the planner's proofs must be at least as strong as everybody's refusals.
         match outcome {
-            Err(refused) if fresh && refused != Refused::Budget && !self.raft.stubborn => {
+            Err(refused) if fresh && !BY_DESIGN.contains(&refused) && !self.raft.stubborn => {
                 self.violations.push(format!("{} {:?} refused: {refused:?}", plan.row, plan.step));
             }
             _ => {}
@@ -58,6 +62,7 @@ impl World {
     /// Creates the StatefulSet, keeps its template, keeps the budget. Never touches replicas of one that exists.
     /// A StatefulSet that it changed is observed as changed: its controller has not seen that yet (G3).
     fn apply(&mut self, observed: &mut Observed) {
+        self.config = self.cluster.hot.clone();
         if self.set.is_none() && observed.set.is_none() {
             let set = ObservedSet {
                 uid: self.next_text(),
@@ -71,6 +76,7 @@ impl World {
         let version = (self.serial + 1).to_string();
         if let Some(set) = self.set.as_mut().filter(|set| set.update_revision.as_ref() != Some(&self.template)) {
             set.update_revision = Some(self.template.clone());
+            set.image = Some(image_of(&self.template));
             set.generation += 1;
             set.resource_version = version.clone();
             self.serial += 1;

@@ -48,6 +48,10 @@ fn check_settled(world: &mut World) -> Result<(), String> {
     if counts != (want, want, want, Some(want)) {
         return Err(format!("voters, members, pods, replicas are {counts:?}, wanted {want}"));
     }
+    let told = |pod: &super::world::Pod| pod.settings.are(&world.cluster.hot);
+    if let Some((k, pod)) = world.pods.iter().find(|(_, pod)| !told(pod)) {
+        return Err(format!("pod {k} has {:?}, wanted {:?}", pod.settings, world.cluster.hot));
+    }
     let before = format!("{world:?}");
     let Pass { plan, .. } = world.pass(Crash::None);
     if plan.step != Step::Settled || format!("{world:?}") != before {
@@ -106,7 +110,22 @@ fn paths() -> Vec<(&'static str, World)> {
                 world.break_host(1, HostState::Gone);
             }),
         ),
+        ("change settings", changed(settled(3), |world| world.set_setting("max-txn-ops", "1"))),
+        (
+            "change settings and scale",
+            changed(settled(3), |world| {
+                world.set_setting("max-txn-ops", "1");
+                world.cluster.want = 4;
+            }),
+        ),
         ("roll", changed(settled(3), |world| world.template = "b".into())),
+        (
+            "roll and scale in",
+            changed(settled(3), |world| {
+                world.template = "a/2".into();
+                world.cluster.want = 2;
+            }),
+        ),
         ("roll two", changed(settled(2), |world| world.template = "b".into())),
         ("bring back a shrunk set", changed(settled(5), |world| world.set_replicas(1))),
         ("adopt", changed(settled(3), World::lose_status)),
@@ -291,7 +310,7 @@ fn one_event(world: &mut World, dice: &mut Dice, old: &mut Vec<Observed>) -> Str
         1 => Crash::AfterCall,
         _ => Crash::None,
     };
-    match dice.roll(12) {
+    match dice.roll(13) {
         0..=4 => {
             let pass = world.pass(crash);
             told("pass", crash, &pass)
@@ -312,6 +331,11 @@ fn one_event(world: &mut World, dice: &mut Dice, old: &mut Vec<Observed>) -> Str
             format!("want {}", world.cluster.want)
         }
         8 => fault(world, dice),
+        9 => {
+            let value = dice.roll(3);
+            world.set_setting("max-txn-ops", &value.to_string());
+            format!("setting {value}")
+        }
         _ => {
             world.tick();
             "tick".into()
@@ -332,7 +356,7 @@ fn fault(world: &mut World, dice: &mut Dice) -> String {
     match kind {
         0 | 1 => world.kill_pod(k),
         2 => world.pods.clear(),
-        3 => world.template = if world.template == "a" { "b".into() } else { "a".into() },
+        3 => world.template = if world.template == "a" { ["b", "a/2"][k as usize % 2].into() } else { "a".into() },
         4 if spare => world.wipe_disk(k),
         5 if spare => world.delete_volume(k),
         6 if spare => {

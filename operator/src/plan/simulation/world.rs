@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::names;
 use crate::observed::{
     Alarm, ContainerState, ExitKind, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport, NodeState,
-    Observed, ObservedBudget, ObservedPod, ObservedResource, ObservedSet, ObservedVolume, PodPhase, Progress,
+    Observed, ObservedBudget, ObservedPod, ObservedResource, ObservedSet, ObservedVolume, PodPhase, Progress, Settings,
     UnixSeconds,
 };
 use crate::plan::proofs::quorum;
@@ -18,6 +18,11 @@ const CATCH_UP_TICKS: u32 = 2;
 /// Grace period of a pod.
 pub(super) const GRACE_SECONDS: i64 = 60;
 
+/// The image of a revision: `image/settings`, or all of it.
+pub(crate) fn image_of(revision: &str) -> String {
+    revision.rsplit_once('/').map_or(revision, |(image, _)| image).to_owned()
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     pub(crate) cluster: ValidCluster,
@@ -25,10 +30,14 @@ pub(crate) struct World {
     pub(crate) serial: u64,
     pub(crate) resource: ObservedResource,
     pub(crate) set: Option<ObservedSet>,
-    /// Revision that apply gives to the StatefulSet's template.
+    /// Revision that apply gives to the StatefulSet's template: its image, and after a slash all else.
     pub(crate) template: String,
     /// Revisions whose container cannot start.
     pub(crate) broken: BTreeSet<String>,
+    /// The settings that change at run time as the ConfigMap has them: what a process starts with.
+    pub(crate) config: BTreeMap<String, String>,
+    /// Values of settings that every node refuses.
+    pub(crate) wrong_settings: BTreeSet<String>,
     pub(crate) pods: BTreeMap<u32, Pod>,
     pub(crate) volumes: BTreeMap<u32, Volume>,
     pub(crate) budget: Option<ObservedBudget>,
@@ -48,6 +57,8 @@ pub(crate) struct Pod {
     pub(crate) volume_uid: String,
     /// Its process was told to prepare its end; a new process knows nothing of it.
     pub(crate) prepared: bool,
+    /// The settings of its process.
+    pub(crate) settings: Settings,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -100,6 +111,8 @@ impl World {
             set: None,
             template: "a".into(),
             broken: BTreeSet::new(),
+            config: BTreeMap::new(),
+            wrong_settings: BTreeSet::new(),
             pods: BTreeMap::new(),
             volumes: BTreeMap::new(),
             budget: None,
@@ -107,6 +120,13 @@ impl World {
             hosts: BTreeMap::new(),
             ids: BTreeSet::new(),
             violations: Vec::new(),
+        }
+    }
+
+    /// The user changes a setting that can change at run time.
+    pub(crate) fn set_setting(&mut self, name: &str, value: &str) {
+        for settings in [&mut self.cluster.node_config, &mut self.cluster.hot] {
+            settings.insert(name.to_owned(), value.to_owned());
         }
     }
 
@@ -171,10 +191,11 @@ impl World {
                 uid: self.next_text(),
                 resource_version: self.next_text(),
                 created: now,
+                image: revision.as_deref().map(image_of),
                 revision: revision.clone(),
                 ..Default::default()
             };
-            self.pods.insert(k, Pod { object, volume_uid: String::new(), prepared: false });
+            self.pods.insert(k, Pod { object, ..Pod::default() });
             self.provide_volume(k);
         }
     }
@@ -207,6 +228,9 @@ impl World {
             pod.object.resource_version = self.serial.to_string();
             pod.object.phase = if state == ContainerState::Running { PodPhase::Running } else { PodPhase::Pending };
             pod.prepared = false;
+            // A version outlives the process, and what the process starts with counts as a change.
+            let version = pod.settings.version + 1;
+            pod.settings = Settings { version, values: self.config.clone(), refused: None };
             pod.object.container = state;
         }
     }
@@ -422,6 +446,7 @@ impl World {
             term: self.raft.term,
             stopping: self.pods.get(&k).is_some_and(|pod| pod.object.terminating.is_some() || pod.prepared),
             ready: self.pods.get(&k).is_some_and(|pod| pod.object.ready),
+            settings: self.pods.get(&k).map(|pod| pod.settings.clone()),
             ..Default::default()
         })
     }

@@ -123,10 +123,21 @@ pub enum ChangeError {
     NotKept(String),
 }
 
+/// A push that was refused for what it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// What was pushed.
+    pub settings: BTreeMap<String, String>,
+    /// Why it was refused.
+    pub error: ChangeError,
+}
+
 /// The active settings, and the only way to change them.
 #[derive(Debug)]
 pub struct HotConfig {
     active: ArcSwap<Active>,
+    /// The last push, if it was refused and no version is to blame.
+    refused: Mutex<Option<Refused>>,
     /// What flags or the file say. Held for the length of a change, so that one is made at a time.
     base: Mutex<Raw>,
     versions: watch::Sender<u64>,
@@ -146,7 +157,7 @@ impl HotConfig {
             Some(kept) => Active::new(given.max(kept.version.saturating_add(1)), raw.clone())?,
         };
         let (versions, _) = watch::channel(active.version);
-        Ok(Self { active: ArcSwap::from_pointee(active), base: Mutex::new(raw), versions })
+        Ok(Self { active: ArcSwap::from_pointee(active), refused: Mutex::new(None), base: Mutex::new(raw), versions })
     }
 
     /// The active settings. One call sees one version: what belongs together is read from one guard.
@@ -159,6 +170,11 @@ impl HotConfig {
         self.versions.subscribe()
     }
 
+    /// The last push, if it was refused for what it says.
+    pub fn refused(&self) -> Option<Refused> {
+        self.refused.lock().clone()
+    }
+
     /// Changes the settings to the base with `pushed` on top. What is not named has the value of the base, whatever an
     /// earlier push said. The active version with the same settings is a repetition and succeeds without effect. `keep`
     /// makes the change outlive the process before anyone sees it.
@@ -166,6 +182,22 @@ impl HotConfig {
     /// # Errors
     /// [`ChangeError`].
     pub fn push(
+        &self,
+        version: u64,
+        pushed: &BTreeMap<String, String>,
+        keep: impl FnOnce(&Kept) -> Result<(), String>,
+    ) -> Result<Arc<Active>, ChangeError> {
+        let outcome = self.take(version, pushed, keep);
+        match &outcome {
+            Ok(_) => *self.refused.lock() = None,
+            // Nothing was said about the settings.
+            Err(ChangeError::Stale { .. }) => {}
+            Err(error) => *self.refused.lock() = Some(Refused { settings: pushed.clone(), error: error.clone() }),
+        }
+        outcome
+    }
+
+    fn take(
         &self,
         version: u64,
         pushed: &BTreeMap<String, String>,
@@ -286,7 +318,7 @@ fn log_level(level: &str) -> Result<String, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Invocation;
+    use crate::Invocation;
 
     fn load(args: &[&str]) -> Result<Config, ConfigError> {
         let args = ["balsa"].iter().chain(args).map(|arg| (*arg).to_owned());

@@ -192,7 +192,7 @@ fn version(text: &str) -> Result<Option<TlsVersion>, ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Config, ConfigError, Invocation};
+    use crate::{Config, ConfigError, Invocation};
 
     fn load(args: &[&str]) -> Result<Config, ConfigError> {
         let args = ["balsa"].iter().chain(args).map(|arg| (*arg).to_owned());

@@ -1,5 +1,6 @@
 //! From the command line, the environment or a file to one checked [`Config`], once, before anything else runs. Nothing
-//! below `main` reads a flag or a variable.
+//! of a node reads a flag or a variable elsewhere. It is a crate of its own because the operator asks it too, what a node
+//! would say to the settings that it is about to be given.
 //!
 //! `flags.rs` lists the flags (etcd's names), `sources.rs` merges where they can come from with etcd's precedence, this
 //! file gives the merged text types and checks it as a whole. `hot.rs` is the part of it that can change later.
@@ -9,8 +10,6 @@ pub mod duration;
 pub mod flags;
 pub mod gates;
 pub mod hot;
-pub mod log_line;
-pub mod logging;
 pub mod sources;
 pub mod tls;
 pub mod url;
@@ -453,7 +452,7 @@ fn log_format(format: &str) -> Result<LogFormat, ConfigError> {
 }
 
 /// Equal on members that differ only in who and where they are.
-pub(crate) fn fingerprint(raw: &Raw) -> String {
+fn fingerprint(raw: &Raw) -> String {
     let mut hasher = Sha256::new();
     for (name, value) in raw.iter().filter(|(name, _)| !flags::is_identity(name)) {
         hasher.update(name);
