@@ -90,6 +90,7 @@ pub struct RaftClusterSpec {
     pub image_pull_policy: Option<String>,
     /// Secrets to pull the image with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
     /// The disk of each member.
     pub storage: Storage,
@@ -118,11 +119,13 @@ pub struct RaftClusterSpec {
     /// DNS domain of the Kubernetes cluster.
     #[serde(default = "default_cluster_domain")]
     #[schemars(length(max = 128))]
-    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')").message(
+    #[x_kube(validation = Rule::new("self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message(
         "spec.clusterDomain must be a DNS domain without a dot at the end, like cluster.local"
     ))]
     pub cluster_domain: String,
-    /// Settings of the node. A change reaches every member by a rolling restart.
+    /// Settings of the node. A change of maxRequestBytes, quotaBackendBytes, logLevel, and in `extra` of
+    /// auto-compaction-mode, auto-compaction-retention, max-learners and max-txn-ops reaches every running member at once;
+    /// any other by a rolling restart. Settings with which no node would start are refused in the status.
     #[serde(default)]
     pub config: NodeConfig,
 }
@@ -190,7 +193,7 @@ pub enum RetentionPolicy {
 }
 
 /// Where the pods may run. By default members prefer different nodes and zones, and are never held back by it.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Scheduling {
     /// Labels that a node must have.
@@ -204,6 +207,7 @@ pub struct Scheduling {
     pub affinity: Option<Affinity>,
     /// Replaces the default, which spreads over zones where it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["topologyKey".into(), "whenUnsatisfiable".into()]))]
     pub topology_spread: Option<Vec<TopologySpreadConstraint>>,
     /// PriorityClass of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -255,8 +259,8 @@ pub struct NodeConfig {
     pub election_ms: Option<i32>,
     /// Largest request a client may send, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("self >= 1024 && self <= 104857600").message(
-        "spec.config.maxRequestBytes must be 1024 (1 KiB) to 104857600 (100 MiB)"
+    #[x_kube(validation = Rule::new("self >= 1024 && self <= 50331648").message(
+        "spec.config.maxRequestBytes must be 1024 (1 KiB) to 50331648 (48 MiB)"
     ))]
     pub max_request_bytes: Option<i64>,
     /// Size of the key space at which writes are refused, in bytes.
@@ -273,7 +277,7 @@ pub struct NodeConfig {
     ))]
     pub log_level: Option<String>,
     /// Further flags of the node by etcd's name without the dashes in front, like `auto-compaction-retention: 1h`.
-    /// Flags that the operator sets itself are refused.
+    /// Flags that the operator sets itself, and such that do not exist, are refused in the status.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 64))]
     #[x_kube(validation = Rule::new("self.all(key, key.matches('^[a-z][-a-z0-9]*$'))").message(

@@ -73,10 +73,12 @@ impl ApplyError {
         match self {
             Self::Foreign { .. } => Some(self.to_string()),
             Self::Write { kind, name, source } => match &**source {
-                kube::Error::Api(status) if [400, 403, 422].contains(&status.code) => Some(format!(
-                    "the API server refuses {kind} {name}: {}; change what leads to it in spec, or the policy that forbids it",
-                    status.message
-                )),
+                kube::Error::Api(status) if [400, 403, 422].contains(&status.code) || is_unreadable(status) => {
+                    Some(format!(
+                        "the API server refuses {kind} {name}: {}; change what leads to it in spec, or the policy that forbids it",
+                        status.message
+                    ))
+                }
                 _ => None,
             },
             Self::Encode { .. } => None,
@@ -87,6 +89,13 @@ impl ApplyError {
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Write { source, .. } if is_conflict(source))
     }
+}
+
+/// What the API server cannot even read it does not call invalid, but a failure of its own: two entries with one key in a list
+/// that has keys, an amount that is none. Its words are all that tells it from a failure that passes.
+fn is_unreadable(status: &kube::core::Status) -> bool {
+    let words = ["failed to create typed patch object", "failed to convert new object"];
+    status.code == 500 && words.iter().any(|words| status.message.starts_with(words))
 }
 
 /// 404 and 409: the object is gone, or is not the one that was read.
@@ -230,4 +239,43 @@ where
     })?;
     kinds.push(kind);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: u16, message: &str) -> Option<String> {
+        let status = serde_json::json!({"status": "Failure", "code": code, "message": message});
+        let status = serde_json::from_value(status).expect("a status");
+        let source = Box::new(kube::Error::Api(status));
+        ApplyError::Write { kind: "StatefulSet", name: "db".into(), source }.for_a_human()
+    }
+
+    /// The messages are those of a real API server (1.35).
+    #[test]
+    fn m29_what_the_api_server_cannot_read_is_told_and_what_passes_is_not() {
+        for (code, message) in [
+            (422, "StatefulSet.apps \"db\" is invalid: spec.template.spec.tolerations[0].operator: Unsupported value"),
+            (403, "statefulsets.apps \"db\" is forbidden: exceeded quota"),
+            (
+                500,
+                "failed to create typed patch object (ns/db; apps/v1, Kind=StatefulSet): \
+                 .spec.template.spec.imagePullSecrets: duplicate entries for key [name=\"a\"]",
+            ),
+            (
+                500,
+                "failed to convert new object (ns/db; apps/v1, Kind=StatefulSet) to proper version: unable to convert \
+                 unstructured object to apps/v1, Kind=StatefulSet: quantities must match the regular expression",
+            ),
+        ] {
+            let told = refused(code, message).unwrap_or_else(|| panic!("{message}"));
+            assert!(told.contains(message) && told.contains("StatefulSet db"), "{told}");
+        }
+        for (code, message) in
+            [(500, "etcdserver: request timed out"), (503, "not ready"), (429, "too many"), (409, "")]
+        {
+            assert_eq!(refused(code, message), None, "{message}");
+        }
+    }
 }

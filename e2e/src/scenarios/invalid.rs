@@ -20,17 +20,33 @@ pub(super) async fn refused(cluster: Cluster) -> anyhow::Result<()> {
     let hasty = json!({ "config": { "heartbeatMs": 500 } });
     expect_refusal(&cluster, &Cluster::resource(3, &hasty), "electionMs (1000 when absent) must be").await?;
 
-    // What only the API server can judge, once it is asked for the pods, is said in the status.
-    let greedy = json!({ "resources": { "requests": { "memory": "2Gi" }, "limits": { "memory": "1Gi" } } });
-    cluster.apply(&Cluster::resource(1, &greedy)).await?;
-    cluster
-        .until("the status says what the API server refuses", |resource| {
-            let plan = resource.status.clone().unwrap_or_default().plan;
-            plan.and_then(|plan| plan.blocked_by)
-                .is_some_and(|by| by.message.contains("less than or equal to memory limit"))
-        })
-        .await?;
-    ensure!(cluster.pods_by_name().await?.is_empty(), "a pod was made");
+    let twice = json!({ "imagePullSecrets": [{ "name": "a" }, { "name": "a" }] });
+    expect_refusal(&cluster, &Cluster::resource(3, &twice), "name=\"a\"").await?;
+    let rack = json!({ "topologyKey": "rack", "whenUnsatisfiable": "ScheduleAnyway", "maxSkew": 1 });
+    let twice = json!({ "scheduling": { "topologySpread": [rack, rack] } });
+    expect_refusal(&cluster, &Cluster::resource(3, &twice), "topologyKey=\"rack\"").await?;
+
+    // What only the API server can judge, once it is asked for the pods, or the node, once it starts, is said in the status.
+    for (spec, words) in [
+        (json!({ "resources": { "limits": { "cpu": "lots" } } }), "quantities must match"),
+        (json!({ "podTemplate": { "securityContext": { "runAsUser": -1 } } }), "runAsUser"),
+        (json!({ "scheduling": { "tolerations": [{ "operator": "Equal" }] } }), "operator must be Exists"),
+        (json!({ "config": { "extra": { "max-txn-opps": "9" } } }), "max-txn-opps is no flag of the node"),
+        (json!({ "config": { "extra": { "max-txn-ops": "many" } } }), "is not a number"),
+        (
+            json!({ "resources": { "requests": { "memory": "2Gi" }, "limits": { "memory": "1Gi" } } }),
+            "less than or equal to memory limit",
+        ),
+    ] {
+        cluster.apply(&Cluster::resource(1, &spec)).await?;
+        cluster
+            .until("the status says what is refused", |resource| {
+                let plan = resource.status.clone().unwrap_or_default().plan;
+                plan.and_then(|plan| plan.blocked_by).is_some_and(|by| by.message.contains(words))
+            })
+            .await?;
+        ensure!(cluster.pods_by_name().await?.is_empty(), "a pod was made for {spec}");
+    }
     let mended = json!({ "resources": { "requests": { "memory": "64Mi" }, "limits": { "memory": "1Gi" } } });
     cluster.apply(&Cluster::resource(1, &mended)).await?;
     cluster.settled(1).await?;
