@@ -6,11 +6,12 @@
 //! with the index: a watcher joins the index only if it has everything up to that revision.
 //!
 //! The applier publishes and must never wait for a client, so each stream has a bounded buffer. When the buffer is full
-//! the watcher falls behind: nothing more is kept for it until its client has read on. It must not know wire answers or
-//! watch requests; the watch service does.
+//! the watcher falls behind: nothing more is kept for it until its client has read on. What all buffers hold together is
+//! bounded too ([`room`]). It must not know wire answers or watch requests; the watch service does.
 
 mod buffer;
 mod catch_up;
+mod room;
 #[cfg(test)]
 mod simulation;
 mod source;
@@ -20,6 +21,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -27,7 +29,8 @@ use tokio::sync::Semaphore;
 use super::Failure;
 use crate::domain::mvcc::watch::{Interest, Selection, WatchIndex, WatcherKey};
 use crate::domain::mvcc::{RevisionEvents, Unlisted};
-use buffer::{Buffer, Item, Live, Room};
+use buffer::{Buffer, Item, Live};
+use room::{Room, Shared, revision_bytes};
 
 pub use source::{ChangeSource, Missed, ViewSource};
 pub use stream::{Delivery, WatchRequest, WatchStream};
@@ -39,15 +42,30 @@ pub struct WatchOptions {
     pub stream_items: usize,
     /// Bytes of events that wait for one stream's client. When full, the same; one item always fits.
     pub stream_bytes: usize,
-    /// Bytes of events that wait for all clients together. When full, the same for every stream.
+    /// Bytes of events that wait for all clients together, or are on their way to one. When full, the same for every
+    /// stream, and missed events are read by small pieces.
     pub total_bytes: usize,
     /// Reads of missed events that run at once, over all streams. When full, further streams wait for their turn.
     pub catch_up_tasks: usize,
+    /// Bytes of one such read.
+    pub piece_bytes: usize,
+    /// Bytes of a revision from which it is in memory for one stream at a time, beside the others.
+    pub revision_bytes: usize,
+    /// How long the next stream waits for a client that is slow to take such a one.
+    pub large_turn: Duration,
 }
 
 impl Default for WatchOptions {
     fn default() -> Self {
-        Self { stream_items: 4096, stream_bytes: 4 << 20, total_bytes: 256 << 20, catch_up_tasks: 4 }
+        Self {
+            stream_items: 4096,
+            stream_bytes: 4 << 20,
+            total_bytes: 256 << 20,
+            catch_up_tasks: 4,
+            piece_bytes: 4 << 20,
+            revision_bytes: 16 << 20,
+            large_turn: Duration::from_secs(10),
+        }
     }
 }
 
@@ -62,7 +80,7 @@ pub struct WatchCounts {
     pub behind: usize,
     /// Events that wait for their clients.
     pub pending_events: usize,
-    /// Bytes of them.
+    /// Bytes that they take, and those of what is on its way to clients.
     pub pending_bytes: usize,
     /// Events handed to streams since the process started.
     pub events: u64,
@@ -82,6 +100,7 @@ pub struct WatchHub {
 }
 
 struct State {
+    room: Arc<Room>,
     /// Synced watchers.
     index: WatchIndex,
     /// Every synced watcher has been handed all of its events up to here.
@@ -97,6 +116,7 @@ struct Watcher {
     stream: StreamKey,
     buffer: Arc<Buffer>,
     interest: Interest,
+    prev_kv: bool,
     /// As asked for; 0 = from now.
     start: i64,
     /// Events below it were handed over already or are not wanted.
@@ -123,7 +143,9 @@ impl WatchHub {
     /// Of the source.
     pub fn new(source: Arc<dyn ChangeSource>, options: WatchOptions) -> Result<Arc<Self>, Failure> {
         let now = source.revisions()?;
+        let room = Room::new(options);
         let state = State {
+            room: room.clone(),
             index: WatchIndex::new(RandomState::new().hash_one(0)),
             published: now.revision,
             compacted: now.compacted,
@@ -135,7 +157,7 @@ impl WatchHub {
         Ok(Arc::new(Self {
             source,
             turns: Arc::new(Semaphore::new(options.catch_up_tasks.max(1))),
-            room: Arc::new(Room::new(options)),
+            room,
             delivered: AtomicU64::new(0),
             state: Mutex::new(state),
         }))
@@ -263,7 +285,7 @@ impl WatchHub {
         }
         let next = if start == 0 { published + 1 } else { start };
         state.index.insert(key, interest.clone());
-        state.watchers.insert(key, Watcher { stream, buffer, interest, start, next });
+        state.watchers.insert(key, Watcher { stream, buffer, interest, prev_kv, start, next });
         if next <= published {
             state.fall_behind(key, next);
         }
@@ -326,8 +348,13 @@ impl State {
         if selected.is_empty() {
             return;
         }
+        if revision_bytes(revision) > self.room.options().revision_bytes {
+            // Each stream reads it when it is its turn.
+            selected.into_iter().for_each(|(key, _)| self.pass_by(key, revision.revision));
+            return;
+        }
         // One copy for all watchers; keys and values are shared with the applier's own.
-        let shared = Arc::new(revision.clone());
+        let shared = Arc::new(Shared::new(&self.room, revision.clone(), None));
         for (key, selection) in selected {
             self.offer(key, &shared, selection);
         }
@@ -336,20 +363,25 @@ impl State {
     fn pass_over(&mut self, passed: &Unlisted) {
         self.published = passed.revision;
         for key in self.index.touched_by(&passed.range) {
-            if self.watchers.get(&key).is_some_and(|watcher| watcher.next <= passed.revision) {
-                self.fall_behind(key, passed.revision);
-            }
+            self.pass_by(key, passed.revision);
         }
     }
 
-    fn offer(&mut self, key: WatcherKey, revision: &Arc<RevisionEvents>, selection: Selection) {
+    /// The watcher reads the revision from the store if it wants it.
+    fn pass_by(&mut self, key: WatcherKey, revision: i64) {
+        if self.watchers.get(&key).is_some_and(|watcher| watcher.next <= revision) {
+            self.fall_behind(key, revision);
+        }
+    }
+
+    fn offer(&mut self, key: WatcherKey, shared: &Arc<Shared>, selection: Selection) {
         let Some(watcher) = self.watchers.get(&key) else { return };
-        if revision.revision < watcher.next {
+        let revision = shared.revision().revision;
+        if revision < watcher.next {
             return;
         }
-        let item = Item::events(key, revision, selection, revision.revision);
-        if !watcher.buffer.offer(item) {
-            self.fall_behind(key, revision.revision);
+        if !watcher.buffer.offer(Item::events(key, shared, selection, revision)) {
+            self.fall_behind(key, revision);
         }
     }
 

@@ -9,44 +9,81 @@ use bytes::Bytes;
 
 use super::encoding::{Change, ChangeKind, RowKey, RowReader, corrupt, decode, history_key};
 use super::source::keep_error;
-use super::{KeyRange, ReadError, RevisionEvents, current, delete_event, key_value, put_event};
+use super::watch::{event_bytes, hull};
+use super::{KeyRange, ReadError, RevisionEvents, Revisions, current, delete_event, key_value, put_event};
 use crate::domain::refusal::Refusal;
 use crate::storage::{StorageError, Table, View};
 
 /// Changes that one call looks at, matching or not, before it answers with what it has.
 const CHANGES_SEEN: usize = 1 << 16;
-/// Bytes of keys and values that one call gathers before it answers with what it has.
-const BYTES: usize = 4 << 20;
-/// Events whose versions are read in one go.
-const GROUP: usize = 128;
+/// Events whose versions are read in one go, at most.
+const GROUP: usize = 512;
+/// And their bytes, by what the events before them had.
+const GROUP_BYTES: usize = 1 << 20;
+/// Events of the first group, of which nothing is known: their values may be large.
+const FIRST_GROUP: usize = 8;
 
-/// A piece of the history of a range.
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Changes of the keys in any of these.
+    pub ranges: &'a [KeyRange],
+    /// The first revision.
+    pub from: i64,
+    /// The last one; above the current one means that one.
+    pub to: i64,
+    /// Whether events carry the pair before them, which is a read of its own for each.
+    pub prev_kv: bool,
+    /// The bounds of the answer.
+    pub most: Most,
+}
+
+/// How much one answer holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Most {
+    /// Revisions that changed something in the ranges.
+    pub revisions: usize,
+    /// Bytes in memory after which no further revision is begun.
+    pub bytes: usize,
+    /// Bytes in memory of one revision. A revision is never cut: one with more is not in the answer.
+    pub revision_bytes: usize,
+}
+
+impl Default for Most {
+    fn default() -> Self {
+        Self { revisions: usize::MAX, bytes: 4 << 20, revision_bytes: usize::MAX }
+    }
+}
+
+/// A piece of the history of some ranges.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Changes {
-    /// The revisions that changed something in the range, in order.
+    /// The revisions that changed something in the ranges, in order.
     pub revisions: Vec<RevisionEvents>,
     /// Everything below was looked at; go on here. One above `to` when all was.
     pub next_revision: i64,
+    /// `next_revision` has more than one revision may have in such an answer.
+    pub too_large: bool,
 }
 
-/// The changes of `range` in the revisions `from..=to`, at most `limit` revisions that have any (at least one is
-/// answered if there is one). A call also ends early after a bounded amount of work or bytes; `next_revision` tells.
-/// Events carry `prev_kv`, unless the version before is compacted. Of the compacted revision itself only those changes are
-/// told that a compaction leaves, as in etcd: of each key its first delete, and the pair that it ended with.
+/// The changes that are wanted: at least one revision that has any, if there is one and it is not too large. A call also
+/// ends early after a bounded amount of work; `next_revision` tells. An event has no pair before it if that one is
+/// compacted. Of the compacted revision itself only those changes are told that a compaction leaves, as in etcd: of each
+/// key its first delete, and the pair that it ended with.
 ///
 /// # Errors
 /// `Compacted` when `from` is below the compacted revision; or the store's.
-pub fn changes(view: &impl View, range: &KeyRange, from: i64, to: i64, limit: usize) -> Result<Changes, ReadError> {
-    let revisions = current(view)?;
-    if from < revisions.compacted {
+pub fn changes(view: &impl View, wanted: &Wanted<'_>) -> Result<Changes, ReadError> {
+    let Revisions { revision, compacted } = current(view)?;
+    if wanted.from < compacted {
         return Err(Refusal::Compacted.into());
     }
-    let to = to.min(revisions.revision);
-    if from > to {
-        return Ok(Changes { revisions: Vec::new(), next_revision: to.saturating_add(1).max(from) });
+    let to = wanted.to.min(revision);
+    if wanted.from > to {
+        let next_revision = to.saturating_add(1).max(wanted.from);
+        return Ok(Changes { revisions: Vec::new(), next_revision, too_large: false });
     }
-    let found = find(view, Search::new(range, revisions.compacted, (from, to), limit.max(1)))?;
-    Ok(read(view, found, revisions.compacted)?)
+    Ok(Reader::new(view, wanted, to, compacted).run()?)
 }
 
 /// A matching change whose versions are not read yet.
@@ -54,113 +91,155 @@ struct Found {
     revision: i64,
     key: Bytes,
     kind: Kind,
+    /// Revision of the version before; 0 when there is none to read.
     previous: i64,
 }
 
 enum Kind {
     Put,
     Delete,
-    PutInPassing(Version),
+    PutInPassing(Box<Version>),
 }
 
-impl Found {
-    fn of(change: &Change<'_>) -> Self {
-        let kind = match change.kind {
-            ChangeKind::Put => Kind::Put,
-            ChangeKind::Delete | ChangeKind::DeleteInPassing => Kind::Delete,
-            ChangeKind::PutInPassing(version) => Kind::PutInPassing(version.to_version()),
-        };
-        let key = Bytes::copy_from_slice(change.key);
-        Self { revision: change.revision, key, kind, previous: change.previous }
-    }
-}
-
-/// The search for changes.
-struct Search<'a> {
-    range: &'a KeyRange,
+/// Goes over the rows and reads the versions of what matches, a group at a time: what is found takes memory too.
+struct Reader<'a, V> {
+    view: &'a V,
+    wanted: &'a Wanted<'a>,
+    /// The smallest range that holds all that are wanted.
+    hull: Option<KeyRange>,
+    to: i64,
     compacted: i64,
     /// Keys that the compacted revision deleted and wrote again.
     deleted: BTreeSet<Bytes>,
-    from: i64,
-    to: i64,
-    limit: usize,
+    /// The next change to look at.
+    at: RowKey,
     seen: usize,
+    /// The last revision that matched, and how many did.
+    matched: i64,
     matched_revisions: usize,
-    found: Vec<Found>,
-    next_revision: i64,
+    answer: Vec<RevisionEvents>,
+    events: usize,
+    bytes: usize,
+    /// Those of the last revision.
+    revision_bytes: usize,
 }
 
-fn find<'a>(view: &impl View, mut search: Search<'a>) -> Result<Search<'a>, StorageError> {
-    let low = first_row(view, search.from)?.encode();
-    let high = RowKey { revision: search.to.saturating_add(1), sub: 0 }.encode();
-    let mut outcome = Ok(());
-    view.scan(Table::Revision, (Bound::Included(&low), Bound::Excluded(&high)), false, &mut |key, row| {
-        let row = RowKey::decode(key).and_then(|key| RowReader::new(key, row)).and_then(|row| search.row(row));
-        keep_error(&mut outcome, row, |flow| flow)
-    })?;
-    outcome.map(|()| search)
+/// Why a reader stops.
+enum Stop {
+    /// A group is full.
+    Group,
+    /// All below this revision is looked at.
+    Before(i64),
+    /// The same, and that revision is too large.
+    TooLarge(i64),
 }
 
-/// The first row that can hold changes of `revision`. A revision may begin in the row before its own one.
-pub(super) fn first_row(view: &impl View, revision: i64) -> Result<RowKey, StorageError> {
-    let start = RowKey { revision, sub: 0 };
-    let key = start.encode();
-    let mut row = Ok(start);
-    view.scan(Table::Revision, (Bound::Unbounded, Bound::Included(&key)), true, &mut |key, _| {
-        row = RowKey::decode(key);
-        ControlFlow::Break(())
-    })?;
-    row
-}
-
-impl<'a> Search<'a> {
-    fn new(range: &'a KeyRange, compacted: i64, (from, to): (i64, i64), limit: usize) -> Self {
+impl<'a, V: View> Reader<'a, V> {
+    fn new(view: &'a V, wanted: &'a Wanted<'a>, to: i64, compacted: i64) -> Self {
         Self {
-            range,
+            view,
+            wanted,
+            hull: hull(wanted.ranges),
+            to,
             compacted,
             deleted: BTreeSet::new(),
-            from,
-            to,
-            limit,
+            at: RowKey { revision: wanted.from, sub: 0 },
             seen: 0,
+            matched: 0,
             matched_revisions: 0,
-            found: Vec::new(),
-            next_revision: to.saturating_add(1),
+            answer: Vec::new(),
+            events: 0,
+            bytes: 0,
+            revision_bytes: 0,
         }
     }
 
-    fn row(&mut self, row: RowReader<'_>) -> Result<ControlFlow<()>, StorageError> {
-        if row.last_revision() < self.from {
-            return Ok(ControlFlow::Continue(()));
+    fn run(mut self) -> Result<Changes, StorageError> {
+        let (next_revision, too_large) = loop {
+            let (found, stop) = self.find()?;
+            match self.read(found)?.unwrap_or(stop) {
+                Stop::Group if self.bytes < self.wanted.most.bytes || self.at.revision == self.matched => {}
+                Stop::Group => break (self.at.revision, false),
+                Stop::Before(revision) => break (revision, false),
+                Stop::TooLarge(revision) => break (revision, true),
+            }
+        };
+        Ok(Changes { revisions: self.answer, next_revision, too_large })
+    }
+
+    fn find(&mut self) -> Result<(Vec<Found>, Stop), StorageError> {
+        let end = self.to.saturating_add(1);
+        let low = first_row(self.view, self.at)?.encode();
+        let high = RowKey { revision: end, sub: 0 }.encode();
+        let (mut found, mut stop, mut outcome) = (Vec::new(), Stop::Before(end), Ok(()));
+        let group = self.group();
+        self.view.scan(Table::Revision, (Bound::Included(&low), Bound::Excluded(&high)), false, &mut |key, row| {
+            let row = RowKey::decode(key).and_then(|key| RowReader::new(key, row));
+            let stopped = row.and_then(|row| self.row(row, group, &mut found));
+            keep_error(&mut outcome, stopped, |stopped| match stopped {
+                None => ControlFlow::Continue(()),
+                Some(reason) => {
+                    stop = reason;
+                    ControlFlow::Break(())
+                }
+            })
+        })?;
+        outcome.map(|()| (found, stop))
+    }
+
+    /// How many events the next group has.
+    fn group(&self) -> usize {
+        match self.bytes.checked_div(self.events) {
+            None => FIRST_GROUP,
+            Some(of_each) => (GROUP_BYTES / of_each.max(1)).clamp(1, GROUP),
+        }
+    }
+
+    fn row(&mut self, row: RowReader<'_>, group: usize, found: &mut Vec<Found>) -> Result<Option<Stop>, StorageError> {
+        if row.last_revision() < self.at.revision {
+            return Ok(None);
         }
         for change in row {
             let change = change?;
-            if change.revision > self.to {
-                return Ok(ControlFlow::Break(()));
+            let place = RowKey { revision: change.revision, sub: change.sub };
+            if place < self.at {
+                continue;
             }
-            if change.revision >= self.from && self.change(&change).is_break() {
-                self.next_revision = change.revision;
-                return Ok(ControlFlow::Break(()));
+            if change.revision > self.to {
+                return Ok(Some(Stop::Before(self.to.saturating_add(1))));
+            }
+            if found.len() >= group {
+                self.at = place;
+                return Ok(Some(Stop::Group));
+            }
+            if let Some(stop) = self.change(&change, found) {
+                return Ok(Some(stop));
             }
         }
-        Ok(ControlFlow::Continue(()))
+        Ok(None)
     }
 
     /// Takes the change, or stops before the revision that it begins. A revision is never cut.
-    fn change(&mut self, change: &Change<'_>) -> ControlFlow<()> {
+    fn change(&mut self, change: &Change<'_>, found: &mut Vec<Found>) -> Option<Stop> {
         self.seen += 1;
-        let matches = self.range.contains(change.key) && self.is_left(change);
-        let same_revision = self.found.last().is_some_and(|last| last.revision == change.revision);
-        let full = self.matched_revisions >= self.limit && matches;
-        let tired = self.seen > CHANGES_SEEN && change.sub == 0 && change.revision > self.from;
-        if !same_revision && (full || tired) {
-            return ControlFlow::Break(());
+        let matches = self.is_wanted(change.key) && self.is_left(change);
+        let begins = change.revision != self.matched;
+        let full = self.matched_revisions >= self.wanted.most.revisions.max(1) && matches;
+        let tired = self.seen > CHANGES_SEEN && change.sub == 0 && change.revision > self.wanted.from;
+        if begins && (full || tired) {
+            return Some(Stop::Before(change.revision));
         }
         if matches {
-            self.matched_revisions += usize::from(!same_revision);
-            self.found.push(Found::of(change));
+            self.matched_revisions += usize::from(begins);
+            self.matched = change.revision;
+            found.push(self.found(change));
         }
-        ControlFlow::Continue(())
+        None
+    }
+
+    fn is_wanted(&self, key: &[u8]) -> bool {
+        self.hull.as_ref().is_some_and(|hull| hull.contains(key))
+            && self.wanted.ranges.iter().any(|range| range.contains(key))
     }
 
     /// Whether a compaction leaves the change.
@@ -175,48 +254,59 @@ impl<'a> Search<'a> {
             ChangeKind::Delete => !self.deleted.contains(change.key),
         }
     }
-}
 
-/// Reads the versions of what was found, whole revisions at a time.
-fn read(view: &impl View, search: Search<'_>, compacted: i64) -> Result<Changes, StorageError> {
-    let mut changes = Changes { revisions: Vec::new(), next_revision: search.next_revision };
-    let (mut rest, mut bytes) = (&search.found[..], 0);
-    while let Some(first) = rest.first() {
-        if bytes >= BYTES {
-            changes.next_revision = first.revision;
-            break;
-        }
-        let (group, later) = rest.split_at(whole_revisions(rest));
-        for (found, event) in group.iter().zip(read_group(view, group, compacted)?) {
-            bytes += size(&event);
-            match changes.revisions.last_mut() {
-                Some(last) if last.revision == found.revision => last.events.push(event),
-                _ => changes.revisions.push(RevisionEvents { revision: found.revision, events: vec![event] }),
+    fn found(&self, change: &Change<'_>) -> Found {
+        let kind = match change.kind {
+            ChangeKind::Put => Kind::Put,
+            ChangeKind::Delete | ChangeKind::DeleteInPassing => Kind::Delete,
+            ChangeKind::PutInPassing(version) => Kind::PutInPassing(Box::new(version.to_version())),
+        };
+        let readable = self.wanted.prev_kv && change.revision > self.compacted;
+        let previous = if readable { change.previous } else { 0 };
+        Found { revision: change.revision, key: Bytes::copy_from_slice(change.key), kind, previous }
+    }
+
+    /// Reads a group into the answer, as far as there is room.
+    fn read(&mut self, group: Vec<Found>) -> Result<Option<Stop>, StorageError> {
+        let Most { bytes: most, revision_bytes, .. } = self.wanted.most;
+        for (revision, event) in read_group(self.view, group)? {
+            if self.answer.last().is_none_or(|last| last.revision != revision) {
+                if !self.answer.is_empty() && self.bytes >= most {
+                    return Ok(Some(Stop::Before(revision)));
+                }
+                self.answer.push(RevisionEvents { revision, events: Vec::new() });
+                self.revision_bytes = 0;
+            }
+            let bytes = event_bytes(&event);
+            self.events += 1;
+            self.bytes += bytes;
+            self.revision_bytes += bytes;
+            if self.revision_bytes > revision_bytes {
+                self.answer.pop();
+                return Ok(Some(Stop::TooLarge(revision)));
+            }
+            if let Some(last) = self.answer.last_mut() {
+                last.events.push(event);
             }
         }
-        rest = later;
-    }
-    Ok(changes)
-}
-
-/// How many changes from the front make at least [`GROUP`] and end with a revision.
-fn whole_revisions(found: &[Found]) -> usize {
-    match found.get(GROUP..) {
-        None | Some([]) => found.len(),
-        Some(rest) => {
-            let last = found[GROUP - 1].revision;
-            GROUP + rest.iter().take_while(|change| change.revision == last).count()
-        }
+        Ok(None)
     }
 }
 
-fn size(event: &Event) -> usize {
-    let pairs = event.kv.iter().chain(&event.prev_kv);
-    pairs.map(|kv| kv.key.len() + kv.value.len()).sum()
+/// The first row that can hold the change at `place` or one after it. A revision may begin in the row before its own one.
+pub(super) fn first_row(view: &impl View, place: RowKey) -> Result<RowKey, StorageError> {
+    let key = place.encode();
+    let mut row = Ok(place);
+    view.scan(Table::Revision, (Bound::Unbounded, Bound::Included(&key)), true, &mut |key, _| {
+        row = RowKey::decode(key);
+        ControlFlow::Break(())
+    })?;
+    row
 }
 
-/// The events of a group: one batched read of `live`, one of `history` for what is superseded and what was before.
-fn read_group(view: &impl View, group: &[Found], compacted: i64) -> Result<Vec<Event>, StorageError> {
+/// The events of a group, each with its revision: one batched read of `live`, one of `history` for what is superseded
+/// and what was before.
+fn read_group(view: &impl View, group: Vec<Found>) -> Result<Vec<(i64, Event)>, StorageError> {
     let puts: Vec<&Found> = group.iter().filter(|found| matches!(found.kind, Kind::Put)).collect();
     let keys: Vec<&[u8]> = puts.iter().map(|found| &found.key[..]).collect();
     let live = versions(view.multi_get(Table::Live, &keys)?)?;
@@ -224,16 +314,16 @@ fn read_group(view: &impl View, group: &[Found], compacted: i64) -> Result<Vec<E
 
     let mut now = Vec::with_capacity(group.len());
     let mut wanted = Vec::new();
-    for found in group {
+    for found in &group {
         let version = match &found.kind {
             Kind::Put => live.next().flatten().filter(|live| live.mod_revision == found.revision),
-            Kind::PutInPassing(version) => Some(version.clone()),
+            Kind::PutInPassing(version) => Some(Version::clone(version)),
             Kind::Delete => None,
         };
         if version.is_none() && matches!(found.kind, Kind::Put) {
             wanted.push(history_key(&found.key, found.revision));
         }
-        if has_previous(found, compacted) {
+        if found.previous != 0 {
             wanted.push(history_key(&found.key, found.previous));
         }
         now.push(version);
@@ -241,20 +331,16 @@ fn read_group(view: &impl View, group: &[Found], compacted: i64) -> Result<Vec<E
     let keys: Vec<&[u8]> = wanted.iter().map(|key| &key[..]).collect();
     let mut history = versions(view.multi_get(Table::History, &keys)?)?.into_iter();
 
-    let event = |(found, now): (&Found, Option<Version>)| {
+    let event = |(found, now): (Found, Option<Version>)| {
         let now = match (&found.kind, now) {
             (Kind::Put, None) => history.next().flatten(),
             (_, now) => now,
         };
-        let previous = if has_previous(found, compacted) { history.next().flatten() } else { None };
-        event_of(found, now, previous.map(|version| key_value(found.key.clone(), version)))
+        let previous = if found.previous != 0 { history.next().flatten() } else { None };
+        let previous = previous.map(|version| key_value(found.key.clone(), version));
+        Ok((found.revision, event_of(found, now, previous)?))
     };
-    group.iter().zip(now).map(event).collect()
-}
-
-/// Whether the version before the change is still readable.
-fn has_previous(found: &Found, compacted: i64) -> bool {
-    found.previous != 0 && found.revision > compacted
+    group.into_iter().zip(now).map(event).collect()
 }
 
 fn versions(rows: Vec<Option<Bytes>>) -> Result<Vec<Option<Version>>, StorageError> {
@@ -262,10 +348,10 @@ fn versions(rows: Vec<Option<Bytes>>) -> Result<Vec<Option<Version>>, StorageErr
     rows.into_iter().map(decode).collect()
 }
 
-fn event_of(found: &Found, now: Option<Version>, previous: Option<KeyValue>) -> Result<Event, StorageError> {
+fn event_of(found: Found, now: Option<Version>, previous: Option<KeyValue>) -> Result<Event, StorageError> {
     match (&found.kind, now) {
-        (Kind::Delete, _) => Ok(delete_event(found.key.clone(), found.revision, previous)),
-        (_, Some(version)) => Ok(put_event(key_value(found.key.clone(), version), previous)),
+        (Kind::Delete, _) => Ok(delete_event(found.key, found.revision, previous)),
+        (_, Some(version)) => Ok(put_event(key_value(found.key, version), previous)),
         (_, None) => Err(corrupt(format!("the version of revision {} that changed a key is missing", found.revision))),
     }
 }

@@ -252,7 +252,7 @@ fn between(view: &impl View, from: i64, to: i64, visit: &mut dyn FnMut(&[u8], bo
     if from >= to {
         return Ok(());
     }
-    let low = first_row(view, from + 1)?.encode();
+    let low = first_row(view, RowKey { revision: from + 1, sub: 0 })?.encode();
     let high = RowKey { revision: to.saturating_add(1), sub: 0 }.encode();
     let mut outcome = Ok(());
     view.scan(Table::Revision, (Bound::Included(&low), Bound::Excluded(&high)), false, &mut |key, row| {

@@ -28,7 +28,7 @@ use std::ops::Bound;
 use super::refusal::Refusal;
 use crate::storage::{StorageError, Table, View};
 
-pub use changes::{Changes, changes};
+pub use changes::{Changes, Most, Wanted, changes};
 pub use counts::Counts;
 pub use hash::{HashKv, hash_kv};
 pub use range::{range, range_counted};

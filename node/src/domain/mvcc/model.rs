@@ -20,7 +20,9 @@ use raft::eraftpb::Entry;
 
 use self::watchers::Watching;
 use super::overlay::large::PART_BYTES;
-use super::{Changes, KeyRange, ReadError, RevisionEvents, Revisions, changes, compaction, hash_kv, range};
+use super::{
+    Changes, KeyRange, Most, ReadError, RevisionEvents, Revisions, Wanted, changes, compaction, hash_kv, range,
+};
 use crate::domain::apply::{Effects, StateMachine};
 use crate::domain::command::{Command, Outcome};
 use crate::domain::lease::table;
@@ -349,8 +351,10 @@ fn catch_up(view: &impl View, range: &KeyRange, mut from: i64, limit: usize) -> 
     let to = super::current(view).unwrap().revision;
     let mut all = Vec::new();
     while from <= to {
-        let Changes { revisions, next_revision } = changes(view, range, from, to, limit).unwrap();
-        assert!(next_revision > from && revisions.len() <= limit);
+        let most = Most { revisions: limit, ..Most::default() };
+        let wanted = Wanted { ranges: std::slice::from_ref(range), from, to, prev_kv: true, most };
+        let Changes { revisions, next_revision, too_large } = changes(view, &wanted).unwrap();
+        assert!(next_revision > from && revisions.len() <= limit && !too_large);
         all.extend(revisions);
         from = next_revision;
     }
@@ -527,4 +531,49 @@ fn a_long_range_is_read_in_pieces_and_a_hot_key_is_passed_by() {
     replica.state.apply(&[entry_of(3, vec![put("x".to_owned(), 1), compact(2970)])]).unwrap();
     while replica.step(1000) {}
     assert_eq!(history_rows(&replica), 0);
+}
+
+#[test]
+fn what_is_read_back_is_bounded_in_bytes_and_a_revision_is_whole_or_told_to_be_too_large() {
+    let mut replica = Replica::over(MemoryKeySpace::default());
+    let put = |key: String, bytes: usize| {
+        Command::Put(pb::PutRequest { key: key.into(), value: vec![7; bytes].into(), ..Default::default() })
+    };
+    let mut commands: Vec<_> = (0..3000).map(|n| put(format!("k{n:04}"), 1000)).collect();
+    commands.push(Command::DeleteRange(pb::DeleteRangeRequest {
+        range_end: "l".into(),
+        key: "k".into(),
+        prev_kv: false,
+    }));
+    commands.push(put("k".to_owned(), 1));
+    replica.state.apply(&[entry_of(1, commands)]).unwrap();
+    let (view, ranges) = (replica.view(), [KeyRange::of(&"k0".into(), &"k1".into()), KeyRange::One("k2999".into())]);
+    let read = |from, prev_kv, bytes, revision_bytes| {
+        let most = Most { revisions: usize::MAX, bytes, revision_bytes };
+        let Changes { revisions, next_revision, too_large } =
+            changes(&view, &Wanted { ranges: &ranges, from, to: i64::MAX, prev_kv, most }).unwrap();
+        (revisions, next_revision, too_large)
+    };
+    // Puts: pieces end with the revision that fills them, and together they are what one read brings.
+    let (whole, mut pieces, mut from) = (read(2, false, usize::MAX, usize::MAX).0, Vec::new(), 2);
+    while from <= 3003 {
+        let (revisions, next, too_large) = read(from, false, 50_000, 1 << 20);
+        assert!(revisions.len() <= 50_000 / 1000 || revisions.len() == 1, "{}", revisions.len());
+        assert!(next > from && !too_large);
+        pieces.extend(revisions);
+        from = next;
+    }
+    assert_eq!(pieces, whole);
+    assert_eq!(
+        whole.iter().map(|revision| revision.events.len()).collect::<Vec<_>>(),
+        [vec![1; 1001], vec![1001]].concat()
+    );
+    // The delete is larger with the pairs before, which are there only if they are wanted.
+    let (alone, next, too_large) = read(3002, false, 0, 1 << 19);
+    assert!(alone[0].events.iter().all(|event| event.prev_kv.is_none()) && next == 3004 && !too_large);
+    assert_eq!(read(3002, true, 0, 1 << 19), (Vec::new(), 3002, true));
+    let (before, next, too_large) = read(3001, true, usize::MAX, 1 << 19);
+    assert_eq!((before.len(), next, too_large), (1, 3002, true));
+    let with = &read(3002, true, 0, usize::MAX).0[0];
+    assert!(with.events.iter().all(|event| event.prev_kv.as_ref().is_some_and(|kv| kv.value.len() == 1000)));
 }

@@ -1,57 +1,22 @@
 //! What waits for the client of one stream: events, promises of progress and cancellations, in the order of sending.
 //!
-//! Owns the bounds. The hub fills it and the stream's session empties it; it must not know how watchers are matched.
+//! Owns the bounds of one stream. The hub fills it and the stream's session empties it; it must not know how watchers are matched.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use balsa_proto::mvccpb::Event;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Delivery, Failure, WatchOptions};
-use crate::domain::mvcc::RevisionEvents;
+use super::room::{Held, LargeTurn, Room, Shared};
+use super::{Delivery, Failure};
 use crate::domain::mvcc::watch::{MAX_REVISIONS_PER_RESPONSE, Selection, WatcherKey, event_bytes};
-
-/// A response is not filled beyond this many bytes with further revisions, so that one client's arrears do not take
-/// memory twice. One revision is never split here.
-const RESPONSE_BYTES: usize = 1 << 20;
 
 /// Stream-wide promises that may wait for a client that asks without reading. When full, further requests stay
 /// unanswered, as they do while a watcher is behind.
 const MAX_WAITING_PROGRESS: usize = 16;
-
-/// The bounds, and what all buffers together hold.
-#[derive(Debug)]
-pub(super) struct Room {
-    options: WatchOptions,
-    bytes: AtomicUsize,
-    events: AtomicUsize,
-}
-
-impl Room {
-    pub(super) fn new(options: WatchOptions) -> Self {
-        Self { options, bytes: AtomicUsize::new(0), events: AtomicUsize::new(0) }
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn events(&self) -> usize {
-        self.events.load(Ordering::Relaxed)
-    }
-
-    fn take(&self, (events, bytes): (usize, usize)) {
-        self.events.fetch_add(events, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn give_back(&self, (events, bytes): (usize, usize)) {
-        self.events.fetch_sub(events, Ordering::Relaxed);
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
 
 /// One thing to tell the client.
 #[derive(Debug)]
@@ -59,7 +24,7 @@ pub(super) enum Item {
     /// Events of one revision for one watcher.
     Events {
         watcher: WatcherKey,
-        revision: Arc<RevisionEvents>,
+        revision: Arc<Shared>,
         selection: Selection,
         /// Number and bytes of the events.
         size: (usize, usize),
@@ -73,14 +38,9 @@ pub(super) enum Item {
 }
 
 impl Item {
-    pub(super) fn events(
-        watcher: WatcherKey,
-        revision: &Arc<RevisionEvents>,
-        selection: Selection,
-        through: i64,
-    ) -> Self {
+    pub(super) fn events(watcher: WatcherKey, revision: &Arc<Shared>, selection: Selection, through: i64) -> Self {
         let size = selection
-            .of(&revision.events)
+            .of(&revision.revision().events)
             .fold((0, size_of::<Item>()), |(events, bytes), event| (events + 1, bytes + event_bytes(event)));
         Item::Events { watcher, revision: revision.clone(), selection, size, through }
     }
@@ -142,14 +102,13 @@ impl Buffer {
         self.queue.lock().live.remove(&watcher);
     }
 
-    /// Appends events if there is room; an empty buffer always has room.
+    /// Appends events, which are charged already, if there is room; an empty buffer always has room.
     pub(super) fn offer(&self, item: Item) -> bool {
-        let options = &self.room.options;
+        let options = self.room.options();
         let mut queue = self.queue.lock();
-        let bytes = item.size().1;
         let full = queue.items.len() >= options.stream_items
-            || queue.bytes + bytes > options.stream_bytes
-            || self.room.bytes() + bytes > options.total_bytes;
+            || queue.bytes + item.size().1 > options.stream_bytes
+            || self.room.is_short();
         if full && !queue.items.is_empty() {
             return false;
         }
@@ -172,7 +131,7 @@ impl Buffer {
 
     fn append(&self, queue: &mut Queue, item: Item) {
         let size = item.size();
-        self.room.take(size);
+        self.room.add_events(size.0);
         queue.bytes += size.1;
         queue.items.push_back(item);
         self.wake.notify_one();
@@ -187,47 +146,57 @@ impl Buffer {
         }
     }
 
-    /// The next thing to send, if any. Revisions of one watcher that wait in a row are sent together.
-    pub(super) fn pop(&self) -> Option<Delivery> {
+    /// The next thing to send, if any, and what is charged for it until it is sent. Revisions of one watcher that wait in a
+    /// row are sent together.
+    pub(super) fn pop(&self) -> Option<(Delivery, Option<InHand>)> {
         let mut queue = self.queue.lock();
         loop {
             match self.take(&mut queue)? {
                 Item::Progress { watcher: None, revision } => {
-                    return Some(Delivery::Progress { watch_id: None, revision });
+                    return Some((Delivery::Progress { watch_id: None, revision }, None));
                 }
                 Item::Progress { watcher: Some(watcher), revision } => {
                     if let Some(live) = queue.live.get(&watcher) {
-                        return Some(Delivery::Progress { watch_id: Some(live.watch_id), revision });
+                        return Some((Delivery::Progress { watch_id: Some(live.watch_id), revision }, None));
                     }
                 }
                 Item::Compacted { watcher, revision } => {
                     if let Some(live) = queue.live.remove(&watcher) {
-                        return Some(Delivery::Compacted { watch_id: live.watch_id, compact_revision: revision });
+                        let told = Delivery::Compacted { watch_id: live.watch_id, compact_revision: revision };
+                        return Some((told, None));
                     }
                 }
                 Item::Events { watcher, revision, selection, size, through } => {
                     if let Some(live) = queue.live.get(&watcher).copied() {
                         let rest = self.take_rest(&mut queue, watcher, size.1);
                         drop(queue);
-                        let mut response = Response { live, through, events: Vec::with_capacity(size.0) };
-                        response.add(&revision, &selection, through);
-                        rest.iter().for_each(|item| response.add_item(item));
-                        return Some(response.into());
+                        let first = Item::Events { watcher, revision, selection, size, through };
+                        return Some(self.respond(live, first, rest));
                     }
                 }
             }
         }
     }
 
+    fn respond(&self, live: Live, first: Item, rest: Vec<Item>) -> (Delivery, Option<InHand>) {
+        let mut response = Response { live, through: 0, events: Vec::new(), turn: None };
+        response.add(first);
+        rest.into_iter().for_each(|item| response.add(item));
+        let turn = response.turn.take();
+        // What has the turn is beside the budget.
+        let bytes = if turn.is_some() { 0 } else { response.events.iter().map(event_bytes).sum() };
+        (response.into(), Some(InHand { _held: self.room.hold(bytes), _turn: turn }))
+    }
+
     /// Further events of `watcher` at the front of the queue that fit in the same response.
     fn take_rest(&self, queue: &mut Queue, watcher: WatcherKey, mut bytes: usize) -> Vec<Item> {
-        let mut rest = Vec::new();
+        let (mut rest, most) = (Vec::new(), self.room.response_bytes());
         while rest.len() + 1 < MAX_REVISIONS_PER_RESPONSE {
             match queue.items.front() {
                 Some(Item::Events { watcher: same, size, .. }) if *same == watcher => bytes += size.1,
                 _ => break,
             }
-            if bytes > RESPONSE_BYTES {
+            if bytes > most {
                 break;
             }
             rest.extend(self.take(queue));
@@ -238,7 +207,7 @@ impl Buffer {
     fn take(&self, queue: &mut Queue) -> Option<Item> {
         let item = queue.items.pop_front()?;
         let size = item.size();
-        self.room.give_back(size);
+        self.room.remove_events(size.0);
         queue.bytes -= size.1;
         if let Item::Progress { watcher: None, .. } = item {
             queue.waiting_progress -= 1;
@@ -269,14 +238,16 @@ impl Buffer {
     }
 
     /// Whether to begin a read of missed events now; if so the caller must end it with
-    /// [`end_catch_up`](Self::end_catch_up). It waits until half of the buffer is free: the client is reading.
+    /// [`end_catch_up`](Self::end_catch_up). It waits until half of the buffer is free: the client is reading. While the
+    /// budget is used up it waits until the client has taken all events.
     pub(super) fn begin_catch_up(&self) -> bool {
         if !self.behind.load(Ordering::Acquire) {
             return false;
         }
-        let options = &self.room.options;
+        let options = self.room.options();
         let queue = self.queue.lock();
-        let room = queue.items.len() <= options.stream_items / 2 && queue.bytes <= options.stream_bytes / 2;
+        let bytes = if self.room.has_piece() { options.stream_bytes / 2 } else { 0 };
+        let room = queue.items.len() <= options.stream_items / 2 && queue.bytes <= bytes;
         room && !self.catching_up.swap(true, Ordering::AcqRel)
     }
 
@@ -293,31 +264,45 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.queue.get_mut().items.iter().for_each(|item| self.room.give_back(item.size()));
+        self.queue.get_mut().items.iter().for_each(|item| self.room.remove_events(item.size().0));
     }
+}
+
+/// What is charged for a response that is being sent.
+#[derive(Debug)]
+pub(super) struct InHand {
+    _held: Held,
+    _turn: Option<Arc<LargeTurn>>,
 }
 
 /// Events of one watcher on their way into a response.
 struct Response {
     live: Live,
     through: i64,
-    events: Vec<balsa_proto::mvccpb::Event>,
+    events: Vec<Event>,
+    turn: Option<Arc<LargeTurn>>,
 }
 
 impl Response {
-    fn add_item(&mut self, item: &Item) {
-        if let Item::Events { revision, selection, through, .. } = item {
-            self.add(revision, selection, *through);
+    fn add(&mut self, item: Item) {
+        let Item::Events { revision, selection, size, through, .. } = item else { return };
+        self.through = through;
+        self.turn = self.turn.take().or(revision.turn());
+        let first = self.events.len();
+        match (Arc::try_unwrap(revision), selection) {
+            // A copy of a large one counts.
+            (Ok(mine), Selection::All) if first == 0 => self.events = mine.into_revision().events,
+            (Ok(mine), selection) => self.copy(&mine, &selection, size.0),
+            (Err(shared), selection) => self.copy(&shared, &selection, size.0),
+        }
+        if !self.live.prev_kv {
+            self.events[first..].iter_mut().for_each(|event| event.prev_kv = None);
         }
     }
 
-    fn add(&mut self, revision: &RevisionEvents, selection: &Selection, through: i64) {
-        self.through = through;
-        self.events.extend(selection.of(&revision.events).map(|event| {
-            let mut event = event.clone();
-            event.prev_kv = event.prev_kv.filter(|_| self.live.prev_kv);
-            event
-        }));
+    fn copy(&mut self, shared: &Shared, selection: &Selection, count: usize) {
+        self.events.reserve(count);
+        self.events.extend(selection.of(&shared.revision().events).cloned());
     }
 }
 

@@ -9,10 +9,10 @@ use balsa_proto::mvccpb::{Event, KeyValue};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::catch_up::Plan;
+use super::catch_up::{CaughtUp, Plan};
 use super::*;
 use crate::domain::mvcc::watch::Filters;
-use crate::domain::mvcc::{KeyRange, Revisions};
+use crate::domain::mvcc::{KeyRange, Most, Revisions, Wanted};
 
 /// A store that keeps all revisions and answers in small pieces.
 #[derive(Default)]
@@ -21,13 +21,15 @@ struct History {
     compacted: i64,
     /// Revisions looked at in one read.
     piece: i64,
+    /// Of each read, whether the pairs before were wanted.
+    prev_kv_wanted: Vec<bool>,
 }
 
 struct Store(Mutex<History>);
 
 impl Store {
     fn new(piece: i64) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(History { revisions: Vec::new(), compacted: -1, piece })))
+        Arc::new(Self(Mutex::new(History { compacted: -1, piece, ..History::default() })))
     }
 
     fn revision(&self) -> i64 {
@@ -51,21 +53,35 @@ impl ChangeSource for Store {
         Ok(Revisions { revision: self.revision(), compacted: self.0.lock().compacted })
     }
 
-    fn missed(&self, range: &KeyRange, from: i64) -> Result<Missed, Failure> {
+    fn missed(&self, wanted: &Wanted<'_>) -> Result<Missed, Failure> {
         let current = self.revision();
-        let history = self.0.lock();
-        if from < history.compacted {
+        let mut history = self.0.lock();
+        history.prev_kv_wanted.push(wanted.prev_kv);
+        if wanted.from < history.compacted {
             return Ok(Missed::Compacted { revision: history.compacted });
         }
-        let through = current.min(from + history.piece - 1);
+        let (from, mut through) = (wanted.from, current.min(wanted.from + history.piece - 1));
+        let (mut revisions, mut bytes, mut too_large): (Vec<_>, _, _) = (Vec::new(), 0, false);
         let within = |found: &&RevisionEvents| (from..=through).contains(&found.revision);
-        let of_range = |found: &RevisionEvents| {
-            let events = found.events.iter().filter(|event| range.contains(key_of(event))).cloned().collect();
-            RevisionEvents { revision: found.revision, events }
-        };
-        let revisions = history.revisions.iter().filter(within).map(of_range).filter(|found| !found.events.is_empty());
-        Ok(Missed::Changes { revisions: revisions.collect(), through })
+        for found in history.revisions.iter().filter(within).filter_map(|found| of_wanted(found, wanted)) {
+            too_large = revision_bytes(&found) > wanted.most.revision_bytes;
+            let begun = !revisions.is_empty();
+            if too_large || begun && (revisions.len() >= wanted.most.revisions || bytes >= wanted.most.bytes) {
+                through = found.revision - 1;
+                break;
+            }
+            bytes += revision_bytes(&found);
+            revisions.push(found);
+        }
+        Ok(Missed::Changes { revisions, through, too_large })
     }
+}
+
+fn of_wanted(found: &RevisionEvents, wanted: &Wanted<'_>) -> Option<RevisionEvents> {
+    let matches = |event: &&Event| wanted.ranges.iter().any(|range| range.contains(key_of(event)));
+    let strip = |event: &Event| Event { prev_kv: event.prev_kv.clone().filter(|_| wanted.prev_kv), ..event.clone() };
+    let events: Vec<_> = found.events.iter().filter(matches).map(strip).collect();
+    (!events.is_empty()).then_some(RevisionEvents { revision: found.revision, events })
 }
 
 fn key_of(event: &Event) -> &[u8] {
@@ -101,7 +117,7 @@ fn drain(hub: &WatchHub, stream: &mut WatchStream) -> Vec<String> {
                 told.push(format!("{watch_id}: {} (through {revision})", events.join(" ")));
             }
             Some(other) => told.push(format!("{other:?}")),
-            None if stream.is_behind() => hub.catch_up(stream.key()).expect("the store answers"),
+            None if stream.is_behind() => hub.catch_up_now(stream.key()).expect("the store answers"),
             None => return told,
         }
     }
@@ -134,7 +150,7 @@ fn a_revision_published_between_read_and_join_is_neither_lost_nor_told_twice() {
     let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
     let mut stream = hub.open();
     stream.watch(0, everything(1));
-    let plan = hub.plan_catch_up(stream.key()).expect("behind");
+    let plan = hub.plan_catch_up(stream.key(), Most::default()).expect("behind");
     let missed = plan.read(&*store).expect("read");
     hub.publish(&[store.put("b")]);
     hub.finish_catch_up(plan, missed).expect("finish");
@@ -168,17 +184,99 @@ fn a_client_that_does_not_read_holds_no_more_than_its_bound_and_gets_all_when_it
 #[test]
 fn bytes_are_bounded_per_stream_and_over_all() {
     let store = Store::new(100);
-    let one = Item::events(WatcherKey(0), &Arc::new(store.put("k")), Selection::All, 2).size().1;
-    let bounds = WatchOptions { stream_bytes: 2 * one, total_bytes: 3 * one, ..options(100) };
-    let hub = WatchHub::new(store.clone(), bounds).expect("hub");
-    let mut streams = [hub.open(), hub.open()];
-    streams.iter_mut().for_each(|stream| _ = stream.watch(0, everything(0)));
-    for _ in 0..5 {
-        hub.publish(&[store.put("k")]);
+    let one = revision_bytes(&store.put("k"));
+    let of_stream = WatchOptions { stream_bytes: 2 * (one + size_of::<Item>()), ..options(100) };
+    let over_all = WatchOptions { total_bytes: 3 * one, ..options(100) };
+    for (bounds, keys, pending, behind) in
+        [(of_stream, ["k", "k"], (4, 2 * one), 2), (over_all, ["a", "b"], (3, 3 * one), 2)]
+    {
+        let hub = WatchHub::new(store.clone(), bounds).expect("hub");
+        let mut streams = [hub.open(), hub.open()];
+        streams.iter_mut().zip(keys).for_each(|(stream, key)| _ = stream.watch(0, one_key(key, 0)));
+        for _ in 0..5 {
+            keys.iter().for_each(|key| hub.publish(&[store.put(key)]));
+        }
+        let counts = hub.counts();
+        assert_eq!(((counts.pending_events, counts.pending_bytes), counts.behind), (pending, behind));
+        drop(streams);
+        assert_eq!((hub.counts().pending_bytes, hub.counts().watchers, hub.counts().streams), (0, 0, 0));
     }
-    assert_eq!((hub.counts().pending_events, hub.counts().behind), (3, 2));
-    drop(streams);
-    assert_eq!((hub.counts().pending_bytes, hub.counts().watchers, hub.counts().streams), (0, 0, 0));
+}
+
+fn one_key(key: &str, start_revision: i64) -> WatchRequest {
+    let range = KeyRange::One(Bytes::copy_from_slice(key.as_bytes()));
+    WatchRequest { interest: Interest { range, filters: Filters::default() }, ..everything(start_revision) }
+}
+
+/// Revisions of the events of the next delivery.
+async fn heard(stream: &mut WatchStream) -> Vec<i64> {
+    match tokio::time::timeout(Duration::from_secs(20), stream.next()).await.expect("in time").expect("the hub runs") {
+        Delivery::Events { events, .. } => events.iter().map(revision_of).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_streams_have_read_and_nobody_takes_is_bounded_over_all_and_each_still_hears_all() {
+    const STREAMS: usize = 50;
+    let store = Store::new(1000);
+    let one = revision_bytes(&store.put("k"));
+    (1..1000).for_each(|_| _ = store.put("k"));
+    let bounds = WatchOptions { piece_bytes: 64 * one, total_bytes: 200 * one, ..options(1000) };
+    let hub = WatchHub::new(store.clone(), bounds).expect("hub");
+    let mut streams: Vec<_> = (0..STREAMS).map(|_| hub.open()).collect();
+    let mut all = vec![Vec::new(); STREAMS];
+    for (stream, all) in streams.iter_mut().zip(&mut all) {
+        stream.watch(0, everything(2));
+        // Each client takes one response and no further one.
+        all.extend(heard(stream).await);
+    }
+    let most = 200 + 2 * STREAMS;
+    assert!(hub.counts().pending_bytes <= most * one, "{} of {}", hub.counts().pending_bytes, most * one);
+    for (stream, all) in streams.iter_mut().zip(&mut all).rev() {
+        while all.len() < 1000 {
+            all.extend(heard(stream).await);
+        }
+        assert_eq!(*all, (2..1002).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_large_revision_is_whole_and_in_memory_for_one_stream_at_a_time() {
+    let store = Store::new(1000);
+    let bounds = WatchOptions { revision_bytes: 1000, large_turn: Duration::from_secs(2), ..options(100) };
+    let hub = WatchHub::new(store.clone(), bounds).expect("hub");
+    let [mut first, mut second, mut third, mut other] = [hub.open(), hub.open(), hub.open(), hub.open()];
+    for stream in [&mut first, &mut second, &mut third] {
+        stream.watch(0, everything(0));
+    }
+    other.watch(0, one_key("other", 0));
+    let large = |revision| (0..100).map(|number| event(&format!("{number}"), revision, EventType::Delete)).collect();
+    hub.publish(&[store.write(large), store.put("other")]);
+    assert_eq!(heard(&mut other).await, [3]);
+    assert_eq!(heard(&mut first).await, [2; 100]);
+    let waits = tokio::time::timeout(Duration::from_millis(100), second.next()).await;
+    assert!(waits.is_err(), "the first client has not taken its response");
+    assert_eq!(heard(&mut first).await, [3]);
+    assert_eq!(heard(&mut second).await, [2; 100]);
+    // The second client reads no more, which stops the third one for no longer than a turn.
+    assert_eq!(heard(&mut third).await, [2; 100]);
+    assert_eq!([heard(&mut second).await, heard(&mut third).await], [[3], [3]]);
+    assert_eq!(hub.counts().behind, 0);
+}
+
+#[test]
+fn pairs_before_are_read_only_for_watchers_that_want_them() {
+    let store = Store::new(100);
+    store.put("a");
+    let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
+    let (mut without, mut with) = (hub.open(), hub.open());
+    without.watch(0, everything(2));
+    with.watch(0, everything(2));
+    with.watch(1, WatchRequest { prev_kv: true, ..everything(2) });
+    drain(&hub, &mut without);
+    drain(&hub, &mut with);
+    assert_eq!(store.0.lock().prev_kv_wanted, [false, true]);
 }
 
 #[test]
@@ -385,7 +483,13 @@ impl Simulation {
     fn new(seed: u64) -> Self {
         let mut random = seed;
         let store = Store::new(1 + draw(&mut random, 4) as i64);
-        let bounds = options(1 + draw(&mut random, 8) as usize);
+        let few = |random: &mut u64| if draw(random, 2) == 0 { usize::MAX } else { draw(random, 2000) as usize };
+        let bounds = WatchOptions {
+            piece_bytes: 200,
+            total_bytes: few(&mut random),
+            revision_bytes: few(&mut random),
+            ..options(1 + draw(&mut random, 8) as usize)
+        };
         let hub = WatchHub::new(store.clone(), bounds).expect("hub");
         let client =
             |_| Client { stream: hub.open(), expected: BTreeMap::new(), ended: BTreeSet::new(), reading: None };
@@ -434,15 +538,21 @@ impl Simulation {
     fn catch_up(&mut self, client: usize) {
         let client = &mut self.clients[client];
         client.reading = match client.reading.take() {
-            None => self.hub.plan_catch_up(client.stream.key()).map(|plan| (plan, None)),
+            None => {
+                let (most, _held) = self.hub.room.reserve_piece();
+                self.hub.plan_catch_up(client.stream.key(), most).map(|plan| (plan, None))
+            }
             Some((plan, None)) => {
                 let missed = plan.read(&*self.store).expect("read");
                 Some((plan, Some(missed)))
             }
-            Some((plan, Some(missed))) => {
-                self.hub.finish_catch_up(plan, missed).expect("finish");
-                None
-            }
+            Some((plan, Some(missed))) => match self.hub.finish_catch_up(plan, missed).expect("finish") {
+                CaughtUp::Done => None,
+                CaughtUp::TooLarge => {
+                    let most = Most { revisions: 1, ..Most::default() };
+                    self.hub.plan_catch_up(client.stream.key(), most).map(|plan| (plan, None))
+                }
+            },
         };
     }
 

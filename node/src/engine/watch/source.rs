@@ -1,12 +1,11 @@
 //! Where the hub reads what a watcher has missed.
 
-use crate::domain::mvcc::watch::MAX_REVISIONS_PER_RESPONSE;
-use crate::domain::mvcc::{self, Changes, KeyRange, ReadError, RevisionEvents, Revisions};
+use crate::domain::mvcc::{self, Changes, ReadError, RevisionEvents, Revisions, Wanted};
 use crate::domain::refusal::Refusal;
 use crate::engine::Failure;
 use crate::storage::{StorageError, View};
 
-/// What changed in a range from some revision on.
+/// What changed in some ranges from some revision on.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Missed {
     /// The revision asked for was compacted.
@@ -14,12 +13,15 @@ pub enum Missed {
         /// The compacted revision.
         revision: i64,
     },
-    /// All changes of the range up to and including `through`, which is at least the revision asked for.
+    /// All changes of the ranges up to and including `through`, which is at least the revision asked for, unless that one
+    /// is too large.
     Changes {
-        /// In order; revisions that did not touch the range are left out.
+        /// In order; revisions that did not touch the ranges are left out.
         revisions: Vec<RevisionEvents>,
         /// How far the source was read.
         through: i64,
+        /// The revision after `through` has more than was allowed to one.
+        too_large: bool,
     },
 }
 
@@ -31,12 +33,11 @@ pub trait ChangeSource: Send + Sync + 'static {
     /// Of the store.
     fn revisions(&self) -> Result<Revisions, Failure>;
 
-    /// Reads what changed in `range` at `from` and after it, in a bounded piece. `from` is not above the current
-    /// revision.
+    /// Reads what is wanted, in a bounded piece. `wanted.from` is not above the current revision.
     ///
     /// # Errors
     /// Of the store.
-    fn missed(&self, range: &KeyRange, from: i64) -> Result<Missed, Failure>;
+    fn missed(&self, wanted: &Wanted<'_>) -> Result<Missed, Failure>;
 }
 
 /// The source that a member uses: a view of its store, taken anew for each read because an installed snapshot replaces
@@ -53,12 +54,12 @@ where
         Ok(mvcc::current(&(self.0)()?)?)
     }
 
-    fn missed(&self, range: &KeyRange, from: i64) -> Result<Missed, Failure> {
+    fn missed(&self, wanted: &Wanted<'_>) -> Result<Missed, Failure> {
         let view = (self.0)()?;
         let now = mvcc::current(&view)?;
-        match mvcc::changes(&view, range, from, now.revision, MAX_REVISIONS_PER_RESPONSE) {
-            Ok(Changes { revisions, next_revision }) => {
-                Ok(Missed::Changes { revisions, through: next_revision.saturating_sub(1) })
+        match mvcc::changes(&view, wanted) {
+            Ok(Changes { revisions, next_revision, too_large }) => {
+                Ok(Missed::Changes { revisions, through: next_revision.saturating_sub(1), too_large })
             }
             Err(ReadError::Refused(Refusal::Compacted)) => Ok(Missed::Compacted { revision: now.compacted }),
             Err(ReadError::Refused(other)) => Err(other.into()),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use balsa_proto::mvccpb;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, InHand};
 use super::{Failure, StreamKey, WatchHub};
 use crate::domain::mvcc::watch::{Interest, WatcherKey};
 
@@ -55,11 +55,13 @@ pub struct WatchStream {
     key: StreamKey,
     buffer: Arc<Buffer>,
     watchers: HashMap<i64, WatcherKey>,
+    /// What the last delivery holds until the next one is asked for.
+    in_hand: Option<InHand>,
 }
 
 impl WatchStream {
     pub(super) fn new(hub: Arc<WatchHub>, key: StreamKey, buffer: Arc<Buffer>) -> Self {
-        Self { hub, key, buffer, watchers: HashMap::new() }
+        Self { hub, key, buffer, watchers: HashMap::new(), in_hand: None }
     }
 
     /// Whether a watcher has this id.
@@ -102,7 +104,8 @@ impl WatchStream {
         self.hub.revision()
     }
 
-    /// Waits for what comes next. Nothing is lost when the future is dropped before it resolves.
+    /// Waits for what comes next; to ask says that the client has taken what came before. Nothing is lost when the future
+    /// is dropped before it resolves.
     ///
     /// # Errors
     /// `Stopped`; `Storage` when missed events cannot be read. The stream is over then.
@@ -121,7 +124,9 @@ impl WatchStream {
 
     /// What is there already.
     pub(crate) fn try_next(&mut self) -> Option<Delivery> {
-        let delivery = self.buffer.pop()?;
+        self.in_hand = None;
+        let (delivery, in_hand) = self.buffer.pop()?;
+        self.in_hand = in_hand;
         if let Delivery::Events { events, .. } = &delivery {
             self.hub.delivered.fetch_add(events.len() as u64, Ordering::Relaxed);
         }
@@ -135,16 +140,8 @@ impl WatchStream {
         }
         let (hub, buffer, key) = (self.hub.clone(), self.buffer.clone(), self.key);
         tokio::spawn(async move {
-            let turn = hub.turns.clone().acquire_owned().await;
-            let read = tokio::task::spawn_blocking(move || {
-                let caught_up = hub.catch_up(key);
-                drop(turn);
-                caught_up
-            });
-            match read.await {
-                Ok(Ok(())) => {}
-                Ok(Err(failure)) => buffer.fail(failure),
-                Err(broken) => buffer.fail(Failure::Storage(format!("a read of missed events ended early: {broken}"))),
+            if let Err(failure) = hub.read_missed(key).await {
+                buffer.fail(failure);
             }
             buffer.end_catch_up();
         });

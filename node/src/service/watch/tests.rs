@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::domain::auth::AuthRefusal;
-use crate::domain::mvcc::{KeyRange, RevisionEvents, Revisions};
+use crate::domain::mvcc::{RevisionEvents, Revisions, Wanted};
 use crate::domain::refusal::Refusal;
 use crate::engine::watch::{ChangeSource, Missed, WatchOptions};
 
@@ -21,9 +21,10 @@ impl ChangeSource for Store {
         Ok(Revisions { revision: 5, compacted: 3 })
     }
 
-    fn missed(&self, range: &KeyRange, _from: i64) -> Result<Missed, Failure> {
-        let revisions = if range.contains(b"past") { vec![put("past", 4)] } else { Vec::new() };
-        Ok(Missed::Changes { revisions, through: 5 })
+    fn missed(&self, wanted: &Wanted<'_>) -> Result<Missed, Failure> {
+        let past = wanted.ranges.iter().any(|range| range.contains(b"past"));
+        let revisions = if past { vec![put("past", 4)] } else { Vec::new() };
+        Ok(Missed::Changes { revisions, through: 5, too_large: false })
     }
 }
 

@@ -20,7 +20,7 @@ use raft::eraftpb::{ConfChange, Entry, EntryType};
 use self::script::{Line, ReadLine};
 use crate::domain::apply::{Effects, StateMachine};
 use crate::domain::command::Command;
-use crate::domain::mvcc::{ReadError, changes, compaction, hash_kv, range, read_txn};
+use crate::domain::mvcc::{Most, ReadError, Wanted, changes, compaction, hash_kv, range, read_txn};
 use crate::storage::memory::MemoryKeySpace;
 use crate::storage::{KeySpace, SnapshotPoint};
 
@@ -186,7 +186,9 @@ impl Machine {
             ReadLine::Range(request) => range(&view, &request).map(|response| print::range(&response)),
             ReadLine::Txn(request) => read_txn(&view, &request).map(|response| print::txn(&response, "")),
             ReadLine::Changes { range, from, to, limit } => {
-                changes(&view, &range, from, to, limit).map(|changes| print::changes(&changes))
+                let most = Most { revisions: limit, ..Most::default() };
+                let wanted = Wanted { ranges: &[range], from, to, prev_kv: true, most };
+                changes(&view, &wanted).map(|changes| print::changes(&changes))
             }
             ReadLine::Leases => print::leases(&view).map_err(ReadError::from),
             ReadLine::Hash(revision) => hash_kv(&view, revision).map(|hash| print::hash(&hash)),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::{Model, Random};
 use crate::domain::apply::Effects;
 use crate::domain::mvcc::watch::{Filters, Interest, watched_range};
-use crate::domain::mvcc::{Changes, KeyRange, ReadError, Revisions, changes, current};
+use crate::domain::mvcc::{Changes, Most, ReadError, Revisions, Wanted, changes, current};
 use crate::domain::refusal::Refusal;
 use crate::engine::Failure;
 use crate::engine::watch::{ChangeSource, Delivery, Missed, WatchHub, WatchOptions, WatchRequest, WatchStream};
@@ -190,11 +190,14 @@ impl ChangeSource for Pieces {
         Ok(current(&self.0.view()?)?)
     }
 
-    fn missed(&self, range: &KeyRange, from: i64) -> Result<Missed, Failure> {
+    fn missed(&self, wanted: &Wanted<'_>) -> Result<Missed, Failure> {
         let view = self.0.view()?;
         let now = current(&view)?;
-        match changes(&view, range, from, now.revision, self.1) {
-            Ok(Changes { revisions, next_revision }) => Ok(Missed::Changes { revisions, through: next_revision - 1 }),
+        let most = Most { revisions: self.1.min(wanted.most.revisions), ..wanted.most };
+        match changes(&view, &Wanted { most, ..*wanted }) {
+            Ok(Changes { revisions, next_revision, too_large }) => {
+                Ok(Missed::Changes { revisions, through: next_revision - 1, too_large })
+            }
             Err(ReadError::Refused(Refusal::Compacted)) => Ok(Missed::Compacted { revision: now.compacted }),
             Err(other) => panic!("{other}"),
         }
@@ -211,7 +214,14 @@ impl Watching {
     const CLIENTS: usize = 3;
 
     pub(super) fn over(key_space: Arc<MemoryKeySpace>, random: &mut Random) -> Self {
-        let options = WatchOptions { stream_items: 1 + random.below(6), ..WatchOptions::default() };
+        let few = |random: &mut Random| if random.one_in(2) { usize::MAX } else { random.below(2000) };
+        let options = WatchOptions {
+            stream_items: 1 + random.below(6),
+            piece_bytes: 200,
+            total_bytes: few(random),
+            revision_bytes: few(random),
+            ..WatchOptions::default()
+        };
         let hub = WatchHub::new(Arc::new(Pieces(key_space, 1 + random.below(4))), options).unwrap();
         let client = |_| Client { stream: hub.open(), watchers: BTreeMap::new(), ended: 0 };
         let clients = (0..Self::CLIENTS).map(client).collect();
@@ -249,7 +259,7 @@ impl Watching {
                 }
                 2 => client.stream.request_progress(),
                 3 => client.stream.request_progress_of(id),
-                4 | 5 => self.hub.catch_up(client.stream.key()).unwrap(),
+                4 | 5 => self.hub.catch_up_now(client.stream.key()).unwrap(),
                 _ => _ = client.read(model, now.compacted),
             }
         }
@@ -261,7 +271,7 @@ impl Watching {
         let [mut heard, mut ended] = [0; 2];
         for client in &mut self.clients {
             while client.read(model, now.compacted) || client.stream.is_behind() {
-                self.hub.catch_up(client.stream.key()).unwrap();
+                self.hub.catch_up_now(client.stream.key()).unwrap();
             }
             for watcher in client.watchers.values_mut() {
                 assert!(watcher.lost.is_none(), "{:?} was not told that {} is compacted", watcher.wish, watcher.from);

@@ -1,0 +1,166 @@
+//! The memory that the clients of all streams may keep busy, and what goes on when it is.
+//!
+//! Owns three rules. All that waits for clients or is on its way to one is charged to one budget, once for all streams that
+//! share it. When the budget is used up, each stream still gets on by small pieces, one at a time, so that those who read
+//! are not stopped by those who do not. A revision that is too large for a piece has to be whole in memory, because a
+//! response must not cut it: one stream at a time has the turn for that, beside the budget.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{Failure, WatchOptions};
+use crate::domain::mvcc::watch::{MAX_REVISIONS_PER_RESPONSE, event_bytes};
+use crate::domain::mvcc::{Most, RevisionEvents};
+
+/// A response is not filled beyond this many bytes with further revisions, so that one client's arrears do not take
+/// memory twice.
+const RESPONSE_BYTES: usize = 1 << 20;
+
+/// When the budget is used up, pieces are smaller by this factor.
+const SHORTAGE: usize = 64;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Room {
+    options: WatchOptions,
+    bytes: AtomicUsize,
+    events: AtomicUsize,
+    large: Arc<Semaphore>,
+}
+
+impl Room {
+    pub(super) fn new(options: WatchOptions) -> Arc<Self> {
+        let large = Arc::new(Semaphore::new(1));
+        Arc::new(Self { options, bytes: AtomicUsize::new(0), events: AtomicUsize::new(0), large })
+    }
+
+    pub(super) fn options(&self) -> &WatchOptions {
+        &self.options
+    }
+
+    /// Bytes that are charged at present.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Events that wait, each once for every watcher.
+    pub(super) fn events(&self) -> usize {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn add_events(&self, events: usize) {
+        self.events.fetch_add(events, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove_events(&self, events: usize) {
+        self.events.fetch_sub(events, Ordering::Relaxed);
+    }
+
+    /// Whether the budget has a whole piece left.
+    pub(super) fn has_piece(&self) -> bool {
+        self.bytes().saturating_add(self.options.piece_bytes) <= self.options.total_bytes
+    }
+
+    /// Whether the budget is exceeded.
+    pub(super) fn is_short(&self) -> bool {
+        self.bytes() > self.options.total_bytes
+    }
+
+    /// Charges what is in memory already.
+    pub(super) fn hold(self: &Arc<Self>, bytes: usize) -> Held {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Held { room: self.clone(), bytes }
+    }
+
+    /// What a read of missed events may bring now, and the charge for it meanwhile.
+    pub(super) fn reserve_piece(self: &Arc<Self>) -> (Most, Option<Held>) {
+        let WatchOptions { piece_bytes, revision_bytes, total_bytes, .. } = self.options;
+        let more = |bytes: usize| bytes.checked_add(piece_bytes).filter(|bytes| *bytes <= total_bytes);
+        let charged = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+        let held = charged.then(|| Held { room: self.clone(), bytes: piece_bytes });
+        let share = if charged { 1 } else { SHORTAGE };
+        let revisions = MAX_REVISIONS_PER_RESPONSE;
+        (Most { revisions, bytes: piece_bytes / share, revision_bytes: revision_bytes / share }, held)
+    }
+
+    /// Bytes from which a response takes no further revision.
+    pub(super) fn response_bytes(&self) -> usize {
+        if self.is_short() { RESPONSE_BYTES / SHORTAGE } else { RESPONSE_BYTES }
+    }
+
+    /// Waits for the turn to have a large revision in memory.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub(super) async fn large_turn(&self) -> Result<Arc<LargeTurn>, Failure> {
+        let permit = self.large.clone().acquire_owned().await.map_err(|_| Failure::Stopped)?;
+        Ok(Arc::new(LargeTurn(Mutex::new(Some(permit)))))
+    }
+}
+
+/// A charge, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    room: Arc<Room>,
+    bytes: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.room.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The turn to have a revision in memory that is too large for a piece. It ends when the response is sent, or before.
+#[derive(Debug)]
+pub(super) struct LargeTurn(Mutex<Option<OwnedSemaphorePermit>>);
+
+impl LargeTurn {
+    /// Ends the turn after `patience` if it is not over by then: nobody waits longer for a client that does not read.
+    pub(super) fn end_after(self: Arc<Self>, patience: Duration) {
+        let turn = Arc::downgrade(&self);
+        tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            if let Some(turn) = turn.upgrade() {
+                turn.0.lock().take();
+            }
+        });
+    }
+}
+
+/// A revision that waits for some watchers: one copy for all.
+#[derive(Debug)]
+pub(super) struct Shared {
+    revision: RevisionEvents,
+    turn: Option<Arc<LargeTurn>>,
+    _held: Held,
+}
+
+impl Shared {
+    /// With a turn it is beside the budget.
+    pub(super) fn new(room: &Arc<Room>, revision: RevisionEvents, turn: Option<Arc<LargeTurn>>) -> Self {
+        let bytes = if turn.is_some() { 0 } else { revision_bytes(&revision) };
+        Self { revision, turn, _held: room.hold(bytes) }
+    }
+
+    pub(super) fn revision(&self) -> &RevisionEvents {
+        &self.revision
+    }
+
+    pub(super) fn turn(&self) -> Option<Arc<LargeTurn>> {
+        self.turn.clone()
+    }
+
+    pub(super) fn into_revision(self) -> RevisionEvents {
+        self.revision
+    }
+}
+
+/// Bytes that a revision takes in memory.
+pub(super) fn revision_bytes(revision: &RevisionEvents) -> usize {
+    revision.events.iter().map(event_bytes).sum()
+}
