@@ -13,6 +13,7 @@ use balsa_proto::log;
 use bytes::Bytes;
 use futures::future::join_all;
 use parking_lot::Mutex;
+use tokio::sync::RwLock;
 use tracing::{debug, info, warn};
 
 use super::{Failure, Handle};
@@ -64,6 +65,9 @@ pub(crate) struct Leases {
     clock: Mutex<Option<LeaseClock>>,
     /// The term in which this member was last known to lead, and when that was asked for.
     confirmed: Mutex<Option<(u64, Instant)>>,
+    /// Written from when checkpoints are taken from the clock until they are in the log, read while renewals take some
+    /// back: the log must have them in the order of the clock, or it says that a lease was not renewed.
+    checkpointing: RwLock<()>,
 }
 
 impl Leases {
@@ -74,7 +78,8 @@ impl Leases {
             expiries_per_second: EXPIRIES_PER_SECOND,
             checkpoint_every: options.checkpoint_every,
         };
-        Self { origin: Instant::now(), options, clock: Mutex::new(None), confirmed: Mutex::new(None) }
+        let (clock, confirmed, checkpointing) = (Mutex::new(None), Mutex::new(None), RwLock::new(()));
+        Self { origin: Instant::now(), options, clock, confirmed, checkpointing }
     }
 
     /// Takes in what was applied; called after it is visible.
@@ -131,6 +136,35 @@ impl Leases {
         let clock = clock.as_mut().filter(|clock| clock.term() == term)?;
         Some(question(clock, self.now()))
     }
+
+    /// Writes down with `propose` what long leases have left.
+    async fn write_checkpoints<F: Future<Output = Result<(), Failure>>>(
+        &self,
+        term: u64,
+        propose: impl FnOnce(Vec<(i64, i64)>) -> F,
+    ) -> Result<(), Failure> {
+        let _order = self.checkpointing.write().await;
+        let rests = self.ask(term, |clock, now| clock.take_checkpoints(now, CHECKPOINT_LEASES)).unwrap_or_default();
+        if rests.is_empty() { Ok(()) } else { propose(rests).await }
+    }
+
+    /// Renews those of `ids` that are checkpointed, which is taken back with `propose` before.
+    async fn renew_checkpointed<F: Future<Output = Result<(), Failure>>>(
+        &self,
+        term: u64,
+        ids: &[i64],
+        renewals: &mut [Renewal],
+        propose: impl FnOnce(Vec<(i64, i64)>) -> F,
+    ) -> Result<(), Failure> {
+        let _order = self.checkpointing.read().await;
+        let mut checkpointed: Vec<_> =
+            ids.iter().zip(renewals).filter(|(_, renewal)| **renewal == Renewal::Checkpointed).collect();
+        propose(checkpointed.iter().map(|(id, _)| (**id, 0)).collect()).await?;
+        let again = |clock: &mut LeaseClock, now| {
+            checkpointed.iter_mut().for_each(|(id, renewal)| **renewal = clock.renew(now, **id));
+        };
+        self.ask(term, again).ok_or(Failure::NotLeader { leader: None })
+    }
 }
 
 fn count(change: &LeaseChange) {
@@ -160,16 +194,9 @@ impl Handle {
             renewals = self.ask_clock(term, renew)?;
         }
         let renewed = |renewal: &&Renewal| matches!(renewal, Renewal::Renewed { .. });
-        let checkpointed = ids.iter().zip(&renewals).filter(|(_, renewal)| **renewal == Renewal::Checkpointed);
-        let checkpointed: Vec<i64> = checkpointed.map(|(id, _)| *id).collect();
-        if !checkpointed.is_empty() {
-            self.checkpoint(term, checkpointed.into_iter().map(|id| (id, 0))).await?;
-            let again = |clock: &mut LeaseClock, now| {
-                for (id, renewal) in ids.iter().zip(&mut renewals).filter(|(_, r)| **r == Renewal::Checkpointed) {
-                    *renewal = clock.renew(now, *id);
-                }
-            };
-            self.ask_clock(term, again)?;
+        if renewals.contains(&Renewal::Checkpointed) {
+            let take_back = |rests| self.checkpoint(term, rests);
+            self.0.leases.renew_checkpointed(term, ids, &mut renewals, take_back).await?;
         }
         metrics::LEASES_RENEWED.inc_by(renewals.iter().filter(renewed).count() as u64);
         Ok(renewals)
@@ -230,8 +257,9 @@ impl Handle {
         self.0.leases.ask(term, question).ok_or(Failure::NotLeader { leader: None })
     }
 
-    async fn checkpoint(&self, term: u64, rests: impl Iterator<Item = (i64, i64)>) -> Result<(), Failure> {
-        let checkpoints = rests.map(|(id, remaining_ttl)| log::LeaseCheckpoint { id, remaining_ttl }).collect();
+    async fn checkpoint(&self, term: u64, rests: Vec<(i64, i64)>) -> Result<(), Failure> {
+        let checkpoint = |(id, remaining_ttl)| log::LeaseCheckpoint { id, remaining_ttl };
+        let checkpoints = rests.into_iter().map(checkpoint).collect();
         self.propose_internal(Command::LeaseCheckpoint(log::CheckpointLeases { term, checkpoints })).await.map(drop)
     }
 }
@@ -305,11 +333,7 @@ async fn round(handle: &Handle, leases: &Leases, term: u64) -> Result<(), Failur
             join_all(revoked).await.into_iter().collect::<Result<(), _>>()?;
         }
     }
-    let rests = leases.ask(term, |clock, now| clock.take_checkpoints(now, CHECKPOINT_LEASES)).unwrap_or_default();
-    if !rests.is_empty() {
-        handle.checkpoint(term, rests.into_iter()).await?;
-    }
-    Ok(())
+    leases.write_checkpoints(term, |rests| handle.checkpoint(term, rests)).await
 }
 
 /// Groups of leases with at most [`ROUND_KEYS`] keys, or of a single lease.
@@ -348,6 +372,9 @@ async fn revoke(handle: &Handle, id: i64, term: u64) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use futures::future::join;
+    use tokio::sync::oneshot;
+
     use super::*;
     use crate::storage::memory::MemoryKeySpace;
     use crate::storage::{KeySpace, Table, WriteBatch};
@@ -390,5 +417,70 @@ mod tests {
         assert_eq!(leases.ask(5, |clock, _| clock.ids()), None, "the clock of another term is none");
         leases.end();
         assert_eq!(leases.ask(4, |clock, _| clock.ids()), None);
+    }
+
+    /// A clock with a lease that has a checkpoint and is due for the next one, and a log that is applied as it is written.
+    struct Checkpointing {
+        leases: Leases,
+        log: Mutex<Vec<i64>>,
+    }
+
+    impl Checkpointing {
+        fn new() -> Self {
+            let options = LeaseOptions { checkpoint_every: Some(Duration::ZERO) };
+            let leases = Leases::new(options, Duration::from_secs(1));
+            leases.start(4, || Ok(vec![(1, log::Lease { ttl: 600, remaining_ttl: 10 })])).expect("started");
+            Self { leases, log: Mutex::default() }
+        }
+
+        async fn commit(&self, when: oneshot::Receiver<()>, rests: Vec<(i64, i64)>) -> Result<(), Failure> {
+            when.await.map_err(|_| Failure::Stopped)?;
+            for (id, remaining_ttl) in rests {
+                self.log.lock().push(remaining_ttl);
+                self.leases.applied(&[LeaseChange::Checkpointed { id, remaining_ttl }]);
+            }
+            Ok(())
+        }
+
+        /// Has the round and the renewal under way at once. The one that begins is in the log last, if it can be.
+        async fn race(&self, round_begins: bool) -> [Result<(), Failure>; 2] {
+            let ([round_goes, renewal_goes], [round_waits, renewal_waits]) = {
+                let (one, other) = (oneshot::channel(), oneshot::channel());
+                ([one.0, other.0], [one.1, other.1])
+            };
+            let mut renewals = [Renewal::Checkpointed];
+            let round = self.leases.write_checkpoints(4, |rests| self.commit(round_waits, rests));
+            let renew =
+                self.leases.renew_checkpointed(4, &[1], &mut renewals, |rests| self.commit(renewal_waits, rests));
+            let (mut round, mut renew) = (Box::pin(round), Box::pin(renew));
+            let ended = match round_begins {
+                true => {
+                    assert!(futures::poll!(&mut round).is_pending());
+                    renewal_goes.send(()).expect("waits");
+                    assert!(futures::poll!(&mut renew).is_pending(), "a checkpoint is decided and not logged");
+                    round_goes.send(()).expect("waits");
+                    join(round, renew).await
+                }
+                false => {
+                    assert!(futures::poll!(&mut renew).is_pending());
+                    round_goes.send(()).expect("waits");
+                    assert!(futures::poll!(&mut round).is_pending(), "a checkpoint is not taken back yet");
+                    renewal_goes.send(()).expect("waits");
+                    join(round, renew).await
+                }
+            };
+            assert_eq!(renewals, [Renewal::Renewed { ttl: 600 }]);
+            ended.into()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_renewal_and_a_checkpoint_are_logged_in_the_order_of_the_clock() {
+        for (round_begins, log) in [(true, &[11, 0][..]), (false, &[0])] {
+            let checkpointing = Checkpointing::new();
+            assert_eq!(checkpointing.race(round_begins).await, [Ok(()), Ok(())]);
+            assert_eq!(*checkpointing.log.lock(), log, "what a new leader would begin with is last");
+            assert_eq!(checkpointing.leases.ask(4, |clock, now| clock.time_to_live(now, 1)), Some(Some((599, 600))));
+        }
     }
 }
