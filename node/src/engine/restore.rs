@@ -12,7 +12,7 @@ use crate::domain::mvcc::{self, HashKv, ReadError};
 use crate::domain::restore::{self, RevisionChange};
 use crate::storage::marker;
 use crate::storage::snapshot::FORMAT_VERSION;
-use crate::storage::{KeySpace, LogStore, LogWrite, StorageError, Table, View, rocks::RocksLog};
+use crate::storage::{KeySpace, LogStore, LogWrite, StorageError, rocks::RocksLog};
 
 /// What a restored disk is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,14 +100,5 @@ pub fn inspect(directory: &Path) -> Result<Contents, StartError> {
         ReadError::Storage(error) => StartError::from(error),
         ReadError::Refused(refusal) => ApplyError::Storage(StorageError::Corrupt { what: refusal.to_string() }).into(),
     })?;
-    let mut versions = 0;
-    for table in [Table::Live, Table::History] {
-        let everything = (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
-        view.scan(table, everything, false, &mut |_, value| {
-            // A tombstone is no version.
-            versions += u64::from(!value.is_empty());
-            std::ops::ControlFlow::Continue(())
-        })?;
-    }
-    Ok(Contents { hash, versions })
+    Ok(Contents { hash, versions: mvcc::count_versions(&view)? })
 }

@@ -7,7 +7,7 @@
 use super::encoding::VersionRef;
 use super::source::{Next, Record, Stored, scan_records};
 use super::{KeyRange, ReadError, current};
-use crate::storage::View;
+use crate::storage::{StorageError, View};
 use bytes::Bytes;
 
 /// A hash and what it covers. Comparable between members when both revisions are the same.
@@ -46,6 +46,21 @@ pub fn hash_kv(view: &impl View, revision: i64) -> Result<HashKv, ReadError> {
         if made > revisions.compacted { Next::Record } else { Next::Key }
     })?;
     Ok(HashKv { hash, compact_revision: revisions.compacted, hash_revision, revision: revisions.revision })
+}
+
+/// How many versions of keys there are, the current and the superseded ones, each once: while a large delete is written
+/// ahead, `live` and `history` have the same ones. A tombstone is no version. Reads the whole store.
+///
+/// # Errors
+/// Of the store.
+pub fn count_versions(view: &impl View) -> Result<u64, StorageError> {
+    let everything = KeyRange::Span { low: Bytes::new(), high: None };
+    let mut versions = 0;
+    scan_records(&Stored(view), &everything, &mut |_, record| {
+        versions += u64::from(matches!(record, Record::Version(_)));
+        Next::Record
+    })?;
+    Ok(versions)
 }
 
 /// Lengths go before bytes, so that no two states feed the same bytes.

@@ -21,7 +21,8 @@ use raft::eraftpb::Entry;
 use self::watchers::Watching;
 use super::overlay::large::PART_BYTES;
 use super::{
-    Changes, KeyRange, Most, ReadError, RevisionEvents, Revisions, Wanted, changes, compaction, hash_kv, range,
+    Changes, KeyRange, Most, ReadError, RevisionEvents, Revisions, Wanted, changes, compaction, count_versions,
+    hash_kv, range,
 };
 use crate::domain::apply::{Effects, StateMachine};
 use crate::domain::command::{Command, Outcome};

@@ -60,7 +60,8 @@ fn answers(key_space: &MemoryKeySpace) -> impl PartialEq + std::fmt::Debug + use
     let everything = KeyRange::of(&"\0".into(), &"\0".into());
     let missed = catch_up(&view, &everything, now.compacted, 1000).len();
     let hashes = [0, now.compacted + 100].map(|revision| hash_kv(&view, revision).unwrap());
-    (now, [at(0, 0), at(0, 10), at(now.compacted, 0), at(now.revision - 1, 7)], missed, hashes)
+    let versions = count_versions(&view).unwrap();
+    (now, [at(0, 0), at(0, 10), at(now.compacted, 0), at(now.revision - 1, 7)], missed, hashes, versions)
 }
 
 fn check(large: &Command) {
