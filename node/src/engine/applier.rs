@@ -253,7 +253,11 @@ fn count(effects: &Effects) -> u64 {
             deletes += 1;
         }
     }
-    deletes += effects.unlisted.iter().map(|revision| revision.deleted).sum::<u64>();
+    for revision in &effects.unlisted {
+        deletes += revision.deleted;
+        puts += revision.put;
+        bytes += revision.put_bytes;
+    }
     let txns = effects.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Ok(Outcome::Txn(_)))).count();
     metrics::PUTS.inc_by(puts);
     metrics::DELETES.inc_by(deletes);

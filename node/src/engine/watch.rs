@@ -362,7 +362,7 @@ impl State {
 
     fn pass_over(&mut self, passed: &Unlisted) {
         self.published = passed.revision;
-        for key in self.index.touched_by(&passed.range) {
+        for key in self.index.touched_by(passed) {
             self.pass_by(key, passed.revision);
         }
     }

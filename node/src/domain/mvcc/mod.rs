@@ -98,15 +98,21 @@ pub struct RevisionEvents {
     pub events: Vec<mvccpb::Event>,
 }
 
-/// A revision whose events are not at hand but in the store: a delete that was too large to be kept in memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A revision whose events are not at hand but in the store: it has a delete that was too large to be kept in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Unlisted {
     /// The revision.
     pub revision: i64,
     /// All keys that it deleted lie in it, and others may.
-    pub range: KeyRange,
+    pub deletes: Option<KeyRange>,
+    /// All keys that it put lie in it, and others may.
+    pub puts: Option<KeyRange>,
     /// How many it deleted.
     pub deleted: u64,
+    /// How many it put.
+    pub put: u64,
+    /// Bytes of their keys and values.
+    pub put_bytes: u64,
 }
 
 /// The keys that a request names by `key` and `range_end`, in etcd's forms.
@@ -155,6 +161,14 @@ impl KeyRange {
     /// Whether no key can be in it.
     pub fn is_empty(&self) -> bool {
         matches!(self, Self::Span { low, high: Some(high) } if high <= low)
+    }
+
+    /// The first key that may be in it, and the first one above it that is not.
+    pub(crate) fn ends(&self) -> (Bytes, Option<Bytes>) {
+        match self {
+            Self::One(key) => (key.clone(), Some([key, &[0][..]].concat().into())),
+            Self::Span { low, high } => (low.clone(), high.clone()),
+        }
     }
 
     /// The same as bounds.

@@ -11,7 +11,7 @@ use balsa_proto::mvccpb::Event;
 use balsa_proto::mvccpb::event::EventType;
 use bytes::Bytes;
 
-use super::{KeyRange, RevisionEvents};
+use super::{KeyRange, RevisionEvents, Unlisted};
 use intervals::Intervals;
 
 /// etcd sends a watcher that catches up at most this many distinct revisions in one response.
@@ -149,9 +149,12 @@ impl WatchIndex {
         places.into_iter().map(|(watcher, places)| (watcher, choose(places))).collect()
     }
 
-    /// The watchers that deletions within `range` may be for.
-    pub fn touched_by(&self, range: &KeyRange) -> Vec<WatcherKey> {
-        let touched = |interest: &Interest| !interest.filters.no_delete && interest.range.meets(range);
+    /// The watchers that a revision may be for.
+    pub fn touched_by(&self, revision: &Unlisted) -> Vec<WatcherKey> {
+        let meets = |own: &KeyRange, range: &Option<KeyRange>| range.as_ref().is_some_and(|range| own.meets(range));
+        let touched = |Interest { range, filters }: &Interest| {
+            !filters.no_delete && meets(range, &revision.deletes) || !filters.no_put && meets(range, &revision.puts)
+        };
         let found = self.interests.iter().filter(|(_, interest)| touched(interest));
         found.map(|(watcher, _)| *watcher).collect()
     }
@@ -174,20 +177,10 @@ pub fn hull<'a>(ranges: impl IntoIterator<Item = &'a KeyRange>) -> Option<KeyRan
 }
 
 fn span(a: &KeyRange, b: &KeyRange) -> KeyRange {
-    let ((low_a, high_a), (low_b, high_b)) = (ends(a), ends(b));
+    let ((low_a, high_a), (low_b, high_b)) = (a.ends(), b.ends());
     // A missing end is above all others.
     let high = high_a.zip(high_b).map(|(a, b)| a.max(b));
     KeyRange::Span { low: low_a.min(low_b), high }
-}
-
-fn ends(range: &KeyRange) -> (Bytes, Option<Bytes>) {
-    match range {
-        KeyRange::One(key) => {
-            let successor: Bytes = key.iter().copied().chain([0]).collect();
-            (key.clone(), Some(successor))
-        }
-        KeyRange::Span { low, high } => (low.clone(), high.clone()),
-    }
 }
 
 #[cfg(test)]

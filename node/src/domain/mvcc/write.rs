@@ -32,22 +32,24 @@ pub(crate) fn delete_range(
     run: &mut Overlay<impl View>,
     request: &pb::DeleteRangeRequest,
 ) -> Result<pb::DeleteRangeResponse, StorageError> {
-    let bytes = run.part_bytes();
-    delete_up_to(run, request, bytes)
+    let mut room = run.part_bytes();
+    delete_up_to(run, request, &mut room)
 }
 
-/// Deletes. More than `part_bytes` are written in parts, which may only be when nothing else in the revision changes
-/// anything.
+/// Deletes. What takes more than `room`, of which the rest is left there, is written in parts. That may only be when no
+/// other change of the revision is of one of the keys.
 fn delete_up_to(
     run: &mut Overlay<impl View>,
     request: &pb::DeleteRangeRequest,
-    part_bytes: usize,
+    room: &mut usize,
 ) -> Result<pb::DeleteRangeResponse, StorageError> {
-    let (mut doomed, mut rest) = keys_of(run, &KeyRange::of(&request.key, &request.range_end), part_bytes)?;
+    let (mut doomed, mut rest) = keys_of(run, &KeyRange::of(&request.key, &request.range_end), *room)?;
+    let part_bytes = run.part_bytes();
     let mut prev_kvs = Vec::new();
     let mut deleted = doomed.len() as u64;
     if rest.is_none() {
         for (key, version) in &doomed {
+            *room = room.saturating_sub(bytes_of(key, &version.value));
             run.know(key, version);
             run.delete(key)?;
         }
@@ -132,22 +134,60 @@ pub(crate) fn txn(run: &mut Overlay<impl View>, request: &pb::TxnRequest) -> Res
     let mut path = Vec::with_capacity(1);
     choose(run, request, &mut path)?;
     check(run, run.revisions(), request, &mut path.iter().copied())?;
-    let alone = changes(request, &mut path.iter().copied()) == 1;
-    let part_bytes = if alone { run.part_bytes() } else { usize::MAX };
-    let mut response = execute(run, request, &mut path.into_iter(), part_bytes)?;
+    let apart = Changed::by(request, &mut path.iter().copied()).are_apart();
+    let mut room = if apart { run.part_bytes() } else { usize::MAX };
+    let mut response = execute(run, request, &mut path.into_iter(), &mut room)?;
     response.header = header(run.revisions().revision);
     Ok(response)
 }
 
-/// How many operations of the chosen branches change something.
-fn changes(request: &pb::TxnRequest, path: &mut impl Iterator<Item = bool>) -> usize {
-    let (_, ops) = branch(request, path);
-    let of_op = |op: &pb::RequestOp| match &op.request {
-        Some(Request::RequestPut(_) | Request::RequestDeleteRange(_)) => 1,
-        Some(Request::RequestTxn(nested)) => changes(nested, path),
-        Some(Request::RequestRange(_)) | None => 0,
-    };
-    ops.iter().map(of_op).sum()
+/// What the operations of the chosen branches change.
+#[derive(Default)]
+struct Changed {
+    puts: Vec<Bytes>,
+    /// The first key of each delete, and the first one that it leaves.
+    deletes: Vec<(Bytes, Option<Bytes>)>,
+}
+
+impl Changed {
+    fn by(request: &pb::TxnRequest, path: &mut impl Iterator<Item = bool>) -> Self {
+        let mut changed = Self::default();
+        changed.take_in(request, path);
+        changed
+    }
+
+    fn take_in(&mut self, request: &pb::TxnRequest, path: &mut impl Iterator<Item = bool>) {
+        for op in branch(request, path).1 {
+            match &op.request {
+                Some(Request::RequestPut(put)) => self.puts.push(put.key.clone()),
+                Some(Request::RequestDeleteRange(delete)) => {
+                    let range = KeyRange::of(&delete.key, &delete.range_end);
+                    if !range.is_empty() {
+                        self.deletes.push(range.ends());
+                    }
+                }
+                Some(Request::RequestTxn(nested)) => self.take_in(nested, path),
+                Some(Request::RequestRange(_)) | None => {}
+            }
+        }
+    }
+
+    /// Whether no key is changed twice. Mostly it is so: only what is nested may change a key again.
+    fn are_apart(mut self) -> bool {
+        if self.deletes.is_empty() {
+            return true;
+        }
+        self.puts.sort_unstable();
+        self.deletes.sort_unstable();
+        let ends_before = |high: &Option<Bytes>, key: &Bytes| high.as_ref().is_some_and(|high| high <= key);
+        let puts_none = |(low, high): &(Bytes, Option<Bytes>)| {
+            let next = self.puts.get(self.puts.partition_point(|put| put < low));
+            next.is_none_or(|put| ends_before(high, put))
+        };
+        self.puts.is_sorted_by(|a, b| a < b)
+            && self.deletes.is_sorted_by(|(_, high), (low, _)| ends_before(high, low))
+            && self.deletes.iter().all(puts_none)
+    }
 }
 
 /// Runs the operations of the chosen branches. A nested response has a header of zeros.
@@ -155,7 +195,7 @@ fn execute(
     run: &mut Overlay<impl View>,
     request: &pb::TxnRequest,
     path: &mut impl Iterator<Item = bool>,
-    part_bytes: usize,
+    room: &mut usize,
 ) -> Result<pb::TxnResponse, StorageError> {
     let (succeeded, ops) = branch(request, path);
     let mut responses = Vec::with_capacity(ops.len());
@@ -168,9 +208,9 @@ fn execute(
             }
             Some(Request::RequestPut(put)) => Some(Response::ResponsePut(put_checked(run, put)?)),
             Some(Request::RequestDeleteRange(delete)) => {
-                Some(Response::ResponseDeleteRange(delete_up_to(run, delete, part_bytes)?))
+                Some(Response::ResponseDeleteRange(delete_up_to(run, delete, room)?))
             }
-            Some(Request::RequestTxn(nested)) => Some(Response::ResponseTxn(execute(run, nested, path, part_bytes)?)),
+            Some(Request::RequestTxn(nested)) => Some(Response::ResponseTxn(execute(run, nested, path, room)?)),
             None => None,
         };
         responses.push(pb::ResponseOp { response });

@@ -109,7 +109,7 @@ fn check(large: &Command) {
         replica.state.counts().unwrap().total(),
         replica.tables().iter().filter(|row| row.0 == Table::Live).count() as u64
     );
-    let passed: Vec<_> = effects.unlisted.iter().map(|passed| (passed.revision, passed.deleted)).collect();
+    let passed: Vec<_> = effects.unlisted.iter().map(|passed| (passed.revision, passed.deleted + passed.put)).collect();
     let listed: Vec<_> = effects.events.iter().map(|listed| listed.revision).collect();
     for listed in &expected.events {
         assert!(effects.events.contains(listed) || passed.contains(&(listed.revision, listed.events.len() as u64)));
@@ -138,6 +138,52 @@ fn a_delete_in_a_transaction_is_whole_or_not_there() {
         op(Request::RequestRange(pb::RangeRequest { revision: KEYS as i64 + 1000, ..range })),
     ];
     check(&Command::Txn(pb::TxnRequest { success: ops, ..Default::default() }));
+}
+
+fn txn(ops: impl IntoIterator<Item = Request>) -> pb::TxnRequest {
+    let success = ops.into_iter().map(|request| pb::RequestOp { request: Some(request) }).collect();
+    pb::TxnRequest { success, ..Default::default() }
+}
+
+fn put_op(key: &str) -> Request {
+    Request::RequestPut(pb::PutRequest { key: key.to_owned().into(), value: "beside".into(), ..Default::default() })
+}
+
+fn delete_op(key: &'static str, range_end: &'static str) -> Request {
+    Request::RequestDeleteRange(pb::DeleteRangeRequest { key: key.into(), range_end: range_end.into(), prev_kv: true })
+}
+
+#[test]
+fn large_deletes_beside_other_changes_of_a_transaction_are_whole_or_not_there() {
+    let count = || {
+        let range =
+            pb::RangeRequest { key: "a".into(), range_end: "zz".into(), count_only: true, ..Default::default() };
+        Request::RequestRange(range)
+    };
+    let nested = Request::RequestTxn(txn([put_op("k2901"), delete_op("k15", "k29"), put_op("new")]));
+    // Small, large, small, small, large, small; the last key of the first large one begins the small one after it.
+    let ops = [put_op("a"), count(), delete_op("k0", "k14"), delete_op("k14", "k15"), count(), nested, count()];
+    check(&Command::Txn(txn(ops)));
+}
+
+#[test]
+fn a_delete_whose_keys_the_transaction_changes_again_is_not_written_in_parts() {
+    let again = || Request::RequestTxn(txn([put_op("k0007")]));
+    for ops in [
+        vec![delete_op("k0", "k29"), again()],
+        vec![again(), delete_op("k0", "k29")],
+        vec![delete_op("k0", "k29"), delete_op("k28", "l")],
+    ] {
+        let command = Command::Txn(txn(ops));
+        let mut whole = Replica::over(MemoryKeySpace::default());
+        let mut replica = Replica::in_parts(MemoryKeySpace::default(), 20_000);
+        for replica in [&mut whole, &mut replica] {
+            replica.state.apply(&base()).unwrap();
+            let effects = replica.state.apply(&[entry_of(3, vec![command.clone()])]).unwrap();
+            assert_eq!((effects.unlisted.len(), effects.events.len()), (0, 1));
+        }
+        assert_eq!(replica.tables(), whole.tables());
+    }
 }
 
 #[test]

@@ -1,19 +1,23 @@
-//! Deletes too large for one write batch.
+//! Deletes too large for one write batch, alone in their revision or beside changes of other keys.
 //!
 //! Their superseded versions, tombstones and rows of `revision` are written ahead, in parts, and nobody sees them: they
 //! are of a revision above the current one, and `live` still has every key. The run's own batch then only takes the
 //! keys out of `live` and moves the revision. A marker beside each part tells a process that died in between what to take
 //! back ([`undo`]), so that it begins again from the state before. Events of such a revision are not kept; watchers read
-//! them from the store.
+//! them from the store. What else the command changes goes with the run's own batch, as ever; only its place in the rows
+//! comes from here, because rows have the changes of a revision in order.
 
 use std::ops::{Bound, ControlFlow};
 
 use balsa_proto::log::Version;
+use balsa_proto::mvccpb::Event;
+use balsa_proto::mvccpb::event::EventType;
 use bytes::Bytes;
 
-use super::{Overlay, Slot};
+use super::{Mark, Overlay, Slot};
 use crate::domain::mvcc::encoding::{self, Change, ChangeKind, RowKey, RowReader, RowWriter, corrupt, history_key};
 use crate::domain::mvcc::source::keep_error;
+use crate::domain::mvcc::watch::hull;
 use crate::domain::mvcc::{Counts, KeyRange, Unlisted, current};
 use crate::storage::{KeySpace, StorageError, Table, View, WriteBatch};
 
@@ -39,13 +43,30 @@ pub(super) struct Ahead<V> {
     done: Vec<Unlisted>,
 }
 
-/// A delete that is written in parts.
+/// A command with a delete that is written in parts.
+#[derive(Default)]
 struct UnderWay {
+    /// The delete at hand.
+    delete: Option<Delete>,
+    /// Changes so far.
+    told: u32,
+    /// The last of them, which no row holds yet.
+    pending: Vec<Told>,
+    /// What the revision comes to.
+    sum: Unlisted,
+}
+
+struct Delete {
     first: Bytes,
     last: Bytes,
     deleted: u64,
-    /// Changes that no row holds yet: key and previous revision. Their first sub-revision is `deleted` less their number.
-    pending: Vec<(Bytes, i64)>,
+}
+
+/// A change as a row has it. None of these is in passing.
+struct Told {
+    key: Bytes,
+    deleted: bool,
+    previous: i64,
 }
 
 /// What becomes of the keys of a part in `live`.
@@ -60,16 +81,46 @@ pub(crate) enum Leave {
 impl UnderWay {
     /// The pending changes.
     fn changes<'a>(&'a self, revision: i64) -> Vec<Change<'a>> {
-        let first = u32::try_from(self.deleted).unwrap_or(u32::MAX) - u32::try_from(self.pending.len()).unwrap_or(0);
-        let of = |(sub, (key, previous)): (u32, &'a (Bytes, i64))| Change {
-            revision,
-            sub,
-            key,
-            kind: ChangeKind::Delete,
-            previous: *previous,
+        let first = self.told - u32::try_from(self.pending.len()).unwrap_or(0);
+        let of = |(sub, told): (u32, &'a Told)| {
+            let kind = if told.deleted { ChangeKind::Delete } else { ChangeKind::Put };
+            Change { revision, sub, key: &told.key, kind, previous: told.previous }
         };
         (first..).zip(&self.pending).map(of).collect()
     }
+
+    /// Takes the next change of the revision.
+    fn tell(&mut self, rows: &mut RowWriter, revision: i64, told: Told) {
+        self.pending.push(told);
+        self.told += 1;
+        if self.pending.len() == rows.room() {
+            rows.add(&self.changes(revision));
+            self.pending.clear();
+        }
+    }
+
+    /// Takes changes of the command that were not written in parts.
+    fn tell_others(&mut self, rows: &mut RowWriter, revision: i64, others: impl Iterator<Item = (Event, Mark)>) {
+        for (event, mark) in others {
+            debug_assert!(!mark.in_passing, "only changes of different keys are written in parts");
+            let deleted = event.r#type() == EventType::Delete;
+            let Some(kv) = event.kv else { continue };
+            let range = KeyRange::One(kv.key.clone());
+            if deleted {
+                self.sum.deleted += 1;
+                widen(&mut self.sum.deletes, range);
+            } else {
+                self.sum.put += 1;
+                self.sum.put_bytes += (kv.key.len() + kv.value.len()) as u64;
+                widen(&mut self.sum.puts, range);
+            }
+            self.tell(rows, revision, Told { key: kv.key, deleted, previous: mark.previous });
+        }
+    }
+}
+
+fn widen(range: &mut Option<KeyRange>, by: KeyRange) {
+    *range = hull(range.iter().chain([&by]));
 }
 
 impl<V: View> Overlay<V> {
@@ -96,14 +147,17 @@ impl<V: View> Overlay<V> {
     }
 
     /// Deletes keys, which are there and follow those of the part before, and writes what their deletion leaves behind.
-    /// The whole command is one delete of them and [`end_parts`](Self::end_parts).
+    /// [`end_parts`](Self::end_parts) ends the delete. No other change of the command may be of one of these keys.
     pub(crate) fn delete_part(&mut self, doomed: &[(Bytes, Version)], leave: Leave) -> Result<(), StorageError> {
         let revision = self.revisions.revision + 1;
         let (Some((first, _)), Some((last, _))) = (doomed.first(), doomed.last()) else { return Ok(()) };
         let Some(mut ahead) = self.ahead.take() else { return Ok(()) };
-        let begin = || UnderWay { first: first.clone(), last: last.clone(), deleted: 0, pending: Vec::new() };
-        let mut delete = ahead.under_way.take().unwrap_or_else(begin);
+        let mut under_way = ahead.under_way.take().unwrap_or_default();
+        under_way.tell_others(&mut self.rows, revision, self.events.drain(..).zip(self.marks.drain(..)));
+        let begin = || Delete { first: first.clone(), last: last.clone(), deleted: 0 };
+        let delete = under_way.delete.get_or_insert_with(begin);
         delete.last = last.clone();
+        delete.deleted += doomed.len() as u64;
         let mut part = WriteBatch::default();
         for (key, version) in doomed {
             let previous = match self.slots.contains_key(key) {
@@ -120,17 +174,12 @@ impl<V: View> Overlay<V> {
                 }
             };
             self.leases.moved(key, version.lease, 0);
-            delete.pending.push((key.clone(), previous));
-            delete.deleted += 1;
-            if delete.pending.len() == self.rows.room() {
-                self.rows.add(&delete.changes(revision));
-                delete.pending.clear();
-            }
+            under_way.tell(&mut self.rows, revision, Told { key: key.clone(), deleted: true, previous });
         }
         self.rows.closed().for_each(|(key, row)| part.put(Table::Revision, key.encode().to_vec(), row));
-        part.put(Table::Meta, encoding::ahead(revision), marker(&delete.changes(revision)));
+        part.put(Table::Meta, encoding::ahead(revision), marker(&under_way.changes(revision)));
         self.view = (ahead.write)(part)?;
-        ahead.under_way = Some(delete);
+        ahead.under_way = Some(under_way);
         self.ahead = Some(ahead);
         Ok(())
     }
@@ -154,26 +203,29 @@ impl<V: View> Overlay<V> {
 
     /// Ends the delete under way, of which all parts are written. Answers how many keys it deleted.
     pub(crate) fn end_parts(&mut self, leave: Leave) -> u64 {
-        let revision = self.revisions.revision + 1;
         let Some(ahead) = &mut self.ahead else { return 0 };
-        let Some(delete) = &mut ahead.under_way else { return 0 };
-        self.rows.add(&delete.changes(revision));
-        delete.pending = Vec::new();
+        let Some(under_way) = &mut ahead.under_way else { return 0 };
+        let Some(Delete { first, last, deleted }) = under_way.delete.take() else { return 0 };
+        under_way.sum.deleted += deleted;
+        let high = after(&last);
+        widen(&mut under_way.sum.deletes, KeyRange::Span { low: first.clone(), high: Some(high.clone()) });
         if leave == Leave::Range {
-            ahead.cleared.push((delete.first.clone(), after(&delete.last)));
+            ahead.cleared.push((first, high));
             // They are of the view, which still has the keys.
             self.counts = None;
         }
-        delete.deleted
+        deleted
     }
 
-    /// Takes over the delete that was the command under way, if it was one.
+    /// Ends the command under way, if it has parts.
     pub(super) fn finish_large(&mut self) {
         let Some(ahead) = &mut self.ahead else { return };
-        let Some(UnderWay { first, last, deleted, .. }) = ahead.under_way.take() else { return };
+        let Some(mut under_way) = ahead.under_way.take() else { return };
         self.revisions.revision += 1;
-        let range = KeyRange::Span { low: first, high: Some(after(&last)) };
-        ahead.done.push(Unlisted { revision: self.revisions.revision, range, deleted });
+        let revision = self.revisions.revision;
+        under_way.tell_others(&mut self.rows, revision, self.events.drain(..).zip(self.marks.drain(..)));
+        self.rows.add(&under_way.changes(revision));
+        ahead.done.push(Unlisted { revision, ..under_way.sum });
     }
 
     /// What the run's own batch begins with, the revisions that were written ahead, and the counts without what was
