@@ -3,6 +3,7 @@
 use crate::contract::{messages, methods};
 
 const GOLDEN: &str = include_str!("../trace/1-3-1.txt");
+const REFUSALS: &str = include_str!("../trace/refusals.txt");
 const NODE: &str = "balsa.node.v1.Node";
 
 /// One call of a trace with the answer that ends it.
@@ -13,15 +14,24 @@ struct Call {
 }
 
 fn calls() -> Vec<Call> {
+    calls_of(GOLDEN, &mut Vec::new())
+}
+
+/// The answered calls of a trace; the reasons of the refused ones go to `refusals`.
+fn calls_of(trace: &'static str, refusals: &mut Vec<&'static str>) -> Vec<Call> {
     let mut calls = Vec::new();
     let mut open: Option<(&str, &str)> = None;
-    for line in GOLDEN.lines() {
+    for line in trace.lines() {
         if let Some(call) = line.strip_prefix("-> ") {
             assert!(open.is_none(), "no answer before: {line}");
             open = Some(call.split_once(' ').expect("method, then request"));
         } else if let Some(answer) = line.strip_prefix("<- ") {
             let (method, request) = open.take().expect("an answer follows its call");
             calls.push(Call { method, request, answer });
+        } else if let Some(reason) = line.strip_prefix("<! ") {
+            let (method, request) = open.take().expect("a refusal follows its call");
+            calls.push(Call { method, request, answer: "{}" });
+            refusals.push(reason);
         } else {
             let known = ["#", "@ ", "! "].iter().any(|p| line.starts_with(p)) || line == "... until" || line.is_empty();
             assert!(known, "not a line of a trace: {line}");
@@ -73,10 +83,15 @@ fn check<'a>(message: &str, text: &'a str) -> &'a str {
 #[test]
 fn every_call_and_answer_of_the_trace_uses_methods_and_fields_of_the_contract() {
     let methods = methods(NODE);
-    for Call { method, request, answer } in calls() {
+    let mut reasons = Vec::new();
+    for Call { method, request, answer } in calls().into_iter().chain(calls_of(REFUSALS, &mut reasons)) {
         let (input, output) = methods.get(method).unwrap_or_else(|| panic!("no method {method}"));
         assert_eq!(check(input, request), "", "{method} {request}");
         assert_eq!(check(output, answer), "", "{method} {answer}");
+    }
+    assert!(reasons.len() > 10, "{reasons:?}");
+    for reason in reasons {
+        assert!(crate::node::Reason::from_str_name(reason).is_some(), "the contract has no reason {reason}");
     }
 }
 

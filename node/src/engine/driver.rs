@@ -662,6 +662,7 @@ impl Driver {
         status.transferring = self.replica.transferring();
         status.change_in_flight = self.replica.change_in_flight();
         status.leader_changes = self.leader_changes;
+        status.turned = Some(Instant::now());
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Status {
     pub pending: u64,
     /// Proposals that failed since the process started.
     pub failed: u64,
+    /// When the driver went round last; it does so at least once a tick.
+    pub turned: Option<Instant>,
 }
 
 impl Status {

@@ -14,6 +14,9 @@ use crate::metrics;
 /// How old the last confirmed read index may be. Longer than an election, so that one does not unready the cluster.
 pub const READ_INDEX_FRESH: Duration = Duration::from_secs(2);
 
+/// How long Raft may stand still before the process is not alive: far above what a slow disk costs, and above any tick.
+pub const STANDS_STILL: Duration = Duration::from_secs(60);
+
 /// One named check and its result; the error says why it failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
@@ -23,9 +26,11 @@ pub struct Check {
     pub result: Result<(), String>,
 }
 
-/// The checks of `/livez`. A node that waits to be told what it is, is alive.
+/// The checks of `/livez`: etcd's one, which also fails when Raft stands still. A node that waits to be told what it is, is
+/// alive. Applying does not count: one large command may take as long as it likes, and a restart would only begin it anew.
 pub fn live(member: &Member) -> Vec<Check> {
-    vec![Check { name: "serializable_read", result: serializable_read(member, true) }]
+    let result = serializable_read(member, true).and_then(|()| raft_loop(member));
+    vec![Check { name: "serializable_read", result }]
 }
 
 /// The checks of `/readyz`: etcd's, in its order, then ours.
@@ -139,6 +144,17 @@ fn serializable_read(member: &Member, while_uninitialized: bool) -> Result<(), S
     }
 }
 
+fn raft_loop(member: &Member) -> Result<(), String> {
+    member.handle().map_or(Ok(()), |handle| turns(handle.status().turned, Instant::now()))
+}
+
+fn turns(last: Option<Instant>, now: Instant) -> Result<(), String> {
+    match last.map(|last| now.saturating_duration_since(last)) {
+        Some(still) if still > STANDS_STILL => Err(format!("the Raft loop has stood still for {} s", still.as_secs())),
+        _ => Ok(()),
+    }
+}
+
 fn linearizable_read(member: &Member) -> Result<(), String> {
     let handle = member.handle().map_err(|failure| failure.to_string())?;
     fresh(handle.last_read_index(), Instant::now())
@@ -180,6 +196,17 @@ mod tests {
         assert_eq!(counted_alarm(&both, &["NOSPACE"]), Some("CORRUPT"));
         assert_eq!(counted_alarm(&both, &["NOSPACE", "CORRUPT", "x"]), None);
         assert_eq!(counted_alarm(&[], &[]), None);
+    }
+
+    #[test]
+    fn a_raft_loop_that_stands_still_for_a_minute_is_not_alive() {
+        let then = Instant::now();
+        assert!(turns(None, then).is_ok(), "it has yet to begin");
+        assert!(turns(Some(then), then + STANDS_STILL).is_ok());
+        assert_eq!(
+            turns(Some(then), then + STANDS_STILL + Duration::from_secs(1)),
+            Err("the Raft loop has stood still for 61 s".to_owned())
+        );
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl NodeService {
                 format!("member {:x}.{:x} of cluster {:x}", request.raft_id, request.incarnation, request.cluster_id);
             return Err(wrong_disk(&status, &asked));
         }
-        check_join(&request)?;
+        check_join(&request, &self.member.node().config().peer_urls)?;
         let others = request.peers.into_iter().filter(|peer| peer.id != request.raft_id);
         let marker = log::Marker {
             cluster_id: request.cluster_id,
@@ -329,7 +329,9 @@ fn check_bootstrap(request: &wire::BootstrapRequest, own_name: &str) -> Result<(
     Err(Error::InvalidRequest(format!("the call is for node {:?}, this is {own_name:?}", request.name)))
 }
 
-fn check_join(request: &wire::JoinRequest) -> Result<(), Error> {
+/// Names come and go with addresses: a call that reached another node than it was meant for must not make that one the
+/// member. `own_urls` are where this node is.
+fn check_join(request: &wire::JoinRequest, own_urls: &[String]) -> Result<(), Error> {
     let missing = |what: &str| Err(Error::InvalidRequest(format!("{what} is missing")));
     if request.cluster_id == 0 {
         return missing("the cluster id");
@@ -346,7 +348,16 @@ fn check_join(request: &wire::JoinRequest) -> Result<(), Error> {
     for peer in &request.peers {
         peer_urls(&peer.urls)?;
     }
-    Ok(())
+    let meant = request.peers.iter().find(|peer| peer.id == request.raft_id);
+    match meant.filter(|peer| !peer.urls.iter().any(|url| own_urls.contains(url))) {
+        None => Ok(()),
+        Some(elsewhere) => Err(Error::InvalidRequest(format!(
+            "member {:x} is listed at {}, this node is at {}",
+            elsewhere.id,
+            elsewhere.urls.join(","),
+            own_urls.join(",")
+        ))),
+    }
 }
 
 fn peer_urls(urls: &[String]) -> Result<Vec<String>, Error> {
@@ -400,6 +411,7 @@ mod tests {
 
     #[test]
     fn a_join_needs_another_member_to_learn_from() {
+        let here = ["http://a:2380".to_owned(), "http://b:2380".to_owned()];
         let peer = |id| wire::Peer { id, urls: vec!["http://a:2380".to_owned()] };
         let good = wire::JoinRequest {
             cluster_id: 1,
@@ -408,17 +420,31 @@ mod tests {
             peers: vec![peer(1), peer(2)],
             membership_index: 1,
         };
-        assert_eq!(check_join(&good), Ok(()));
+        assert_eq!(check_join(&good, &here), Ok(()));
         let alone = wire::JoinRequest { peers: vec![peer(2)], ..good.clone() };
-        assert!(matches!(check_join(&alone), Err(Error::InvalidRequest(_))));
+        assert!(matches!(check_join(&alone, &here), Err(Error::InvalidRequest(_))));
         for bad in [
             wire::JoinRequest { cluster_id: 0, ..good.clone() },
             wire::JoinRequest { raft_id: 0, ..good.clone() },
             wire::JoinRequest { incarnation: 0, ..good.clone() },
             wire::JoinRequest { peers: vec![wire::Peer { id: 1, urls: vec![] }], ..good.clone() },
         ] {
-            assert!(matches!(check_join(&bad), Err(Error::InvalidRequest(_))), "{bad:?}");
+            assert!(matches!(check_join(&bad, &here), Err(Error::InvalidRequest(_))), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_join_that_is_meant_for_another_node_is_refused() {
+        let peer = |id, url: &str| wire::Peer { id, urls: vec![url.to_owned()] };
+        let request =
+            |peers| wire::JoinRequest { cluster_id: 1, raft_id: 2, incarnation: 3, peers, membership_index: 1 };
+        let here = ["http://b:2380".to_owned()];
+        let meant = request(vec![peer(1, "http://a:2380"), peer(2, "http://b:2380")]);
+        assert_eq!(check_join(&meant, &here), Ok(()));
+        let other = request(vec![peer(1, "http://a:2380"), peer(2, "http://c:2380")]);
+        assert!(matches!(check_join(&other, &here), Err(Error::InvalidRequest(_))));
+        let untold = request(vec![peer(1, "http://a:2380")]);
+        assert_eq!(check_join(&untold, &here), Ok(()), "a caller need not say where the member is");
     }
 
     #[test]

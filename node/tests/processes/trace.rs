@@ -15,10 +15,29 @@ use wire::node_client::NodeClient;
 use crate::cluster::{Cluster, PATIENCE};
 
 const GOLDEN: &str = include_str!("../../proto/trace/1-3-1.txt");
+const REFUSALS: &str = include_str!("../../proto/trace/refusals.txt");
 const NAMES: [&str; 3] = ["db-0", "db-1", "db-2"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_golden_trace_replays_against_real_nodes() {
+    let (mut cluster, answered) = replayed(GOLDEN).await;
+    assert!(answered > 30, "{answered} calls");
+    assert_eq!(cluster.members[2].wait_for_exit().code(), Some(71), "MemberRemoved\n{}", cluster.logs());
+}
+
+/// The checks of the nodes themselves, M3, M6 and M7 among them: what would harm the cluster is refused, and what is done
+/// already is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_would_harm_the_cluster_is_refused_and_what_is_done_is_answered_again() {
+    let (mut cluster, answered) = replayed(REFUSALS).await;
+    assert!(answered > 30, "{answered} calls");
+    // Back on the disk of a removed member.
+    start(&mut cluster, 1);
+    assert_eq!(cluster.members[1].wait_for_exit().code(), Some(71), "MemberRemoved\n{}", cluster.logs());
+}
+
+/// Three nodes after all calls of a trace, and how many there were.
+async fn replayed(trace: &str) -> (Cluster, usize) {
     let mut cluster = Cluster::unstarted(0);
     for name in NAMES {
         let index = cluster.add_unstarted(name);
@@ -27,7 +46,7 @@ async fn the_golden_trace_replays_against_real_nodes() {
     for at in 0..NAMES.len() {
         answers(&cluster, at).await;
     }
-    let mut script = GOLDEN.to_owned();
+    let mut script = trace.to_owned();
     for (index, name) in NAMES.into_iter().enumerate() {
         script = script.replace(&format!("http://{name}.db:2380"), &cluster.members[index].peer_url());
     }
@@ -39,17 +58,17 @@ async fn the_golden_trace_replays_against_real_nodes() {
             "@" => at = place(rest),
             "->" => (call, until) = (rest.split_once(' '), false),
             "..." => until = true,
-            "<-" => {
+            "<-" | "<!" => {
                 let (method, request) = call.take().expect("an answer follows its call");
-                replay(&cluster, &contract, at, method, request, rest, until).await;
+                let expected = if mark == "<!" { Expected::Refusal(rest) } else { Expected::Answer(rest) };
+                replay(&cluster, &contract, at, method, request, expected, until).await;
                 answered += 1;
             }
             "!" => bring_about(&mut cluster, rest).await,
             _ => {}
         }
     }
-    assert!(answered > 30, "{answered} calls");
-    assert_eq!(cluster.members[2].wait_for_exit().code(), Some(71), "MemberRemoved\n{}", cluster.logs());
+    (cluster, answered)
 }
 
 fn place(name: &str) -> usize {
@@ -79,14 +98,31 @@ async fn bring_about(cluster: &mut Cluster, event: &str) {
             cluster.eventually(event, moves).await;
         }
         Some(("restart", name)) => {
-            let index = place(name);
-            cluster.members[index].signal("TERM");
-            cluster.members[index].wait_for_exit();
-            start(cluster, index);
-            answers(cluster, index).await;
+            stop(cluster, place(name));
+            resume(cluster, place(name)).await;
         }
+        Some(("stop", name)) => stop(cluster, place(name)),
+        Some(("start", name)) => resume(cluster, place(name)).await,
         _ => panic!("no such event: {event}"),
     }
+}
+
+fn stop(cluster: &mut Cluster, index: usize) {
+    cluster.members[index].signal("TERM");
+    cluster.members[index].wait_for_exit();
+}
+
+async fn resume(cluster: &mut Cluster, index: usize) {
+    start(cluster, index);
+    answers(cluster, index).await;
+}
+
+/// What a trace writes below a call.
+#[derive(Clone, Copy, Debug)]
+enum Expected<'a> {
+    Answer(&'a str),
+    /// The name of the reason.
+    Refusal(&'a str),
 }
 
 async fn replay(
@@ -95,27 +131,32 @@ async fn replay(
     at: usize,
     method: &str,
     request: &str,
-    expected: &str,
+    expected: Expected<'_>,
     until: bool,
 ) {
     let request = contract.encode(&format!("balsa.node.v1.{method}Request"), &parse(request));
-    let expected_value = parse(expected);
     let deadline = Instant::now() + PATIENCE;
     loop {
         let (message, answer) = call_node(&mut client(cluster, at), method, &request).await;
-        let fault = match answer {
-            Ok(bytes) => contract.difference(message, &bytes, &expected_value),
-            Err(status) => Some(status.to_string()),
+        let fault = match (answer, expected) {
+            (Ok(bytes), Expected::Answer(text)) => contract.difference(message, &bytes, &parse(text)),
+            (Ok(_), Expected::Refusal(_)) => Some("it was done".to_owned()),
+            (Err(status), Expected::Refusal(reason)) if reason_of(&status) == reason => None,
+            (Err(status), _) => Some(status.to_string()),
         };
         let Some(fault) = fault else { return };
         let name = NAMES[at];
         assert!(
             until && Instant::now() < deadline,
-            "{name} {method}: {fault}\nexpected {expected}\n{}",
+            "{name} {method}: {fault}\nexpected {expected:?}\n{}",
             cluster.logs()
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+fn reason_of(status: &tonic::Status) -> &str {
+    status.metadata().get("balsa-reason").and_then(|reason| reason.to_str().ok()).unwrap_or_default()
 }
 
 /// Calls by name; the full name of the answer's message, and its bytes.
