@@ -21,7 +21,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
-use kube::runtime::controller::{Action, Config};
+use kube::runtime::controller::{self, Action, Config};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::{Controller, watcher};
@@ -131,6 +131,12 @@ pub struct Context {
 }
 
 impl Context {
+    /// Nothing is remembered of a cluster that is gone.
+    fn forget(&self, namespace: &str, name: &str) {
+        self.metrics.forget(namespace, name);
+        self.lanes.forget(namespace, name);
+    }
+
     fn still_leads(&self) -> Result<(), ReconcileError> {
         if (self.leads)() { Ok(()) } else { Err(ReconcileError::NotLeading) }
     }
@@ -145,10 +151,10 @@ pub async fn run(context: Arc<Context>, watches: Client, namespace: Option<&str>
     ) -> Api<K> {
         namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
     }
-    let lanes = Arc::clone(&context);
+    let (closing, forgetting) = (Arc::clone(&context), Arc::clone(&context));
     let ended = async move {
         stop.cancelled().await;
-        lanes.lanes.close();
+        closing.lanes.close();
     };
     let ours = watcher::Config::default().labels("app.kubernetes.io/managed-by=balsa-operator");
     Controller::new(api::<RaftCluster>(&watches, namespace), watcher::Config::default())
@@ -157,10 +163,16 @@ pub async fn run(context: Arc<Context>, watches: Client, namespace: Option<&str>
         .with_config(Config::default().concurrency(CONCURRENCY))
         .graceful_shutdown_on(ended)
         .run(reconcile, after_error, context)
-        .for_each(|result| async move {
-            if let Err(error) = result {
-                debug!(%error, "pass ended with an error");
+        .for_each(|result| {
+            match result {
+                Ok(_) => {}
+                // Its turn came, and a watch has told that it is gone: no pass would ever find that out.
+                Err(controller::Error::ObjectNotFound(gone)) => {
+                    forgetting.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
+                }
+                Err(error) => debug!(%error, "pass ended with an error"),
             }
+            std::future::ready(())
         })
         .await;
 }
@@ -191,6 +203,10 @@ async fn reconcile(cached: Arc<RaftCluster>, context: Arc<Context>) -> Result<Ac
         Err(error) => error.reason(),
     };
     context.metrics.pass(word, place.held());
+    drop(place);
+    if matches!(&result, Ok(action) if *action == Action::await_change()) {
+        context.forget(&namespace, &name);
+    }
     result
 }
 
@@ -200,10 +216,8 @@ pub(crate) async fn pass(cached: &RaftCluster, context: &Context) -> Result<Acti
     let clusters: Api<RaftCluster> = Api::namespaced(context.client.clone(), &namespace);
     let read = clusters.get_opt(&name).await;
     let read = read.map_err(|source| ObserveError::Read { kind: "the RaftCluster", source: Box::new(source) })?;
-    let Some(resource) = read else {
-        context.metrics.forget(&namespace, &name);
-        return Ok(Action::await_change());
-    };
+    // What waits for nothing but a change is gone, or is left to others to be taken away.
+    let Some(resource) = read else { return Ok(Action::await_change()) };
     let (mut observed, live) = observe(&context.client, &*context.dial, &resource, (context.clock)()).await?;
     let deleting = resource.metadata.deletion_timestamp.is_some();
     let cluster = match if deleting { for_deletion(&resource) } else { validate(&resource) } {

@@ -36,10 +36,20 @@ impl Default for Lanes {
 impl Lanes {
     /// A place for one pass over this cluster, when it is its turn. `None` once the lanes are closed.
     pub async fn enter(&self, namespace: &str, name: &str) -> Option<Place<'_>> {
-        let cluster = (namespace.to_owned(), name.to_owned());
-        let lane = if self.stuck().contains(&cluster) { &self.slow } else { &self.quick };
+        let lane = if self.is_stuck(namespace, name) { &self.slow } else { &self.quick };
         let permit = lane.acquire().await.ok()?;
+        let cluster = (namespace.to_owned(), name.to_owned());
         Some(Place { lanes: self, cluster, began: Instant::now(), _permit: permit })
+    }
+
+    /// The cluster is gone.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        self.stuck().remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
+    /// Whether its next pass is on the slow lane.
+    pub fn is_stuck(&self, namespace: &str, name: &str) -> bool {
+        self.stuck().contains(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// No further pass begins; those that have begun go on.

@@ -15,13 +15,14 @@ use kube::runtime::events::{Recorder, Reporter};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
+use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::api_server::answer;
 use super::nodes::Nodes;
 use super::runs::{settled, shared};
-use super::stage::{Shared, lock};
+use super::stage::{NAME, Shared, lock};
 use crate::controller::{Context, run};
 use crate::lanes::{Lanes, WIDTH};
 use crate::members::{Dial, Network, Transport};
@@ -44,12 +45,14 @@ struct Crowd {
     stages: Vec<Shared>,
     /// When each pass began.
     passes: Mutex<BTreeMap<usize, Vec<Instant>>>,
+    /// What the watch of the resources tells, a line each.
+    told: broadcast::Sender<String>,
 }
 
 impl Crowd {
-    async fn new() -> Self {
+    async fn new(stuck: usize) -> Self {
         let one = settled(1, &json!({})).await;
-        let stages = (0..WELL + STUCK).map(|index| {
+        let stages = (0..WELL + stuck).map(|index| {
             let mut stage = one.clone();
             stage.resource["metadata"]["namespace"] = json!(format!("c{index}"));
             if index < WELL {
@@ -58,7 +61,25 @@ impl Crowd {
             }
             shared(stage)
         });
-        Self { stages: stages.collect(), passes: Mutex::default() }
+        Self { stages: stages.collect(), passes: Mutex::default(), told: broadcast::Sender::new(8) }
+    }
+
+    /// A cluster is taken away, whatever it was in the middle of.
+    fn take_away(&self, index: usize) {
+        let gone = std::mem::take(&mut lock(&self.stages[index]).resource);
+        let told = json!({"type": "DELETED", "object": gone});
+        self.told.send(format!("{told}\n")).expect("the operator watches");
+    }
+
+    /// What happens to the resources from now on; nothing ever happens to anything else.
+    fn watch(&self, plural: &str) -> Body {
+        if plural != "raftclusters" {
+            return Body::from_stream(futures::stream::pending::<Result<Vec<u8>, Infallible>>());
+        }
+        Body::from_stream(futures::stream::unfold(self.told.subscribe(), |mut told| async {
+            let line = told.recv().await.ok()?;
+            Some((Ok::<_, Infallible>(line), told))
+        }))
     }
 
     /// Everything of all namespaces, for the watches.
@@ -71,8 +92,7 @@ impl Crowd {
     async fn answer(&self, request: Request<kube::client::Body>) -> Response<Body> {
         let uri = request.uri().clone();
         if uri.query().is_some_and(|query| query.contains("watch=true")) {
-            // Nothing ever happens.
-            return Response::new(Body::from_stream(futures::stream::pending::<Result<Vec<u8>, Infallible>>()));
+            return Response::new(self.watch(uri.path().rsplit('/').next().unwrap_or_default()));
         }
         let words: Vec<&str> = uri.path().split('/').collect();
         let Some(at) = words.iter().position(|word| *word == "namespaces") else {
@@ -160,27 +180,27 @@ impl Silence {
 }
 
 /// The operator at work, and the way to end it.
-fn operate(crowd: &Arc<Crowd>, silent: SocketAddr) -> (JoinHandle<()>, CancellationToken, Arc<Metrics>) {
+fn operate(crowd: &Arc<Crowd>, silent: SocketAddr) -> (JoinHandle<()>, CancellationToken, Arc<Context>) {
     let shared = Arc::clone(crowd);
     let service = tower::service_fn(move |request: Request<kube::client::Body>| {
         let crowd = Arc::clone(&shared);
         async move { Ok::<_, Infallible>(crowd.answer(request).await) }
     });
     let client = Client::new(service, "default");
-    let (metrics, stop) = (Arc::new(Metrics::new().expect("registers")), CancellationToken::new());
+    let stop = CancellationToken::new();
     let now = lock(&crowd.stages[0]).world.now;
-    let context = Context {
+    let context = Arc::new(Context {
         events: Recorder::new(client.clone(), Reporter { controller: "balsa-operator".into(), instance: None }),
         client: client.clone(),
-        metrics: Arc::clone(&metrics),
+        metrics: Arc::new(Metrics::new().expect("registers")),
         dial: Box::new(Streets { crowd: Arc::clone(crowd), silent }),
         lanes: Lanes::default(),
         clock: Box::new(move || now),
         leads: Box::new(|| true),
-    };
-    let stopping = stop.clone();
-    let running = tokio::spawn(async move { run(Arc::new(context), client, None, stopping).await });
-    (running, stop, metrics)
+    });
+    let (working, stopping) = (Arc::clone(&context), stop.clone());
+    let running = tokio::spawn(async move { run(working, client, None, stopping).await });
+    (running, stop, context)
 }
 
 async fn until(what: &str, holds: impl Fn() -> bool) -> Result<(), String> {
@@ -194,9 +214,13 @@ async fn until(what: &str, holds: impl Fn() -> bool) -> Result<(), String> {
     Ok(())
 }
 
+fn text(metrics: &Metrics) -> String {
+    String::from_utf8(metrics.text().expect("encodes")).expect("text")
+}
+
 /// How many passes took longer than `seconds`, one of the histogram's bounds.
 fn longer_than(metrics: &Metrics, seconds: &str) -> u64 {
-    let text = String::from_utf8(metrics.text().expect("encodes")).expect("text");
+    let text = text(metrics);
     let sum = |what: &str| -> u64 {
         let lines = text.lines().filter(|line| line.starts_with(&format!("balsa_operator_reconcile_seconds_{what}")));
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
@@ -211,16 +235,16 @@ fn longer_than(metrics: &Metrics, seconds: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn m30_a_hundred_stuck_clusters_delay_no_other_and_cost_a_bounded_number_of_calls() {
-    let crowd = Arc::new(Crowd::new().await);
+    let crowd = Arc::new(Crowd::new(STUCK).await);
     let silence = Arc::new(Silence::default());
     let silent = Arc::clone(&silence).listen().await;
     let began = Instant::now();
-    let (running, stop, metrics) = operate(&crowd, silent);
+    let (running, stop, context) = operate(&crowd, silent);
     let served = until("every cluster has its passes", || crowd.is_served()).await;
     served.unwrap_or_else(|late| panic!("{late}: {:?}", crowd.counts()));
     let gap = crowd.longest_gap(began);
     assert!(gap < GAP, "a cluster in order waited for {gap:?}: {:?}", crowd.counts());
-    assert_eq!(longer_than(&metrics, "5"), 0, "a pass waited longer than its time-outs");
+    assert_eq!(longer_than(&context.metrics, "5"), 0, "a pass waited longer than its time-outs");
     // State, List and GetConfig of the one node of each; a cluster is stuck on the first lap before it is known to be.
     let most = silence.most.load(Ordering::Relaxed);
     assert!((1..=3 * 2 * WIDTH).contains(&most), "{most} calls at once");
@@ -229,4 +253,24 @@ async fn m30_a_hundred_stuck_clusters_delay_no_other_and_cost_a_bounded_number_o
     tokio::time::timeout(BOUND, running).await.expect("it ends").expect("no pass panics");
     until("every call is given up", || silence.open.load(Ordering::Relaxed) == 0).await.expect("none is left");
     eprintln!("longest gap {gap:?}, most calls at once {most}, passes {:?}", crowd.counts());
+}
+
+/// One that is taken away while it is slow leaves nothing behind: neither its place on the slow lane nor its series.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stuck_cluster_that_is_gone_is_forgotten() {
+    let crowd = Arc::new(Crowd::new(1).await);
+    let silent = Arc::new(Silence::default()).listen().await;
+    let (running, stop, context) = operate(&crowd, silent);
+    let (namespace, series) = (format!("c{WELL}"), format!("namespace=\"c{WELL}\""));
+    let stuck = || context.lanes.is_stuck(&namespace, NAME);
+    let told = || text(&context.metrics).contains(&series);
+    until("it is known to be stuck", || stuck() && told()).await.unwrap_or_else(|late| panic!("{late}"));
+    crowd.take_away(WELL);
+    until("it is forgotten", || !stuck() && !told()).await.unwrap_or_else(|late| panic!("{late}"));
+    let before = crowd.counts();
+    until("the others go on", || crowd.counts()[0] > before[0] + 2).await.unwrap_or_else(|late| panic!("{late}"));
+    assert!(!stuck() && !told(), "it came back");
+    assert_eq!(crowd.counts()[WELL], before[WELL], "a pass over nothing");
+    stop.cancel();
+    tokio::time::timeout(BOUND, running).await.expect("it ends").expect("no pass panics");
 }
