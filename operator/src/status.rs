@@ -6,6 +6,8 @@
 mod conditions;
 mod patch;
 
+use std::collections::BTreeSet;
+
 use balsa_crds::{BlockedBy, MemberRole, MemberStatus, Phase, PlanStatus, PlanTarget, RaftCluster, RaftClusterStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -91,7 +93,7 @@ pub fn compute(seen: Seen<'_>) -> RaftClusterStatus {
         replicas: observed.set.as_ref().map_or(0, |set| count(set.replicas)),
         selector: Some(names::selector(&resource.name_any())),
         leader: leader(cluster, observed),
-        version: facts.version.clone(),
+        version: facts.version(),
         members: cluster.map(|cluster| members(cluster, observed)).unwrap_or(old.members.clone()),
         plan: Some(plan_status(resource, plan)),
         conditions: conditions::all(seen, &facts, &old.conditions),
@@ -111,8 +113,8 @@ struct Facts {
     unhealthy: Vec<String>,
     /// Of these, how their nodes ended, where no process runs.
     ended: Vec<(String, ExitKind)>,
-    /// The one version that all answering members run.
-    version: Option<String>,
+    /// The versions that answering nodes run.
+    versions: BTreeSet<String>,
     /// Pods that do not have the StatefulSet's newest template.
     outdated: Vec<String>,
     /// Pods whose members have other settings than are wanted, of those that change while they run.
@@ -150,7 +152,7 @@ impl Facts {
             voters: length(voters.len()),
             unhealthy: unhealthy.map(|k| names::pod(&name, *k)).collect(),
             ended,
-            version: version(observed),
+            versions: versions(observed),
             outdated: outdated.map(|(k, _)| names::pod(&name, *k)).collect(),
             to_be_told,
             refusals,
@@ -175,6 +177,14 @@ fn untold(cluster: &ValidCluster, observed: &Observed) -> (Vec<String>, Vec<(Str
     (untold, refusals)
 }
 
+impl Facts {
+    /// The one version that all of them run.
+    fn version(&self) -> Option<String> {
+        let only = self.versions.first().filter(|version| !version.is_empty() && self.versions.len() == 1);
+        only.cloned()
+    }
+}
+
 /// The list, if it is the latched cluster's.
 fn ours(observed: &Observed) -> Option<&MemberList> {
     observed.members.as_ref().filter(|list| observed.resource.cluster_id == Some(list.cluster_id))
@@ -184,10 +194,8 @@ fn ordinal(cluster: &ValidCluster, member: &Member) -> Option<u32> {
     member.peer_urls.iter().find_map(|url| names::peer_url_ordinal(cluster, url))
 }
 
-fn version(observed: &Observed) -> Option<String> {
-    let mut versions = observed.pods.keys().filter_map(|k| observed.node(*k)).map(|node| &node.version);
-    let first = versions.next()?;
-    (!first.is_empty() && versions.all(|version| version == first)).then(|| first.clone())
+fn versions(observed: &Observed) -> BTreeSet<String> {
+    observed.pods.keys().filter_map(|k| observed.node(*k)).map(|node| node.version.clone()).collect()
 }
 
 fn leader(cluster: Option<&ValidCluster>, observed: &Observed) -> Option<String> {

@@ -167,7 +167,7 @@ fn container(cluster: &ValidCluster, config: &ConfigMap) -> Container {
         security_context: Some(container_security()),
         startup_probe: Some(startup()),
         liveness_probe: Some(liveness()),
-        readiness_probe: Some(readiness()),
+        readiness_probe: Some(readiness(cluster)),
         volume_mounts: Some(vec![VolumeMount {
             name: VOLUME.to_owned(),
             mount_path: MOUNT.to_owned(),
@@ -234,9 +234,11 @@ fn liveness() -> Probe {
     Probe { period_seconds: Some(10), timeout_seconds: Some(3), failure_threshold: Some(3), ..probe("/livez") }
 }
 
-/// Three seconds tolerate one election.
-fn readiness() -> Probe {
-    Probe { period_seconds: Some(1), timeout_seconds: Some(1), failure_threshold: Some(3), ..probe("/readyz") }
+/// Tolerates one election: more failures, a second apart, than its time-out has seconds, and at least three.
+fn readiness(cluster: &ValidCluster) -> Probe {
+    let election_ms = cluster.node_config.get("election-timeout").and_then(|ms| ms.parse::<i32>().ok());
+    let failures = election_ms.map_or(0, |ms| ms.div_euclid(1000).saturating_add(1)).max(3);
+    Probe { period_seconds: Some(1), timeout_seconds: Some(1), failure_threshold: Some(failures), ..probe("/readyz") }
 }
 
 fn pod_security() -> PodSecurityContext {

@@ -153,6 +153,19 @@ fn m19_a_template_that_only_a_release_changed_is_held_until_asked_for() {
     assert!(!is_template_held(&cluster, &desired, None), "there is nothing to hold");
 }
 
+/// 4.2: period times failures is longer than an election's time-out, whatever it is set to.
+#[test]
+fn an_election_unreadies_nobody() {
+    for (config, wanted) in
+        [("{}", 3), ("{electionMs: 2999}", 3), ("{electionMs: 3000}", 4), ("{electionMs: 50000}", 51)]
+    {
+        let set = set(&format!("{{image: balsa, config: {config}}}")).spec.expect("a spec");
+        let containers = set.template.spec.expect("a pod").containers;
+        let probe = containers[0].readiness_probe.clone().expect("a probe");
+        assert_eq!((probe.period_seconds, probe.failure_threshold), (Some(1), Some(wanted)), "{config}");
+    }
+}
+
 #[test]
 fn clients_have_no_service_before_the_cluster_is_founded() {
     let mut observed = observed_three();

@@ -165,8 +165,16 @@ fn updated(seen: Seen<'_>, facts: &Facts) -> Verdict {
         let message = format!("to be told the settings of spec.config: {}", facts.to_be_told.join(", "));
         return Verdict::new(kind, false, "SettingsPending", message);
     }
+    if facts.outdated.is_empty() && facts.versions.len() > 1 {
+        let versions = facts.versions.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let message = format!(
+            "every pod has the newest template, and they run versions {versions}: the image's tag has moved; name the \
+             image by its digest, and it is rolled out"
+        );
+        return Verdict::new(kind, false, "VersionsDiffer", message);
+    }
     if facts.outdated.is_empty() {
-        return Verdict::new(kind, true, "UpToDate", "every pod has the newest template and settings");
+        return Verdict::new(kind, true, "UpToDate", "every pod has the newest template and settings, and they run one version");
     }
     match waits_for(seen, &holds) {
         Some((reason, message)) => Verdict::new(kind, false, reason.as_str(), message),
@@ -199,7 +207,11 @@ fn volumes_ready(seen: Seen<'_>) -> Verdict {
 
 fn quorum_advice(seen: Seen<'_>) -> Verdict {
     let (kind, replicas) = ("QuorumAdvice", seen.resource.spec.replicas);
-    if replicas % 2 == 0 {
+    if replicas == 2 {
+        // Both are the quorum, so the budget refuses every eviction.
+        let message = "2 voters tolerate no failure, and every drain of their nodes waits; use an odd number";
+        Verdict::new(kind, true, "EvenReplicas", message)
+    } else if replicas % 2 == 0 {
         let message = format!("{replicas} voters tolerate no more failures than {}; use an odd number", replicas - 1);
         Verdict::new(kind, true, "EvenReplicas", message)
     } else {

@@ -129,3 +129,34 @@ fn m29_an_invalid_spec_is_in_the_conditions() {
     assert_eq!(status.phase, Some(Phase::Invalid));
     assert!(status.plan.expect("a plan").blocked_by.expect("blocked").message.contains("write [registry"));
 }
+
+/// 4.1: two voters hold up every drain, and the status says so.
+#[test]
+fn an_even_number_says_what_it_means_and_two_that_drains_wait() {
+    let (cluster, observed, plan) = (valid("{image: balsa}"), observed_three(), settled(100));
+    let told = |replicas: i32| {
+        let resource = crate::fixtures::cluster_from(&format!("{{image: balsa, replicas: {replicas}}}"));
+        let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+        let found = status.conditions.into_iter().find(|condition| condition.type_ == "QuorumAdvice").expect("advice");
+        (found.status == "True", found.message)
+    };
+    assert!(told(2).0 && told(2).1.contains("every drain of their nodes waits"), "{:?}", told(2));
+    assert!(told(4).0 && told(4).1.contains("no more failures than 3"), "{:?}", told(4));
+    assert!(!told(3).0);
+}
+
+/// 4.7: Updated means one template and one version.
+#[test]
+fn pods_of_one_template_and_two_versions_are_not_updated() {
+    let (resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
+    if let Some(crate::observed::NodeReport::Answered(state)) = observed.nodes.get_mut(&1) {
+        state.version = "0.2.0".into();
+    }
+    let plan = settled(100);
+    let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    assert_eq!(condition(&status, "Updated"), ("False", "VersionsDiffer"));
+    assert_eq!(status.version, None);
+    observed.pods.get_mut(&1).expect("pod 1").revision = Some("db-0".into());
+    let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    assert_eq!(condition(&status, "Updated"), ("False", "RollingOut"), "it is on its way");
+}
