@@ -264,6 +264,8 @@ pub struct ObservedVolume {
     pub resource_version: String,
     /// Labels `balsa.dev/{cluster-id,raft-id,incarnation}`, if all are there and well-formed.
     pub marker: Option<Marker>,
+    /// Some of these labels are there, and do not make a marker: nobody can tell whose it is.
+    pub unclear: bool,
     /// The label `balsa.dev/detached` is there.
     pub detached: bool,
     /// It has a deletion timestamp.
@@ -426,6 +428,13 @@ impl Observed {
             Some(NodeReport::Answered(state)) => Some(state),
             Some(NodeReport::Unreachable) | None => None,
         }
+    }
+}
+
+impl ObservedVolume {
+    /// It is, or may be, a member's.
+    pub fn is_labelled(&self) -> bool {
+        self.marker.is_some() || self.unclear
     }
 }
 

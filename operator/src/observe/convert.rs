@@ -91,7 +91,8 @@ pub(super) fn pod(pod: &Pod) -> ObservedPod {
         host: host.map(|name| Host { name, state: HostState::Unknown }),
         revision: pod.labels().get("controller-revision-hash").cloned(),
         image: image(pod.spec.as_ref()),
-        unschedulable: unplaced.map(|c| c.last_transition_time.as_ref().map(seconds).unwrap_or_default()),
+        // Without a time nothing says that it has lasted (P7).
+        unschedulable: unplaced.map(|c| c.last_transition_time.as_ref().map_or(UnixSeconds::MAX, seconds)),
     }
 }
 
@@ -153,10 +154,12 @@ fn marker(cluster_id: &str, raft_id: &str, incarnation: &str) -> Option<Marker> 
 pub(super) fn volume(claim: &PersistentVolumeClaim) -> ObservedVolume {
     let label = |key: &str| claim.labels().get(key).map(String::as_str);
     let labelled = || marker(label(LABEL_CLUSTER_ID)?, label(LABEL_RAFT_ID)?, label(LABEL_INCARNATION)?);
+    let some = [LABEL_CLUSTER_ID, LABEL_RAFT_ID, LABEL_INCARNATION].into_iter().any(|key| label(key).is_some());
     ObservedVolume {
         uid: uid(claim),
         resource_version: claim.resource_version().unwrap_or_default(),
         marker: labelled(),
+        unclear: some && labelled().is_none(),
         detached: label(LABEL_DETACHED).is_some(),
         terminating: claim.metadata.deletion_timestamp.is_some(),
         pinned: None,
@@ -231,6 +234,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_finds_no_place_has_waited_only_since_a_time_that_is_told() {
+        let told = |time: &str| {
+            pod_from(&format!("conditions: [{{type: PodScheduled, status: 'False', reason: Unschedulable{time}}}]"))
+        };
+        assert_eq!(told("").unschedulable, Some(UnixSeconds::MAX));
+        assert_eq!(told(", lastTransitionTime: '1970-01-01T00:01:00Z'").unschedulable, Some(60));
+    }
+
+    #[test]
     fn a_volume_is_pinned_only_by_exactly_one_host() {
         let volume = |terms: &str| {
             let terms: serde_json::Value = serde_yaml::from_str(terms).expect("YAML");
@@ -258,8 +270,17 @@ mod tests {
     }
 
     #[test]
-    fn half_a_label_is_no_marker() {
-        let object = serde_json::json!({"metadata": {"labels": {LABEL_CLUSTER_ID: "1", LABEL_RAFT_ID: "2"}}});
-        assert_eq!(volume(&serde_json::from_value(object).expect("a claim")).marker, None);
+    fn half_a_label_is_no_marker_and_no_clean_volume() {
+        let seen = |labels: serde_json::Value| {
+            let object = serde_json::json!({"metadata": {"labels": labels}});
+            let seen = volume(&serde_json::from_value(object).expect("a claim"));
+            (seen.marker.is_some(), seen.unclear)
+        };
+        assert_eq!(seen(serde_json::json!({LABEL_CLUSTER_ID: "1", LABEL_RAFT_ID: "2"})), (false, true));
+        let strange = serde_json::json!({LABEL_CLUSTER_ID: "ours", LABEL_RAFT_ID: "2", LABEL_INCARNATION: "3"});
+        assert_eq!(seen(strange), (false, true));
+        let whole = serde_json::json!({LABEL_CLUSTER_ID: "1", LABEL_RAFT_ID: "2", LABEL_INCARNATION: "3"});
+        assert_eq!(seen(whole), (true, false));
+        assert_eq!(seen(serde_json::json!({"app.kubernetes.io/name": "balsa"})), (false, false));
     }
 }

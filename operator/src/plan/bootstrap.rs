@@ -16,7 +16,7 @@ use crate::valid::ValidCluster;
 pub fn initial_replicas(cluster: &ValidCluster, observed: &Observed) -> u32 {
     let members = observed.members.iter().flat_map(|list| list.members.values());
     let listed = members.flat_map(|m| &m.peer_urls).filter_map(|url| names::peer_url_ordinal(cluster, url));
-    let volumes = observed.volumes.iter().filter(|(_, volume)| volume.marker.is_some() && !volume.detached);
+    let volumes = observed.volumes.iter().filter(|(_, volume)| volume.is_labelled() && !volume.detached);
     let highest = observed.pods.keys().copied().chain(volumes.map(|(k, _)| *k)).chain(listed).max();
     highest.map_or(1, |k| k.saturating_add(1))
 }
@@ -44,6 +44,10 @@ fn pod_0_silent(view: &View<'_>) -> Decision {
 
 /// B3 and B6: no cluster id is latched.
 fn intend_or_adopt(view: &View<'_>, notes: &mut Notes) -> Row {
+    if let Some((k, _)) = view.observed.volumes.iter().find(|(_, volume)| volume.unclear) {
+        let message = format!("the labels of volume {k} do not tell whose it is");
+        return Decision::wait("B6", WaitReason::LeftoverVolume, message).on(*k, None).now();
+    }
     let volumes = view.observed.volumes.values();
     let labelled: BTreeSet<u64> = volumes.filter_map(|v| v.marker).map(|marker| marker.cluster_id).collect();
     let mut labelled = labelled.into_iter();
@@ -124,7 +128,7 @@ fn call_and_latch(view: &View<'_>, notes: &mut Notes, cluster_id: u64) -> Row {
 
 /// B4: the second half of `Bootstrap`.
 fn call(view: &View<'_>, notes: &mut Notes, cluster_id: u64) -> Row {
-    let labelled = view.observed.volumes.iter().find(|(_, volume)| volume.marker.is_some());
+    let labelled = view.observed.volumes.iter().find(|(_, volume)| volume.is_labelled());
     if let Some((k, _)) = labelled {
         let message = format!("volume {k} is labelled as a member's, although no cluster was founded");
         return Decision::wait("B4", WaitReason::LeftoverVolume, message).on(*k, None).now();

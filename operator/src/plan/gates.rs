@@ -1,6 +1,7 @@
 //! Rows G: they end the search. And the last row of all, which keeps `Settled` honest.
 
 use super::{Decision, NEXT, Notes, Row, View, delete};
+use crate::observed::ObservedVolume;
 use crate::step::WaitReason;
 
 /// G1, G2: nothing else matters for a deleted or paused cluster.
@@ -21,7 +22,7 @@ pub(super) fn kubernetes(view: &View<'_>) -> Row {
     let Some(set) = view.set() else {
         // B1, B2: apply creates it, with `initial_replicas`.
         let anything = !view.observed.pods.is_empty()
-            || view.observed.volumes.values().any(|volume| volume.marker.is_some())
+            || view.observed.volumes.values().any(ObservedVolume::is_labelled)
             || view.observed.resource.cluster_id.is_some();
         let row = if anything { "B2" } else { "B1" };
         return Decision::wait(row, WaitReason::PodNotRunning, "the StatefulSet is being created").now();

@@ -44,8 +44,10 @@ fn one(view: &View<'_>, notes: &mut Notes, k: u32, id: u64, member: &Member) -> 
         let step = Step::RestartPod { pod, mode: RestartMode::Delete, writes_pause: false };
         return Decision::act("U4", step).on(k, Some(id)).now();
     }
-    // O8: the next disk gets a new id.
-    if view.exited_with(k, &[ExitKind::DiskLost, ExitKind::Corrupt]) {
+    // O8: the next disk gets a new id. The volume's label tells of a disk that was lost before it was published: what it
+    // had acknowledged is counted, so an empty one must not take its place.
+    let emptied = view.is_uninitialized(k) && view.is_labelled_for(k, id);
+    if emptied || view.ended_with(k, &[ExitKind::DiskLost, ExitKind::Corrupt]) {
         let membership_index = view.membership_index();
         return Decision::act("O8", Step::RemoveMember { ordinal: k, raft_id: id, membership_index }).now();
     }
@@ -94,7 +96,8 @@ pub(super) fn incarnation(cluster_id: u64, raft_id: u64, volume_uid: &str) -> u6
 /// O5, O6, O7.
 fn promote(view: &View<'_>, notes: &mut Notes, k: u32, id: u64, member: &Member) -> Row {
     let progress = member.progress.unwrap_or_default();
-    let labelled = view.volume(k).and_then(|volume| volume.marker).is_some_and(|marker| marker.raft_id == id);
+    // What the node reports: the ids of cluster, member and disk.
+    let labelled = view.volume(k).is_some_and(|volume| volume.marker.is_some() && volume.marker == view.disk(k));
     // P6
     if !(progress.active && progress.caught_up && !progress.snapshot_running && member.started && labelled) {
         notes.hold(behind(view, k, id, progress));

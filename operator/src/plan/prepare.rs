@@ -45,7 +45,10 @@ pub(super) fn change_of_mind(view: &View<'_>, notes: &mut Notes) -> Row {
         }
         // One of two is no quorum: writes pause, as in U7.
         let writes_pause = view.voters().count() <= 2;
-        let spared = view.quorum_during_restart(id) || (writes_pause && view.voters_not_serving(id).is_empty());
+        // M9: when all others drain as well, they go first.
+        let follows = writes_pause || !view.is_leader(id);
+        let spared =
+            (follows && view.quorum_during_restart(id)) || (writes_pause && view.voters_not_serving(id).is_empty());
         if let (true, Some(pod)) = (spared, view.pod_ref(k)) {
             let step = Step::RestartPod { pod, mode: RestartMode::Delete, writes_pause };
             return Decision::act("U9", step).on(k, Some(id)).now();

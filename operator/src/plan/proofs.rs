@@ -121,8 +121,15 @@ impl<'a> View<'a> {
         self.exit(k).filter(|_| self.pod(k).is_some_and(|pod| pod.container != ContainerState::Running))
     }
 
+    /// Enough to wait for. A process that starts again and again is told by its last end while it starts.
     pub(super) fn exited_with(&self, k: u32, kinds: &[ExitKind]) -> bool {
         self.exit(k).is_some_and(|exit| kinds.contains(&exit.kind))
+    }
+
+    /// What it takes to give a member up. A pod keeps its last end for life, and outlives the member that it ended as: the
+    /// process that runs in it now may only be silent.
+    pub(super) fn ended_with(&self, k: u32, kinds: &[ExitKind]) -> bool {
+        self.ended(k).is_some_and(|exit| kinds.contains(&exit.kind))
     }
 
     /// `disk(k)` as its node tells: from the status, else from the exit message. A wrong disk speaks for no ordinal.
@@ -136,6 +143,12 @@ impl<'a> View<'a> {
     /// `disk(k)`: as its node tells, else as the volume's labels tell.
     pub(super) fn disk(&self, k: u32) -> Option<Marker> {
         self.reported_marker(k).or_else(|| self.volume(k)?.marker)
+    }
+
+    /// The labels of the volume of `k` tell of member `id` of this cluster.
+    pub(super) fn is_labelled_for(&self, k: u32, id: u64) -> bool {
+        let label = self.volume(k).and_then(|volume| volume.marker);
+        label.is_some_and(|l| l.raft_id == id && Some(l.cluster_id) == self.observed.resource.cluster_id)
     }
 
     /// The disk of `k` belonged to a member that this cluster has removed.
@@ -278,8 +291,12 @@ impl<'a> View<'a> {
         self.voters().any(|(k, id, _)| self.removal_ahead(k, id))
     }
 
-    /// Members that the plan may remove soon while they serve: the one to scale away, those to replace.
+    /// Members that the plan may remove soon while they serve: the one to scale away, those to replace. Not yet the leader:
+    /// it moves first, and when it will not, its pod must be evictable (I4).
     fn removal_ahead(&self, k: u32, id: u64) -> bool {
+        if self.is_leader(id) {
+            return false;
+        }
         let scaled_away = k >= self.want() && k.saturating_add(1) >= self.have();
         let replaced = self.cluster.replace_member == Some(id);
         let losing_disk = self.volume(k).is_some_and(|volume| volume.terminating);

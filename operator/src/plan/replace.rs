@@ -7,7 +7,7 @@ use super::learner::{not_running, pod_cause};
 use super::prepare::out_of_service;
 use super::{Decision, Matter, NEXT, Notes, REJOIN_DEADLINE_SECONDS, Row, UNSCHEDULABLE_GRACE_SECONDS, View, aged};
 use crate::names;
-use crate::observed::{ContainerState, ExitKind, Member, PodPhase};
+use crate::observed::{ContainerState, ExitKind, Member, ObservedVolume, PodPhase};
 use crate::step::{RestartMode, Step, Target, WaitReason};
 
 /// X8, X9, X10 with C4: a member was removed and its ordinal is still wanted.
@@ -41,8 +41,10 @@ fn rebuild_one(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
 
 /// X9: the pod must end, so that its Terminating volume can go.
 fn let_go_of_volume(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
-    // P5, or a disk that never was a member's.
-    let nothing_to_lose = view.removed_disk(k).is_some() || view.disk(k).is_none();
+    // P5, or a disk that never was a member's. While a member is listed here only its node can tell the latter.
+    let unlabelled = view.volume(k).is_none_or(|volume| !volume.unclear);
+    let never_used = unlabelled && view.disk(k).is_none() && (view.member(k).is_none() || view.is_uninitialized(k));
+    let nothing_to_lose = view.removed_disk(k).is_some() || never_used;
     let holds = view.pod(k).is_some_and(|pod| pod.terminating.is_none());
     if let (true, true, Some(pod)) = (nothing_to_lose, holds, view.pod_ref(k)) {
         let step = Step::RestartPod { pod, mode: RestartMode::Delete, writes_pause: false };
@@ -55,7 +57,7 @@ fn let_go_of_volume(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
 
 /// X10: P1, P3. The ordinal is empty; its next member gets a new id.
 fn invite(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
-    if view.volume(k).is_some_and(|volume| volume.marker.is_some()) || view.reported_marker(k).is_some() {
+    if view.volume(k).is_some_and(ObservedVolume::is_labelled) || view.reported_marker(k).is_some() {
         let message = format!("the disk of pod {k} is of a member that this cluster neither lists nor has removed");
         notes.hold(Decision::wait("X10", WaitReason::LeftoverVolume, message).on(k, None));
         return NEXT;
@@ -116,22 +118,29 @@ fn is_down(view: &View<'_>, k: u32) -> bool {
 /// The row by which member `id` on ordinal `k` must be replaced, and what it is called.
 fn cause(view: &View<'_>, k: u32, id: u64, member: &Member) -> Option<(&'static str, &'static str)> {
     // O8 is for learners.
-    let exited = |kind| !member.learner && view.exited_with(k, &[kind]);
+    let ended = |kind| !member.learner && view.ended_with(k, &[kind]);
     let waited = |since: i64| view.observed.now.saturating_sub(since) >= UNSCHEDULABLE_GRACE_SECONDS;
     let unschedulable = view.pod(k).and_then(|pod| pod.unschedulable).is_some_and(waited);
     if unschedulable && view.volume_is_on_gone_host(k) {
         Some(("X3", "its volume is on a node that is gone"))
-    } else if exited(ExitKind::DiskLost) {
+    } else if ended(ExitKind::DiskLost) {
         Some(("X4", "its disk is lost"))
-    } else if member.started && view.volume(k).is_some_and(|volume| volume.terminating) {
+    } else if view.volume(k).is_some_and(|volume| volume.terminating) && may_use_disk(view, k, id, member) {
         Some(("X4", "its volume is being deleted"))
-    } else if exited(ExitKind::Corrupt) {
+    } else if ended(ExitKind::Corrupt) {
         Some(("X5", "its disk is damaged"))
     } else if view.cluster.replace_member == Some(id) {
         Some(("X7", "its replacement is asked for"))
     } else {
         None
     }
+}
+
+/// Whether the disk of `k` may be that of its listed member. It is not as long as that has never started, and has no pod
+/// yet (O3), or the disk is a removed member's (X8, X9), or its node says that it is empty.
+fn may_use_disk(view: &View<'_>, k: u32, id: u64, member: &Member) -> bool {
+    let unused = k >= view.have() || view.removed_disk(k).is_some() || view.is_uninitialized(k);
+    member.started || view.is_labelled_for(k, id) || !unused
 }
 
 /// P1, P3, P4, and one replacement at a time. A member that is down already is not spared for that: without it the

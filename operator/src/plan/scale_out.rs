@@ -18,7 +18,7 @@ pub(super) fn grow_set(view: &View<'_>, notes: &mut Notes) -> Row {
         return NEXT;
     }
     leftover(view, notes, have)?;
-    let unlabelled = view.volume(have).is_none_or(|volume| volume.marker.is_none() && !volume.terminating);
+    let unlabelled = view.volume(have).is_none_or(|volume| !volume.is_labelled() && !volume.terminating);
     match view.set_ref() {
         Some(set) if unlabelled => Decision::act("O3", Step::ScaleOut { set, replicas: have.saturating_add(1) }).now(),
         _ => NEXT,
@@ -32,7 +32,7 @@ pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
         return NEXT;
     }
     leftover(view, notes, have)?;
-    if view.volume(have).is_some_and(|volume| volume.marker.is_some() || volume.terminating) {
+    if view.volume(have).is_some_and(|volume| volume.is_labelled() || volume.terminating) {
         return NEXT;
     }
     // O2: P1, P3, all voters healthy.
@@ -58,6 +58,11 @@ fn leftover(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
     if volume.terminating {
         let message = format!("the former volume of pod {k} is being deleted");
         notes.wait(Decision::wait("O1", WaitReason::PodTerminating, message).on(k, None));
+        return NEXT;
+    }
+    if volume.unclear {
+        let message = format!("the labels of the volume of pod {k} do not tell whose it is");
+        notes.wait(Decision::wait("O1", WaitReason::LeftoverVolume, message).on(k, None));
         return NEXT;
     }
     let Some(marker) = volume.marker else { return NEXT };

@@ -173,6 +173,8 @@ impl Script {
             ["kill", "all"] => world.pods.clear(),
             ["kill", k] => world.kill_pod(number(k)?),
             ["wipe", k] => world.wipe_disk(number(k)?),
+            ["hang", k] => world.hang(number(k)?),
+            ["wake", "all"] => world.hung.clear(),
             ["corrupt", k] => world.corrupt_disk(number(k)?),
             ["host", k, state] => world.break_host(number(k)?, host_state(state)?),
             ["pin", k] => world.pin_volume(number(k)?),
@@ -323,7 +325,8 @@ impl Script {
         match words {
             ["there"] => {}
             ["terminating"] => volume.terminating = true,
-            ["unlabelled"] => volume.marker = None,
+            ["unlabelled"] => (volume.marker, volume.unclear) = (None, false),
+            ["unclear"] => (volume.marker, volume.unclear) = (None, true),
             ["label", id] => volume.marker = label(cluster_id, number(id)?),
             ["label", id, "of", foreign] => {
                 volume.marker = label(names::parse_id(foreign).ok_or("no id")?, number(id)?);

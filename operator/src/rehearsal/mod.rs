@@ -9,6 +9,7 @@ mod api_server;
 mod crowd;
 mod nodes;
 mod objects;
+mod promises;
 mod runs;
 mod stage;
 mod told;

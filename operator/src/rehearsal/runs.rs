@@ -157,7 +157,7 @@ pub(super) fn changed(mut stage: Stage, change: impl FnOnce(&mut Stage)) -> Stag
 }
 
 /// Runs to the end, in a new process after each cut. The writes that took effect, statuses and applied objects apart.
-async fn run(stage: Stage, cut: Option<(usize, Cut)>) -> Result<(Stage, Vec<String>), String> {
+pub(super) async fn run(stage: Stage, cut: Option<(usize, Cut)>) -> Result<(Stage, Vec<String>), String> {
     let stage = shared(stage);
     lock(&stage).fuse = cut;
     Operator::new(&stage).settle().await?;

@@ -174,7 +174,12 @@ fn updated(seen: Seen<'_>, facts: &Facts) -> Verdict {
         return Verdict::new(kind, false, "VersionsDiffer", message);
     }
     if facts.outdated.is_empty() {
-        return Verdict::new(kind, true, "UpToDate", "every pod has the newest template and settings, and they run one version");
+        return Verdict::new(
+            kind,
+            true,
+            "UpToDate",
+            "every pod has the newest template and settings, and they run one version",
+        );
     }
     match waits_for(seen, &holds) {
         Some((reason, message)) => Verdict::new(kind, false, reason.as_str(), message),

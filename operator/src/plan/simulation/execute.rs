@@ -28,6 +28,7 @@ pub(crate) type Done = Result<(), Refused>;
 impl World {
     /// Performs the step. `fresh` says that nothing changed since it was decided, so that every proof must still hold.
     pub(crate) fn execute(&mut self, step: &Step, fresh: bool) -> Done {
+        self.check_removal(step, fresh);
         match step {
             Step::Wait | Step::Settled => Ok(()),
             Step::Bootstrap(step) => self.bootstrap(step),
@@ -319,6 +320,14 @@ impl World {
         }
         if mode == RestartMode::Force && self.runs(k) {
             self.violations.push(format!("pod {k} forced while it runs"));
+        }
+    }
+
+    /// A voter in order is never given up, however silent it is.
+    fn check_removal(&mut self, step: &Step, fresh: bool) {
+        let Step::RemoveMember { raft_id, .. } = step else { return };
+        if fresh && self.voters().contains(raft_id) && !self.is_to_be_replaced(*raft_id) {
+            self.violations.push(format!("(i) member {raft_id} is removed although its disk is in order"));
         }
     }
 

@@ -25,6 +25,13 @@ impl World {
         self.stop_process(k);
     }
 
+    /// The process of `k` stands still, as by SIGSTOP or on a disk that does not answer.
+    pub(crate) fn hang(&mut self, k: u32) {
+        if self.runs(k) {
+            self.hung.extend(self.pods.get(&k).map(|pod| pod.object.uid.clone()));
+        }
+    }
+
     fn stop_process(&mut self, k: u32) {
         if let Some(pod) = self.pods.get_mut(&k) {
             pod.object.container = ContainerState::Absent;
@@ -94,6 +101,17 @@ impl World {
         volume.is_some_and(|volume| {
             volume.disk.is_some_and(|marker| marker.raft_id == id) && volume.behind == 0 && !volume.corrupt
         })
+    }
+
+    /// Why a voter that is wanted may be given up: what it had is lost, or is about to be, or somebody asked for it.
+    pub(crate) fn is_to_be_replaced(&self, id: u64) -> bool {
+        let Some(k) = self.ordinal(id) else { return true };
+        let volume = self.volumes.get(&k);
+        let lost = volume.is_none_or(|volume| {
+            let pinned = volume.object.pinned.as_ref();
+            volume.object.terminating || pinned.is_some_and(|host| self.hosts.contains_key(&host.name))
+        });
+        k >= self.cluster.want || lost || !self.has_whole_disk(id) || self.cluster.replace_member == Some(id)
     }
 
     /// Some voter's disk is already bound to be lost.

@@ -273,6 +273,7 @@ fn run_seed(seed: u64) -> Result<(), String> {
         check(&world).map_err(|wrong| format!("{wrong}\n{}", trace.join("\n")))?;
     }
     // The faults stop, and the human does what `humanMay` says: dead hosts are taken away, the image is good, nobody else touches anything.
+    world.hung.clear();
     for state in world.hosts.values_mut() {
         *state = HostState::Gone;
     }
@@ -352,7 +353,7 @@ fn fault(world: &mut World, dice: &mut Dice) -> String {
     // A disk may be lost only while every voter has one, and another majority remains.
     let voters = world.voters();
     let spare = voters.len() >= 3 && voters.iter().all(|id| world.has_whole_disk(*id)) && !world.loses_disk();
-    let kind = dice.roll(10);
+    let kind = dice.roll(13);
     match kind {
         0 | 1 => world.kill_pod(k),
         2 => world.pods.clear(),
@@ -368,6 +369,14 @@ fn fault(world: &mut World, dice: &mut Dice) -> String {
             world.broken.insert("bad".into());
         }
         8 => world.move_lead(usize::try_from(dice.roll(5)).unwrap_or(0)),
+        9 => world.hang(k),
+        10 => world.hung.clear(),
+        // The StatefulSet's controller is quicker than the operator: the next process ends as DiskLost.
+        11 if spare => {
+            world.delete_volume(k);
+            world.kill_pod(k);
+            world.tick();
+        }
         _ => return "no fault".into(),
     }
     format!("fault {kind} on {k}")

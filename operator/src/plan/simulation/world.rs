@@ -44,6 +44,8 @@ pub(crate) struct World {
     pub(crate) raft: Raft,
     /// State of the hosts that are not in order, by name; their kubelets are dead.
     pub(crate) hosts: BTreeMap<String, HostState>,
+    /// UIDs of the pods whose process stands still: it runs, and neither answers nor votes.
+    pub(crate) hung: BTreeSet<String>,
     /// Every raft id ever given out, to prove that none comes twice.
     pub(crate) ids: BTreeSet<u64>,
     /// What must never happen, and did.
@@ -118,6 +120,7 @@ impl World {
             budget: None,
             raft: Raft::default(),
             hosts: BTreeMap::new(),
+            hung: BTreeSet::new(),
             ids: BTreeSet::new(),
             violations: Vec::new(),
         }
@@ -218,7 +221,8 @@ impl World {
             }
             let state = self.container_of(k);
             let Some(pod) = self.pods.get_mut(&k) else { continue };
-            if self.hosts.contains_key(&pod.object.host.clone().unwrap_or_default().name) {
+            let frozen = self.hung.contains(&pod.object.uid);
+            if frozen || self.hosts.contains_key(&pod.object.host.clone().unwrap_or_default().name) {
                 continue;
             }
             if pod.object.container == state {
@@ -303,9 +307,9 @@ impl World {
 
     /// The process of `k` runs and reaches the others.
     pub(crate) fn runs(&self, k: u32) -> bool {
-        self.pods
-            .get(&k)
-            .is_some_and(|pod| pod.object.container == ContainerState::Running && !self.host_is_dead(&pod.object))
+        self.pods.get(&k).map(|pod| &pod.object).is_some_and(|pod| {
+            pod.container == ContainerState::Running && !self.host_is_dead(pod) && !self.hung.contains(&pod.uid)
+        })
     }
 
     /// Member `id` votes and answers.

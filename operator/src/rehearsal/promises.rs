@@ -1,0 +1,148 @@
+//! What a user was promised and only real writes can show: whose things the operator leaves alone, and what holds its hand.
+
+use serde_json::json;
+
+use super::runs::{Operator, block_on, changed, run, settled, shared};
+use super::stage::{NAME, Shared, Stage, lock};
+use crate::build::TEMPLATE_HASH;
+use crate::names::FINALIZER;
+use crate::step::ObjectRef;
+use crate::validate::ROLL_OPERATOR_TEMPLATE;
+
+/// UIDs of the pods, and of the volumes.
+fn uids(stage: &Stage) -> (Vec<String>, Vec<String>) {
+    let pods = stage.world.pods.values().map(|pod| pod.object.uid.clone()).collect();
+    (pods, stage.world.volumes.values().map(|volume| volume.object.uid.clone()).collect())
+}
+
+/// The writes other than of the status.
+fn touched(stage: &Shared) -> Vec<String> {
+    lock(stage).writes.iter().filter(|write| !write.ends_with(" status")).cloned().collect()
+}
+
+/// M1: neither the resource nor its StatefulSet takes a volume along, and the cluster that comes back is the same.
+#[test]
+fn m1_no_volume_goes_with_the_resource_or_its_set() {
+    let delete_set = |stage: &mut Stage| {
+        let set = stage.world.set.clone().expect("a set");
+        stage.world.delete_set(&ObjectRef { uid: set.uid, resource_version: set.resource_version }).expect("deleted");
+    };
+    let hands: [(&str, fn(&mut Stage)); 2] = [("the set", delete_set), ("the resource", Stage::delete)];
+    block_on(async {
+        for (what, hand) in hands {
+            let three = settled(3, &json!({})).await;
+            let (volumes, members) = (uids(&three).1, three.world.raft.members.clone());
+            let (end, _) = run(changed(three, hand), None).await.unwrap_or_else(|wrong| panic!("{what}: {wrong}"));
+            assert_eq!(uids(&end).1, volumes, "{what}");
+            assert!(end.world.volumes.values().all(|volume| !volume.object.terminating), "{what}");
+            let deleted = end.writes.iter().find(|write| write.starts_with("DELETE persistentvolumeclaims"));
+            assert_eq!(deleted, None, "{what}");
+            assert_eq!(end.world.raft.members, members, "{what}");
+        }
+    });
+}
+
+/// G2: a paused cluster, and one whose spec is refused, keeps the template it has; observing and the status go on.
+#[test]
+fn g2_what_is_paused_or_invalid_is_only_observed() {
+    for (spec, reason) in [
+        (json!({"paused": true, "replicas": 5, "image": "balsa.dev/balsa:b"}), "Paused"),
+        (json!({"replicas": 5, "image": "not an image"}), "InvalidSpec"),
+    ] {
+        block_on(async {
+            let mut stage = settled(3, &json!({})).await;
+            stage.edit(&spec);
+            let stage = shared(stage);
+            let operator = Operator::new(&stage);
+            for _ in 0..5 {
+                operator.pass().await.expect("a pass");
+                lock(&stage).world.tick();
+            }
+            assert_eq!(lock(&stage).resource["status"]["readyReplicas"], 3, "{reason}");
+            lock(&stage).world.hang(1);
+            lock(&stage).world.tick();
+            operator.pass().await.expect("a pass");
+            assert_eq!(touched(&stage), Vec::<String>::new(), "{reason}");
+            assert_eq!(lock(&stage).resource["status"]["readyReplicas"], 2, "{reason}");
+            assert_eq!(lock(&stage).condition("Progressing"), ("False".to_owned(), reason.to_owned()));
+        });
+    }
+}
+
+/// U5: what the disruption budget of somebody else refuses is waited for, and said; the next pass asks again.
+#[test]
+fn an_eviction_that_is_refused_is_a_wait_for_the_budget() {
+    block_on(async {
+        let mut stage = settled(3, &json!({})).await;
+        stage.edit(&json!({"image": "balsa.dev/balsa:b"}));
+        let (pods, _) = uids(&stage);
+        // The operator's own still reads 2.
+        stage.world.budget.as_mut().expect("a budget").min_available = Some(3);
+        let stage = shared(stage);
+        let operator = Operator::new(&stage);
+        for _ in 0..10 {
+            operator.pass().await.expect("a refusal is no failure");
+            lock(&stage).world.tick();
+        }
+        assert!(lock(&stage).planned().contains("DisruptionBudget"), "{}", lock(&stage).planned());
+        assert_eq!(lock(&stage).condition("Updated"), ("False".to_owned(), "DisruptionBudget".to_owned()));
+        assert_eq!(uids(&lock(&stage)).0, pods);
+        lock(&stage).world.budget.as_mut().expect("a budget").min_available = Some(2);
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(uids(&lock(&stage)).0.iter().all(|uid| !pods.contains(uid)));
+    });
+}
+
+/// M19: a release that would build other pods from the same spec restarts none, says so, and rolls when it is told to.
+#[test]
+fn m19_a_new_release_restarts_no_pod_until_it_is_told_to() {
+    block_on(async {
+        let mut stage = settled(3, &json!({})).await;
+        // As the release before left it.
+        let key = ("statefulsets".to_owned(), NAME.to_owned());
+        let set = stage.objects.get_mut(&key).expect("a set");
+        set["metadata"]["annotations"][TEMPLATE_HASH] = json!("of the release before");
+        set["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = json!(30);
+        stage.world.set.as_mut().expect("a set").update_revision = Some("before".into());
+        stage.world.pods.values_mut().for_each(|pod| pod.object.revision = Some("before".into()));
+        let (pods, _) = uids(&stage);
+        let stage = shared(stage);
+        let operator = Operator::new(&stage);
+        for _ in 0..20 {
+            operator.pass().await.expect("a pass");
+            lock(&stage).world.tick();
+        }
+        assert_eq!(touched(&stage), Vec::<String>::new());
+        assert_eq!(uids(&lock(&stage)).0, pods);
+        assert_eq!(lock(&stage).condition("Updated"), ("False".to_owned(), "OperatorTemplateChanged".to_owned()));
+        lock(&stage).annotate(ROLL_OPERATOR_TEMPLATE, "true");
+        // The annotation is no new generation, so `settle` alone would see the plan of before.
+        operator.pass().await.expect("a pass");
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(uids(&lock(&stage)).0.iter().all(|uid| !pods.contains(uid)), "every pod");
+        assert_eq!(lock(&stage).condition("Updated"), ("True".to_owned(), "UpToDate".to_owned()));
+    });
+}
+
+/// M28: other people's finalizers stay, in life and at the end.
+#[test]
+fn m28_foreign_finalizers_stay() {
+    block_on(async {
+        let theirs = "example.org/keep";
+        let mut stage = Stage::new(1, &json!({}));
+        stage.resource["metadata"]["finalizers"] = json!([theirs]);
+        let stage = shared(stage);
+        let operator = Operator::new(&stage);
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(lock(&stage).resource["metadata"]["finalizers"], json!([theirs, FINALIZER]));
+        lock(&stage).delete();
+        for _ in 0..60 {
+            operator.pass().await.expect("a pass");
+            lock(&stage).world.tick();
+        }
+        assert_eq!(lock(&stage).resource["metadata"]["finalizers"], json!([theirs]));
+        let before = lock(&stage).writes.len();
+        operator.pass().await.expect("a pass");
+        assert_eq!(lock(&stage).writes.len(), before, "what is left is theirs");
+    });
+}
