@@ -161,21 +161,20 @@ fn check<L: LogStore>(replica: &Replica<L>, status: &Status, change: &Change, pl
     let planned = log::MembershipChange { planned_on, change: Some(change.clone()), ..Default::default() };
     membership::check(&planned, &status.membership)?;
     match change {
-        Change::Remove(remove) => may_remove(replica, status, remove.id),
+        Change::Remove(remove) => may_remove(status, remove.id),
         Change::Promote(promote) => may_promote(replica, promote.id),
         Change::Add(_) | Change::Update(_) => Ok(()),
     }
 }
 
 /// A quorum of the voters that remain must be active, as in etcd's strict reconfiguration check.
-fn may_remove<L: LogStore>(replica: &Replica<L>, status: &Status, id: u64) -> Result<(), Failure> {
+fn may_remove(status: &Status, id: u64) -> Result<(), Failure> {
     if id == status.raft_id {
         return Err(Failure::MoveLeaderFirst(id));
     }
     let voters = |member: &&log::Member| !member.is_learner && member.id != id;
     let remaining: Vec<u64> = status.membership.members.iter().filter(voters).map(|member| member.id).collect();
-    let progress = replica.progress();
-    let is_active = |voter: &&u64| progress.iter().any(|(id, _, active, _)| id == *voter && *active);
+    let is_active = |voter: &&u64| status.progress.iter().any(|peer| peer.id == **voter && peer.active);
     let active = remaining.iter().filter(is_active).count();
     if active < remaining.len() / 2 + 1 { Err(Failure::QuorumAtRisk) } else { Ok(()) }
 }

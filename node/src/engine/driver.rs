@@ -16,6 +16,7 @@ use super::applier::{Report, Work};
 use super::changes::Changes;
 use super::failpoint;
 use super::fatal::{ExitCode, Fatal};
+use super::heard::Heard;
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
 use super::reads::Reads;
@@ -97,6 +98,7 @@ pub(crate) struct Driver {
     install_name: Option<String>,
     leader_changes: u64,
     round_trips: RoundTrips,
+    heard: Heard,
     standstill: Standstill,
     stopped: Option<tokio::sync::oneshot::Sender<()>>,
     /// The disk failed, or is not what it was: nothing more is written, sent or voted.
@@ -121,6 +123,7 @@ impl Driver {
             install_name: None,
             leader_changes: 0,
             round_trips: RoundTrips::default(),
+            heard: Heard::default(),
             standstill: Standstill::default(),
             stopped: None,
             broken: false,
@@ -372,8 +375,13 @@ impl Driver {
             Ok(message) => return warn!(from, claims = message.from, "a message in a frame of another member"),
             Err(error) => return warn!(from, %error, "a malformed message"),
         };
-        if message.get_msg_type() == MessageType::MsgHeartbeatResponse {
-            self.round_trips.answered(from);
+        match message.get_msg_type() {
+            MessageType::MsgHeartbeatResponse => {
+                self.round_trips.answered(from);
+                self.heard.answered(from, Instant::now());
+            }
+            MessageType::MsgAppendResponse => self.heard.answered(from, Instant::now()),
+            _ => {}
         }
         match self.replica.step(message) {
             Ok(()) => {}
@@ -637,13 +645,18 @@ impl Driver {
         let (seen, last, now) = (self.replica.progress(), self.replica.last_index(), Instant::now());
         let listed: Vec<u64> = seen.iter().map(|(id, ..)| *id).collect();
         self.standstill.begin(term, &listed);
-        let known = seen.into_iter().map(|(id, matched, active, snapshot_running)| Progress {
-            id,
-            match_index: matched,
-            active,
-            snapshot_running,
-            caught_up: !snapshot_running && active && matched + CAUGHT_UP_ENTRIES >= commit && matched > 0,
-            moved: Some(self.standstill.moved(id, matched, matched >= last, snapshot_running, now)),
+        self.heard.keep(&listed);
+        let election = self.ports.tick * self.ports.election_ticks;
+        let known = seen.into_iter().map(|(id, matched, active, snapshot_running)| {
+            let active = active || self.heard.within(id, election, now);
+            Progress {
+                id,
+                match_index: matched,
+                active,
+                snapshot_running,
+                caught_up: !snapshot_running && active && matched + CAUGHT_UP_ENTRIES >= commit && matched > 0,
+                moved: Some(self.standstill.moved(id, matched, matched >= last, snapshot_running, now)),
+            }
         });
         known.collect()
     }

@@ -12,6 +12,7 @@ pub mod failpoint;
 pub mod failure;
 pub mod fatal;
 pub mod handle;
+mod heard;
 mod inbox;
 mod keeper;
 pub mod leases;

@@ -76,12 +76,15 @@ impl Cluster {
             return self.leader.member_add(urls, request).await;
         }
         let status = handle.status();
+        if self.strict() && request.is_learner {
+            reconfigure::bears_one_more(&status.membership, &status.progress)?;
+        } else if self.strict() {
+            reconfigure::may_add_voter(&status.membership, &status.progress)?;
+        }
         if request.is_learner {
             // Of two reasons etcd says this one.
             membership::urls_are_free(&status.membership, 0, &peer_urls)?;
             reconfigure::may_add_learner(&status.membership, self.member.hot().values.max_learners)?;
-        } else if self.strict() {
-            reconfigure::may_add_voter(&status.membership, &status.progress)?;
         }
         let known: Vec<u64> = status.membership.members.iter().map(|member| member.id).collect();
         let change =

@@ -19,10 +19,18 @@ pub fn may_add_voter(membership: &Membership, progress: &[Progress]) -> Result<(
     if !second_of_one && started < quorum(after) {
         return Err(Error::NotEnoughStarted);
     }
-    if active(&voters, progress) < quorum(voters.len()) {
-        return Err(Error::Unhealthy);
-    }
-    Ok(())
+    bears_one_more(membership, progress)
+}
+
+/// Whether the voters that are active still make a quorum when one more votes, or will once it is promoted, and is down.
+/// With two of three active, a fourth that does not come up would leave nobody to take it out again.
+///
+/// # Errors
+/// `Unhealthy`.
+pub fn bears_one_more(membership: &Membership, progress: &[Progress]) -> Result<(), Error> {
+    let voters = voters(membership);
+    let alone = voters.len() == 1;
+    if alone || active(&voters, progress) >= quorum(voters.len() + 1) { Ok(()) } else { Err(Error::Unhealthy) }
 }
 
 /// Whether a learner may become a voter: it counts as started.
@@ -104,8 +112,18 @@ mod tests {
         assert_eq!(may_add_voter(&members("V"), &progress(&[1])), Ok(()), "1 to 2 is the only way to grow");
         assert_eq!(may_add_voter(&members("Vv"), &progress(&[1])), Err(Error::NotEnoughStarted));
         assert_eq!(may_add_voter(&members("VVv"), &progress(&[1, 2])), Err(Error::NotEnoughStarted));
-        assert_eq!(may_add_voter(&members("VVV"), &progress(&[1, 2])), Ok(()));
-        assert_eq!(may_add_voter(&members("VVV"), &progress(&[1])), Err(Error::Unhealthy));
+        assert_eq!(may_add_voter(&members("VVV"), &progress(&[1, 2, 3])), Ok(()));
+        assert_eq!(may_add_voter(&members("VVV"), &progress(&[1, 2])), Err(Error::Unhealthy), "the fourth may be down");
+        assert_eq!(may_add_voter(&members("VV"), &progress(&[1, 2])), Ok(()));
+        assert_eq!(may_add_voter(&members("VVVVV"), &progress(&[1, 2, 3, 4])), Ok(()));
+        assert_eq!(may_add_voter(&members("VVVVV"), &progress(&[1, 2, 3])), Err(Error::Unhealthy));
+    }
+
+    #[test]
+    fn a_learner_is_added_only_where_a_voter_would_do_no_harm() {
+        assert_eq!(bears_one_more(&members("V"), &progress(&[1])), Ok(()));
+        assert_eq!(bears_one_more(&members("VVV"), &progress(&[1, 2])), Err(Error::Unhealthy));
+        assert_eq!(bears_one_more(&members("VVVL"), &progress(&[1, 2, 3])), Ok(()), "learners do not count");
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Members come and go through etcd's own calls.
 
 use balsa_proto::etcdserverpb as pb;
+use balsa_proto::node::ListRequest;
+use balsa_proto::node::node_client::NodeClient;
+use tonic::Code;
 
 use crate::cluster::Cluster;
 
@@ -60,4 +63,33 @@ async fn m4_a_member_whose_disk_was_emptied_refuses_to_run() {
     std::fs::remove_dir_all(&cluster.members[victim].data).expect("emptied");
     cluster.restart(victim);
     assert_eq!(cluster.members[victim].wait_for_exit().code(), Some(70), "DiskLost\n{}", cluster.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_added_where_one_more_that_is_down_would_end_the_quorum() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let add = async |cluster: &Cluster, is_learner| {
+        let request = pb::MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.9:9".into()], is_learner };
+        cluster.members[leader].cluster().member_add(request).await.map(|answer| answer.into_inner())
+    };
+    // Raft itself forgets once per election time-out who was there.
+    for _ in 0..40 {
+        let added = add(&cluster, true).await.expect("all are there").member.expect("a member");
+        let remove = pb::MemberRemoveRequest { id: added.id };
+        cluster.members[leader].cluster().member_remove(remove).await.expect("removed");
+    }
+    cluster.members[(leader + 1) % 3].kill();
+    let url = cluster.members[leader].peer_url();
+    let active = || async {
+        let mut node = NodeClient::connect(url.clone()).await.expect("the peer port answers");
+        let listed = node.list(ListRequest::default()).await.expect("a list").into_inner();
+        listed.progress.iter().filter(|peer| peer.active).count()
+    };
+    cluster.eventually("one is missed", || async { active().await == 2 }).await;
+    for is_learner in [true, false] {
+        let refused = add(&cluster, is_learner).await.expect_err("two of four are no quorum");
+        assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "etcdserver: unhealthy cluster"));
+    }
+    cluster.members[leader].put("k", "v").await.expect("the two go on");
 }

@@ -1,0 +1,45 @@
+//! When each member last answered this one as its leader. Raft keeps such a mark itself, but takes it back at each check of
+//! its quorum: for a moment once per election time-out nobody would seem to be there.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Heard(HashMap<u64, Instant>);
+
+impl Heard {
+    /// A member has answered.
+    pub(crate) fn answered(&mut self, id: u64, now: Instant) {
+        self.0.insert(id, now);
+    }
+
+    /// Whether a member has answered within this time.
+    pub(crate) fn within(&self, id: u64, bound: Duration, now: Instant) -> bool {
+        self.0.get(&id).is_some_and(|last| now.saturating_duration_since(*last) < bound)
+    }
+
+    /// Forgets members that are not `listed` any more.
+    pub(crate) fn keep(&mut self, listed: &[u64]) {
+        self.0.retain(|id, _| listed.contains(id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_counts_for_its_time_and_for_a_member_that_is_listed() {
+        let (began, bound) = (Instant::now(), Duration::from_secs(1));
+        let at = |millis| began + Duration::from_millis(millis);
+        let mut heard = Heard::default();
+        assert!(!heard.within(4, bound, began));
+        heard.answered(4, began);
+        assert!(heard.within(4, bound, at(999)) && !heard.within(4, bound, at(1_000)));
+        heard.answered(4, at(500));
+        assert!(heard.within(4, bound, at(1_499)));
+        heard.keep(&[5]);
+        assert!(!heard.within(4, bound, at(501)));
+    }
+}
