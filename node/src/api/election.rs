@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use wire::election_server;
 
 use super::caller::caller;
-use super::status::{admit, etcd, untyped};
+use super::status::{admit, etcd, untyped, wants_leader};
 use crate::service::election::Election;
 
 /// Presents the use cases of elections.
@@ -49,13 +49,12 @@ impl election_server::Election for ElectionApi {
     type ObserveStream = Pin<Box<dyn Stream<Item = Result<wire::LeaderResponse, Status>> + Send>>;
 
     async fn observe(&self, request: Request<wire::LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
-        let member = self.election.queue().member();
-        admit(member, request.metadata())?;
-        member.voter().map_err(etcd)?;
-        let observation = self.election.of(caller(&request)).observe(request.get_ref());
+        admit(self.election.queue().member(), request.metadata())?;
+        let election = self.election.of(caller(&request));
+        let observation = election.observe(request.get_ref(), wants_leader(request.metadata())).map_err(etcd)?;
         let responses = stream::unfold(observation, |mut observation| async move {
             let next = observation.next().await?;
-            Some((Ok(next), observation))
+            Some((next.map_err(etcd), observation))
         });
         Ok(Response::new(Box::pin(responses)))
     }

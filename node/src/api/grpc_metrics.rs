@@ -39,7 +39,7 @@ pub async fn count(State(counting): State<Counting>, request: Request, next: Nex
 }
 
 /// The metadata in which clients say which version of the API they use.
-const CLIENT_VERSION: &str = "client-api-version";
+pub(super) const CLIENT_VERSION: &str = "client-api-version";
 
 /// Counts a call under what its client says of itself. Only `3.` and a minor version becomes a label, so that no client
 /// makes many.

@@ -9,7 +9,7 @@ use pb::kv_server::Kv;
 use tonic::{Request, Response, Status};
 
 use super::caller::caller;
-use super::status::{admit, etcd};
+use super::status::{admit, admit_to_learners, etcd};
 use crate::service::{Member, kv};
 
 /// Presents the use cases of keys.
@@ -28,6 +28,7 @@ impl KvApi {
 #[tonic::async_trait]
 impl Kv for KvApi {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
+        let admit = if request.get_ref().serializable { admit_to_learners } else { admit };
         admit(&self.member, request.metadata())?;
         self.kv.range(&caller(&request), request.into_inner()).await.map(Response::new).map_err(etcd)
     }

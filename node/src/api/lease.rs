@@ -49,6 +49,7 @@ impl Lease for LeaseApi {
         &self,
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        admit(self.leases.member(), request.metadata())?;
         let require_leader = wants_leader(request.metadata());
         let stopping = self.leases.member().stopping().clone();
         let (leases, caller) = (self.leases.clone(), caller(&request));

@@ -4,6 +4,7 @@ use balsa_proto::node::Reason;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
+use super::grpc_metrics::CLIENT_VERSION;
 use crate::engine::Failure;
 use crate::metrics::STREAM_FAILURES;
 use crate::service::Member;
@@ -74,16 +75,40 @@ pub fn wants_leader(metadata: &MetadataMap) -> bool {
     metadata.get(HAS_LEADER).is_some_and(|value| value.as_encoded_bytes() == b"true")
 }
 
-/// Refuses a request that wants a leader when none is known.
+/// What etcd asks before it looks into any request, in its order: that this is no learner, and what the metadata says.
 ///
 /// # Errors
-/// `NoLeader`.
+/// `Learner`; those of [`admit_to_learners`].
 pub fn admit(member: &Member, metadata: &MetadataMap) -> Result<(), Status> {
+    match member.voter() {
+        Err(error @ Error::Learner) => Err(etcd(error)),
+        // What is no member yet says so when it is asked.
+        _ => admit_to_learners(member, metadata),
+    }
+}
+
+/// As [`admit`], of the few calls that learners serve too. A request may want to hear at once that there is no leader.
+///
+/// # Errors
+/// `InvalidClientVersion`; `NoLeader`.
+pub fn admit_to_learners(member: &Member, metadata: &MetadataMap) -> Result<(), Status> {
+    check_client_version(metadata).map_err(etcd)?;
     if wants_leader(metadata) { member.require_leader().map_err(etcd) } else { Ok(()) }
+}
+
+/// A client may call its version of the API what it likes, in text.
+///
+/// # Errors
+/// `InvalidClientVersion`.
+pub fn check_client_version(metadata: &MetadataMap) -> Result<(), Error> {
+    let is_text = |version: &MetadataValue<_>| std::str::from_utf8(version.as_encoded_bytes()).is_ok();
+    if metadata.get(CLIENT_VERSION).is_none_or(is_text) { Ok(()) } else { Err(Error::InvalidClientVersion) }
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::http::{HeaderMap, HeaderValue};
+
     use super::*;
     use crate::domain::refusal::Refusal;
 
@@ -100,6 +125,19 @@ mod tests {
         let error = remote(&Status::unavailable("transport error"));
         assert_eq!(error, Failure::TimedOut.into());
         assert_eq!(error.row().class, failure::Class::Unknown);
+    }
+
+    #[test]
+    fn a_client_names_its_version_in_text_or_not_at_all() {
+        let checked = |version: &[u8]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CLIENT_VERSION, HeaderValue::from_bytes(version).unwrap());
+            check_client_version(&MetadataMap::from_headers(headers))
+        };
+        assert_eq!(check_client_version(&MetadataMap::new()), Ok(()));
+        assert_eq!(checked(b"3.6"), Ok(()));
+        assert_eq!(checked("3.6 \u{fc}".as_bytes()), Ok(()));
+        assert_eq!(checked(b"3.6\xff"), Err(Error::InvalidClientVersion));
     }
 
     #[test]

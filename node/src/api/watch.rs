@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::caller;
-use super::status::{count_broken, etcd, wants_leader};
+use super::status::{check_client_version, count_broken, etcd, wants_leader};
 use crate::engine::{Failure, Limit};
 use crate::service::caller::Caller;
 use crate::service::watch::{Admission, Answer, End, Session, WatchSettings, Watched};
@@ -55,6 +55,7 @@ where
         request: Request<Streaming<pb::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let member = (self.member)().map_err(|failure| etcd(failure.into()))?;
+        check_client_version(request.metadata()).map_err(etcd)?;
         let require_leader = wants_leader(request.metadata());
         let admission = (self.admission)(caller(&request));
         let (requests, stopping) = (request.into_inner(), self.stopping.clone());

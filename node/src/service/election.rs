@@ -1,6 +1,7 @@
 //! Elections: whoever holds the first place of a queue is the leader, and the value of its key is what it proclaims.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::mvccpb::KeyValue;
@@ -14,6 +15,8 @@ use super::member::header;
 use super::queue::{
     Queue, Undo, created_at, first_read, get, is_delete, key, oldest_under, one, prefix, prefix_end, put,
 };
+use super::watch::{cut, patience};
+use crate::engine::Failure;
 use crate::engine::watch::{Delivery, WatchStream};
 
 /// etcd's Election service as use cases.
@@ -106,10 +109,16 @@ impl Election {
         Ok(wire::LeaderResponse { header: response.header, kv: Some(kv) })
     }
 
-    /// Follows who is elected and what it proclaims.
-    pub fn observe(&self, request: &wire::LeaderRequest) -> Observation {
-        let prefix = prefix(&request.name);
-        Observation { queue: self.queue.clone(), prefix, ready: VecDeque::new(), state: State::Looking }
+    /// Follows who is elected and what it proclaims. `require_leader` is what the client said in its metadata.
+    ///
+    /// # Errors
+    /// `Uninitialized`; `Learner`.
+    pub fn observe(&self, request: &wire::LeaderRequest, require_leader: bool) -> Result<Observation, Error> {
+        let handle = self.queue.member().voter()?;
+        let stopping = self.queue.member().stopping().clone();
+        let cut = cut(require_leader.then(|| handle.clone()), patience(handle.election_timeout()), stopping);
+        let (queue, prefix) = (self.queue.clone(), prefix(&request.name));
+        Ok(Observation { queue, prefix, ready: VecDeque::new(), state: State::Looking, cut: Box::pin(cut), over: false })
     }
 
     async fn proclaim_as(
@@ -150,31 +159,37 @@ pub struct Observation {
     prefix: Bytes,
     ready: VecDeque<wire::LeaderResponse>,
     state: State,
+    /// Resolves when this side must end the stream.
+    cut: Pin<Box<dyn Future<Output = Failure> + Send>>,
+    over: bool,
 }
 
 impl Observation {
-    /// What comes next; None when it cannot go on, as etcd ends the stream without an error then.
-    pub async fn next(&mut self) -> Option<wire::LeaderResponse> {
-        loop {
+    /// What comes next. After an error, which is only that there is no leader for who required one, there is nothing
+    /// more; when it cannot go on for another reason it is None, as etcd ends the stream without an error then.
+    pub async fn next(&mut self) -> Option<Result<wire::LeaderResponse, Error>> {
+        while !self.over {
             if let Some(response) = self.ready.pop_front() {
-                return Some(response);
+                return Some(Ok(response));
             }
-            self.step()
-                .await
-                .inspect_err(|error| tracing::debug!(%error, "an observation of an election ends"))
-                .ok()?;
+            let Err(error) = self.step().await else { continue };
+            tracing::debug!(%error, "an observation of an election ends");
+            self.over = true;
+            if error == Failure::NoLeader.into() {
+                return Some(Err(error));
+            }
         }
+        None
     }
 
     async fn step(&mut self) -> Result<(), Error> {
-        let stopping = self.queue.member().stopping().clone();
         let (stream, waiting) = match &mut self.state {
             State::Looking => return self.look().await,
             State::Waiting(stream) => (stream, true),
             State::Following(stream) => (stream, false),
         };
         let delivery = tokio::select! {
-            () = stopping.cancelled() => return Err(crate::engine::Failure::Stopped.into()),
+            failure = &mut self.cut => return Err(failure.into()),
             delivery = stream.next() => delivery?,
         };
         match delivery {

@@ -113,6 +113,9 @@ pub enum Error {
     /// Peer URLs that are none.
     #[error("given member URLs are invalid")]
     InvalidUrls,
+    /// A client names its version of the API in bytes that are no text.
+    #[error("invalid client api version")]
+    InvalidClientVersion,
     /// The call is not for learners.
     #[error("rpc not supported for learner")]
     Learner,
@@ -378,6 +381,7 @@ fn check_row(error: &Error) -> (Code, &'static str) {
         Error::StreamSorted => (Code::Unimplemented, "RangeStream does not support custom sort orders"),
         Error::StreamFiltered => (Code::Unimplemented, "RangeStream does not support revision filters"),
         Error::InvalidUrls => (Code::InvalidArgument, "etcdserver: given member URLs are invalid"),
+        Error::InvalidClientVersion => (Code::InvalidArgument, "etcdserver: invalid client api version"),
         Error::Learner => (Code::FailedPrecondition, "etcdserver: rpc not supported for learner"),
         Error::NotEnoughStarted => (Code::Unknown, NOT_ENOUGH_STARTED),
         Error::Unhealthy => (Code::Unavailable, "etcdserver: unhealthy cluster"),
@@ -476,6 +480,7 @@ fn checks() -> impl IntoIterator<Item = Error> {
         Error::StreamSorted,
         Error::StreamFiltered,
         Error::InvalidUrls,
+        Error::InvalidClientVersion,
         Error::Learner,
         Error::NotEnoughStarted,
         Error::Unhealthy,

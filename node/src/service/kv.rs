@@ -80,6 +80,8 @@ impl Kv {
         request: pb::RangeRequest,
     ) -> Result<impl Stream<Item = Result<pb::RangeStreamResponse, Error>> + Send + use<>, Error> {
         checks::range_stream(&request)?;
+        // Of streams learners serve none but a snapshot.
+        self.member.voter()?;
         let (handle, who) = self.reader(caller, request.serializable).await?;
         let counts = handle.status().counts.clone();
         let view = view(&handle, |auth| auth.check_range(&who, &request).map_err(refused))?;

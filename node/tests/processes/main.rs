@@ -7,6 +7,7 @@ mod linearizable;
 mod proxy;
 mod writer;
 
+mod admission;
 mod auth;
 mod auth_leases;
 mod damage;

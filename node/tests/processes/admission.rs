@@ -1,0 +1,159 @@
+//! What etcd asks of every request before it looks into it: learners serve next to nothing, whoever requires a leader
+//! hears at once that there is none, and a client's version is text. Each call is made, whatever is in it.
+
+use balsa_proto::etcdserverpb as pb;
+use bytes::{Buf, Bytes};
+use tonic::client::Grpc;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::codegen::http::{HeaderMap, HeaderValue};
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+use tonic::{Code, Extensions, Request, Status};
+
+use crate::cluster::{Cluster, Member};
+
+/// Services with their methods, one message there and one back.
+const UNARY: [(&str, &str); 8] = [
+    ("etcdserverpb.KV", "Range Put DeleteRange Txn Compact"),
+    ("etcdserverpb.Lease", "LeaseGrant LeaseRevoke LeaseTimeToLive LeaseLeases"),
+    ("etcdserverpb.Cluster", "MemberAdd MemberRemove MemberUpdate MemberList MemberPromote"),
+    ("etcdserverpb.Maintenance", "Alarm Status Defragment Hash HashKV MoveLeader Downgrade"),
+    ("etcdserverpb.Auth", "AuthEnable AuthDisable AuthStatus Authenticate"),
+    (
+        "etcdserverpb.Auth",
+        "UserAdd UserGet UserList UserDelete UserChangePassword UserGrantRole UserRevokeRole RoleAdd RoleGet RoleList \
+         RoleDelete RoleGrantPermission RoleRevokePermission",
+    ),
+    ("v3lockpb.Lock", "Lock Unlock"),
+    ("v3electionpb.Election", "Campaign Proclaim Leader Resign"),
+];
+
+/// Streams; all of them are refused before anything is sent on them.
+const STREAMS: [(&str, &str); 5] = [
+    ("etcdserverpb.KV", "RangeStream"),
+    ("etcdserverpb.Watch", "Watch"),
+    ("etcdserverpb.Lease", "LeaseKeepAlive"),
+    ("etcdserverpb.Maintenance", "Snapshot"),
+    ("v3electionpb.Election", "Observe"),
+];
+
+fn paths(services: &'static [(&str, &str)]) -> impl Iterator<Item = String> {
+    let of = |(service, methods): &(&str, &'static str)| {
+        let service = (*service).to_owned();
+        methods.split_whitespace().map(move |method| format!("/{service}/{method}"))
+    };
+    services.iter().flat_map(of)
+}
+
+/// Sends a message without any field and says how the call ended.
+async fn ask(channel: &Channel, path: &str, metadata: &MetadataMap) -> Result<(), Status> {
+    let mut grpc = Grpc::new(channel.clone());
+    grpc.ready().await.expect("connected");
+    let path: PathAndQuery = path.parse().expect("a path");
+    let messages = tokio_stream::once(());
+    let request = Request::from_parts(metadata.clone(), Extensions::default(), messages);
+    grpc.streaming(request, path, Empty).await?.into_inner().message().await.map(drop)
+}
+
+/// Makes all calls and returns those that did not end with this status.
+async fn others(member: &Member, metadata: &MetadataMap, code: Code, text: &str) -> Vec<String> {
+    let channel = member.channel();
+    let mut others = Vec::new();
+    for path in paths(&UNARY).chain(paths(&STREAMS)) {
+        match ask(&channel, &path, metadata).await {
+            Err(status) if status.code() == code && status.message() == text => {}
+            Err(status) => others.push(format!("{path}: {:?} {}", status.code(), status.message())),
+            Ok(()) => others.push(path),
+        }
+    }
+    others
+}
+
+fn metadata(key: &'static str, value: &'static [u8]) -> MetadataMap {
+    let value = HeaderValue::from_bytes(value).expect("a value");
+    MetadataMap::from_headers(HeaderMap::from_iter([(key.parse().expect("a key"), value)]))
+}
+
+#[derive(Clone, Copy)]
+struct Empty;
+
+impl Codec for Empty {
+    type Encode = ();
+    type Decode = ();
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Empty {
+    type Item = ();
+    type Error = Status;
+
+    fn encode(&mut self, (): (), _: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+impl Decoder for Empty {
+    type Item = ();
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<()>, Status> {
+        buffer.advance(buffer.remaining());
+        Ok(Some(()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_serves_its_status_ranges_of_its_own_and_snapshots() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.members[0].put("k", "v").await.expect("a write");
+    let index = cluster.add_unstarted("learner");
+    let request = pb::MemberAddRequest { peer_ur_ls: vec![cluster.members[index].peer_url()], is_learner: true };
+    cluster.members[0].cluster().member_add(request).await.expect("added");
+    let all = cluster.initial_cluster();
+    cluster.run(index, &all, "existing");
+    let learner = &cluster.members[index];
+    let own = pb::RangeRequest { key: Bytes::from_static(b"k"), serializable: true, ..Default::default() };
+    let has_the_key = || async {
+        let answer = learner.kv().range(own.clone()).await;
+        answer.is_ok_and(|answer| answer.into_inner().count == 1)
+    };
+    cluster.eventually("the learner has caught up", has_the_key).await;
+    let text = "etcdserver: rpc not supported for learner";
+    let served = others(learner, &MetadataMap::new(), Code::FailedPrecondition, text).await;
+    assert_eq!(served, ["/etcdserverpb.Maintenance/Status", "/etcdserverpb.Maintenance/Snapshot"]);
+    let streamed = learner.kv().range_stream(own).await.expect_err("a stream");
+    assert_eq!((streamed.code(), streamed.message()), (Code::FailedPrecondition, text));
+    assert!(learner.status().await.expect("a status").is_learner);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_requires_a_leader_hears_at_once_that_there_is_none() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.members[0].put("k", "v").await.expect("a write");
+    let leader = cluster.leader().await;
+    let strange = metadata("client-api-version", b"3.6\xff");
+    let text = "etcdserver: invalid client api version";
+    let member = &cluster.members[leader];
+    assert_eq!(others(member, &strange, Code::InvalidArgument, text).await, [""; 0]);
+
+    let survivor = (leader + 1) % 3;
+    cluster.members[leader].kill();
+    cluster.members[(leader + 2) % 3].kill();
+    let member = &cluster.members[survivor];
+    let alone = || async { member.status().await.is_some_and(|status| status.leader == 0) };
+    cluster.eventually("it knows no leader", alone).await;
+    let required = metadata("hasleader", b"true");
+    assert_eq!(others(member, &required, Code::Unavailable, "etcdserver: no leader").await, [""; 0]);
+    let own = pb::RangeRequest { key: Bytes::from_static(b"k"), serializable: true, ..Default::default() };
+    assert_eq!(member.kv().range(own).await.expect("who does not is served").into_inner().count, 1);
+}
