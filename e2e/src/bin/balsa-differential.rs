@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use balsa_e2e::differential::generate::{Scope, sequence};
-use balsa_e2e::differential::lockstep::{Difference, Outcome, Programs, run};
+use balsa_e2e::differential::lockstep::{Difference, GivenUp, Outcome, Programs, run};
 use balsa_e2e::differential::reply::Reply;
 use balsa_e2e::differential::shrink::shrink;
 use balsa_e2e::differential::side::Side;
@@ -61,14 +62,43 @@ async fn main() -> anyhow::Result<ExitCode> {
     let first = args.seed.unwrap_or_else(new_seed);
     let started = Instant::now();
     println!("differential: {} requests from seed {first}, against {}", args.requests, args.etcd.display());
-    if let Some(failure) = first_difference(first, &args).await? {
+    let inconclusive = Inconclusive::of(args.requests);
+    if let Some(failure) = first_difference(first, &args, &inconclusive).await? {
         let Failure { seed, difference, .. } = &failure;
         println!("differential: seed {seed} differs (again with BALSA_SEED={seed})\n{difference}");
         report(failure, Duration::from_secs(args.shrink)).await?;
         return Ok(ExitCode::FAILURE);
     }
-    println!("differential: no difference in {} requests, {} s", args.requests, started.elapsed().as_secs());
+    println!(
+        "differential: no difference in {} requests, {} s; {} inconclusive sequences ran again",
+        args.requests,
+        started.elapsed().as_secs(),
+        inconclusive.count.load(Ordering::Relaxed)
+    );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Sequences that ended with a request which a server gave up. A few are a busy machine; more would hide what they do not
+/// get to.
+struct Inconclusive {
+    count: AtomicUsize,
+    allowed: usize,
+}
+
+impl Inconclusive {
+    fn of(requests: usize) -> Self {
+        Self { count: AtomicUsize::new(0), allowed: 2 + requests / SEQUENCE / 10 }
+    }
+
+    fn note(&self, seed: u64, given_up: GivenUp) -> anyhow::Result<()> {
+        let who = if given_up.by_balsa_alone { "Balsa" } else { "etcd" };
+        let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
+        println!("differential: inconclusive ({count}): {who} gave up step {} of seed {seed}, which runs again", given_up.at);
+        if count > self.allowed {
+            bail!("{count} sequences were inconclusive, {} may be: the machine is too busy, or a server hangs", self.allowed);
+        }
+        Ok(())
+    }
 }
 
 /// A sequence on which the servers differ.
@@ -80,7 +110,11 @@ struct Failure {
 }
 
 /// Runs sequences until all requests are sent or two servers differ; those that run meanwhile are given up.
-async fn first_difference(first: u64, args: &Args) -> anyhow::Result<Option<Failure>> {
+async fn first_difference(
+    first: u64,
+    args: &Args,
+    inconclusive: &Inconclusive,
+) -> anyhow::Result<Option<Failure>> {
     let beside = std::env::current_exe()?.with_file_name("balsa");
     let balsa = args.balsa.as_ref().unwrap_or(&beside);
     let range_stream = has_range_stream(&args.etcd).await?;
@@ -88,29 +122,38 @@ async fn first_difference(first: u64, args: &Args) -> anyhow::Result<Option<Fail
     let outcomes = stream::iter((first..).zip(lengths)).map(|(seed, length)| {
         let programs = args.programs(balsa, seed);
         let scope = Scope { range_stream, alone: programs.nodes == 1 };
-        one(programs, seed, sequence(seed, length, scope))
+        one(programs, seed, sequence(seed, length, scope), inconclusive)
     });
     let failures = outcomes.buffer_unordered(args.parallel.max(1)).try_filter_map(|failure| ready(Ok(failure)));
     pin!(failures).try_next().await
 }
 
-/// How often a sequence is run again when the machine is too busy for etcd.
-const OVERLOADS: usize = 5;
-
-async fn one(programs: Programs, seed: u64, steps: Vec<Step>) -> anyhow::Result<Option<Failure>> {
-    for _ in 0..OVERLOADS {
-        match run(&programs, &steps).await.with_context(|| format!("seed {seed}"))? {
+/// Runs a sequence until it comes to an end. A request that Balsa gives up twice and etcd answers is a failure.
+async fn one(
+    programs: Programs,
+    seed: u64,
+    steps: Vec<Step>,
+    inconclusive: &Inconclusive,
+) -> anyhow::Result<Option<Failure>> {
+    let mut before = None;
+    loop {
+        let given_up = match run(&programs, &steps).await.with_context(|| format!("seed {seed}"))? {
             Outcome::Same => return Ok(None),
             Outcome::Differs(difference) => return Ok(Some(Failure { seed, programs, steps, difference })),
-            Outcome::Overloaded => println!("differential: the machine is too busy for etcd, seed {seed} again"),
+            Outcome::Inconclusive(given_up) => given_up,
+        };
+        if given_up.by_balsa_alone && before == Some(given_up) {
+            let step = steps.get(given_up.at).map(ToString::to_string).unwrap_or_default();
+            bail!("seed {seed}: twice Balsa gave up step {}, which etcd answers: {step}", given_up.at);
         }
+        inconclusive.note(seed, given_up)?;
+        before = Some(given_up);
     }
-    bail!("the machine is too busy for etcd")
 }
 
 async fn has_range_stream(etcd: &Path) -> anyhow::Result<bool> {
     let step = Step::RangeStream(pb::RangeRequest { key: "a".into(), ..Default::default() });
-    let reply = Side::start("etcd", etcd, 1, true).await?.send(0, &step).await;
+    let reply = Side::start("etcd", etcd, 1, true, false).await?.send(0, &step).await;
     Ok(!matches!(reply, Reply::Failed { code: Code::Unimplemented, .. }))
 }
 

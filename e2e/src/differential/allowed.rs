@@ -38,7 +38,11 @@ pub const TABLE: &[Row] = &[
         "nothing",
         "etcd answers from hashes that its corruption check took during compactions, with the revisions of that time",
     ),
-    ("Hash: `hash`", "nothing", "etcd hashes its database, which no other store has"),
+    (
+        "Hash: `hash`",
+        "of Balsa's members the same again, until something is written or compacted, and then another",
+        "etcd hashes its database, which no other store has",
+    ),
     (
         "a put with `ignore_value` or `ignore_lease` in a transaction that deletes",
         "not sent",
@@ -103,9 +107,9 @@ pub const TABLE: &[Row] = &[
         "the answer would not come; the server draws a lease, which is part of the key",
     ),
     (
-        "a request that etcd refuses with `request timed out`",
-        "nothing: the sequence runs again",
-        "the machine is too busy for etcd itself",
+        "a request that a server gives up with `request timed out`",
+        "nothing from there on: the sequence is printed as inconclusive and runs again; one in ten may be, and none twice at a request that etcd answers",
+        "it may have been carried out or not, and a busy machine makes either server late",
     ),
     (
         "a compaction of just a revision in which a transaction deleted a key and then put it",

@@ -82,7 +82,6 @@ calls! {
         "/etcdserverpb.Auth/RoleRevokePermission";
     Alarm(pb::AlarmRequest) -> pb::AlarmResponse, "/etcdserverpb.Maintenance/Alarm";
     Defragment(pb::DefragmentRequest) -> pb::DefragmentResponse, "/etcdserverpb.Maintenance/Defragment";
-    Hash(pb::HashRequest) -> pb::HashResponse, "/etcdserverpb.Maintenance/Hash";
     MoveLeader(pb::MoveLeaderRequest) -> pb::MoveLeaderResponse, "/etcdserverpb.Maintenance/MoveLeader";
     Downgrade(pb::DowngradeRequest) -> pb::DowngradeResponse, "/etcdserverpb.Maintenance/Downgrade";
     MemberAdd(pb::MemberAddRequest) -> pb::MemberAddResponse, "/etcdserverpb.Cluster/MemberAdd";
@@ -171,13 +170,6 @@ impl Answer for pb::AuthenticateResponse {
 
     fn secret(&mut self) -> Option<String> {
         Some(std::mem::take(&mut self.token)).filter(|token| !token.is_empty())
-    }
-}
-
-impl Answer for pb::HashResponse {
-    fn header(&mut self) -> Option<pb::ResponseHeader> {
-        self.hash = 0;
-        self.header.take()
     }
 }
 

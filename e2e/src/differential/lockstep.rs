@@ -52,12 +52,33 @@ pub enum Outcome {
     Same,
     /// They do not.
     Differs(Difference),
-    /// etcd itself gave up a request because the machine is too busy: there is nothing to compare with.
-    Overloaded,
+    /// A server gave a request up, which leaves open what became of it: there is nothing to compare from there on.
+    Inconclusive(GivenUp),
 }
 
-/// What etcd says then.
-const OVERLOADED: &str = "etcdserver: request timed out";
+/// A request that a server gave up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GivenUp {
+    /// Its place in the sequence.
+    pub at: usize,
+    /// etcd answered it: that the machine is busy is no excuse if it happens again.
+    pub by_balsa_alone: bool,
+}
+
+/// What a server says then.
+const GAVE_UP: &str = "etcdserver: request timed out";
+
+/// Why a sequence goes no further.
+enum Stop {
+    Differs(Difference),
+    Inconclusive(GivenUp),
+}
+
+impl From<Difference> for Stop {
+    fn from(difference: Difference) -> Self {
+        Stop::Differs(difference)
+    }
+}
 
 /// The first step on which the servers disagree.
 #[derive(Debug, Clone, PartialEq)]
@@ -86,15 +107,16 @@ impl fmt::Display for Difference {
 /// A server does not start.
 pub async fn run(programs: &Programs, sequence: &[Step]) -> anyhow::Result<Outcome> {
     let mut lockstep = Lockstep::start(programs).await?;
-    for (at, step) in sequence.iter().chain(&ending()).enumerate() {
-        if let Err(difference) = lockstep.step(at, step).await {
-            return Ok(lockstep.outcome(difference).await);
-        }
-    }
-    match lockstep.hear_progress(sequence.len()).await {
+    match lockstep.all(sequence).await {
         Ok(()) => Ok(Outcome::Same),
-        Err(difference) => Ok(lockstep.outcome(difference).await),
+        Err(Stop::Differs(difference)) => Ok(Outcome::Differs(lockstep.explained(difference).await)),
+        Err(Stop::Inconclusive(given_up)) => Ok(Outcome::Inconclusive(given_up)),
     }
+}
+
+/// Whether a reply leaves open what became of the request.
+fn is_given_up(reply: &Reply) -> bool {
+    matches!(reply, Reply::Failed { message, .. } if message == GAVE_UP)
 }
 
 /// What every sequence ends with: the whole store, and its hash.
@@ -121,8 +143,9 @@ impl Lockstep {
     async fn start(programs: &Programs) -> anyhow::Result<Self> {
         // The shortest lease follows from the time of elections, so that is the same on both.
         let fast = programs.nodes == 1;
-        let balsa = Side::start("balsa", &programs.balsa, programs.nodes, fast);
-        let (etcd, balsa) = tokio::join!(Side::start("etcd", &programs.etcd, 1, fast), balsa);
+        let balsa = Side::start("balsa", &programs.balsa, programs.nodes, fast, true);
+        // What etcd's Hash is of is its database: with the leases, and with what a compaction has not deleted yet.
+        let (etcd, balsa) = tokio::join!(Side::start("etcd", &programs.etcd, 1, fast, false), balsa);
         let mut lockstep = Self {
             etcd: etcd?,
             balsa: balsa?,
@@ -134,24 +157,32 @@ impl Lockstep {
             history: History::default(),
         };
         let audit = Step::Watch { stream: AUDIT, request: audit_request() };
-        lockstep.step(0, &audit).await.map_err(|difference| anyhow::anyhow!("{difference}"))?;
-        Ok(lockstep)
+        match lockstep.step(0, &audit).await {
+            Ok(()) => Ok(lockstep),
+            Err(Stop::Differs(difference)) => anyhow::bail!("{difference}"),
+            Err(Stop::Inconclusive(_)) => anyhow::bail!("a server does not open the first watch stream in time"),
+        }
     }
 
-    async fn outcome(&mut self, mut difference: Difference) -> Outcome {
-        if difference.etcd.contains(OVERLOADED) {
-            return Outcome::Overloaded;
+    async fn all(&mut self, sequence: &[Step]) -> Result<(), Stop> {
+        for (at, step) in sequence.iter().chain(&ending()).enumerate() {
+            self.step(at, step).await?;
         }
+        Ok(self.hear_progress(sequence.len()).await?)
+    }
+
+    /// With the end of a process that caused it.
+    async fn explained(&mut self, mut difference: Difference) -> Difference {
         let (etcd, balsa) = tokio::join!(self.etcd.ended(LAST_BREATH), self.balsa.ended(LAST_BREATH));
         for (said, ended) in [(&mut difference.etcd, etcd), (&mut difference.balsa, balsa)] {
             if let Some(log) = ended {
                 said.push_str(&format!("\n(the process has ended)\n{log}"));
             }
         }
-        Outcome::Differs(difference)
+        difference
     }
 
-    async fn step(&mut self, at: usize, step: &Step) -> Result<(), Difference> {
+    async fn step(&mut self, at: usize, step: &Step) -> Result<(), Stop> {
         let mut sent = self.revisions.resolve(step);
         if let Step::Call(call) = sent.parts().1
             && self.etcd.would_wait(call).await
@@ -170,11 +201,15 @@ impl Lockstep {
         }
         let (etcd, balsa) = self.ask(at, &sent).await;
         let (_, step) = sent.parts();
+        let given_up = (is_given_up(&etcd), is_given_up(&balsa));
+        if given_up != (false, false) {
+            return Err(Stop::Inconclusive(GivenUp { at, by_balsa_alone: !given_up.0 }));
+        }
         if self.is_of_a_compaction(step) {
             return Ok(());
         }
         if let Some(both) = allowed::differ(step, &etcd, &balsa) {
-            return Err(differ(&sent, both));
+            return Err(differ(&sent, both).into());
         }
         self.learn(step, &etcd);
         Ok(())
@@ -211,6 +246,7 @@ impl Lockstep {
         match (step, reply) {
             (Step::Compact(request), Reply::Compact(_)) => {
                 self.revisions.compacted = request.revision;
+                self.balsa.identity.compacted = request.revision;
                 self.compactions.insert(request.revision);
                 self.history.compact(request.revision);
             }

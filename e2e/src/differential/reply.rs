@@ -32,6 +32,8 @@ pub enum Reply {
     Status(pb::StatusResponse),
     /// Of Maintenance.HashKV
     HashKv(pb::HashKvResponse),
+    /// Of Maintenance.Hash
+    Hash(pb::HashResponse),
     /// Of Cluster.MemberList
     MemberList(pb::MemberListResponse),
     /// Of Lease.LeaseGrant
@@ -98,6 +100,10 @@ pub struct Identity {
     term: u64,
     /// Hashes by the revision and the compacted revision that they are of.
     hashes: BTreeMap<(i64, i64), u32>,
+    /// Hashes of the whole by the same; None where they follow from more than keys.
+    whole: Option<BTreeMap<(i64, i64), u32>>,
+    /// The compacted revision.
+    pub compacted: i64,
     /// Who answers now.
     turn: usize,
 }
@@ -117,9 +123,12 @@ pub fn tidy_members(members: &mut [pb::Member]) {
 const FOREIGN: u64 = 99;
 
 impl Identity {
-    /// Of a cluster of so many members, none of which has answered yet.
-    pub fn new(nodes: usize) -> Self {
-        Self { cluster_id: 0, own: vec![0; nodes], members: Vec::new(), term: 0, hashes: BTreeMap::new(), turn: 0 }
+    /// Of a cluster of so many members, none of which has answered yet. `hashes_keys` says whether what Hash answers is
+    /// of the keys alone.
+    pub fn new(nodes: usize, hashes_keys: bool) -> Self {
+        let (hashes, whole) = (BTreeMap::new(), hashes_keys.then(BTreeMap::new));
+        let (own, members) = (vec![0; nodes], Vec::new());
+        Self { cluster_id: 0, own, members, term: 0, hashes, whole, compacted: 0, turn: 0 }
     }
 
     /// Takes ids and terms out of an answer: own ids become 1, absent ones stay 0, others become 99. A term that goes
@@ -135,6 +144,7 @@ impl Identity {
             Reply::Watch(replies) => replies.iter_mut().for_each(|reply| self.header(&mut reply.header)),
             Reply::Status(reply) => self.status(reply),
             Reply::HashKv(reply) => self.hash_kv(reply),
+            Reply::Hash(reply) => self.hash(reply),
             Reply::MemberList(reply) => self.member_list(reply),
             Reply::LeaseGrant(reply) => {
                 self.header(&mut reply.header);
@@ -232,6 +242,20 @@ impl Identity {
         reply.hash = if known == reply.hash { 1 } else { FOREIGN as u32 };
     }
 
+    /// The same again from whichever member, unless something was written or compacted meanwhile; then another: 1, else
+    /// 99.
+    fn hash(&mut self, reply: &mut pb::HashResponse) {
+        self.header(&mut reply.header);
+        let of = (reply.header.as_ref().map_or(0, |header| header.revision), self.compacted);
+        let (hash, as_it_must) = (reply.hash, |known: &mut BTreeMap<(i64, i64), u32>| {
+            let others = known.iter().filter(|(other, _)| other.1 == of.1 && other.0 != of.0);
+            let is_new = others.clone().all(|(_, other)| *other != reply.hash);
+            *known.entry(of).or_insert(reply.hash) == reply.hash && is_new
+        });
+        let holds = self.whole.as_mut().is_none_or(as_it_must);
+        reply.hash = if holds { hash.min(1) } else { FOREIGN as u32 };
+    }
+
     fn member_list(&mut self, reply: &mut pb::MemberListResponse) {
         self.header(&mut reply.header);
         tidy_members(&mut reply.members);
@@ -296,11 +320,32 @@ mod tests {
 
     #[test]
     fn ids_are_taken_out_and_must_not_change() {
-        let (mut etcd, mut balsa) = (Identity::new(1), Identity::new(1));
+        let (mut etcd, mut balsa) = (Identity::new(1, false), Identity::new(1, true));
         assert_eq!(etcd.normalise(0, put(3, 2)), balsa.normalise(0, put(4, 8)));
         assert_eq!(etcd.normalise(0, put(3, 2)), balsa.normalise(0, put(4, 9)));
         assert_ne!(etcd.normalise(0, put(3, 2)), balsa.normalise(0, put(5, 9)), "another cluster");
         assert_ne!(etcd.normalise(0, put(3, 2)), balsa.normalise(0, put(4, 8)), "a term that goes back");
         assert_ne!(etcd.normalise(0, put(3, 2)), balsa.normalise(0, put(0, 9)), "no id");
+    }
+
+    #[test]
+    fn a_hash_is_the_same_again_until_something_is_written() {
+        let mut balsa = Identity::new(3, true);
+        let mut told = |turn: usize, revision: i64, hash: u32| {
+            let header = Some(pb::ResponseHeader { cluster_id: 3, member_id: 7 + turn as u64, revision, raft_term: 1 });
+            let Reply::Hash(reply) = balsa.normalise(turn, Reply::Hash(pb::HashResponse { header, hash })) else {
+                panic!("another reply")
+            };
+            reply.hash
+        };
+        assert_eq!([told(0, 5, 70), told(1, 5, 70), told(2, 6, 80)], [1, 1, 1]);
+        assert_eq!(told(0, 6, 81), 99, "another one of the same revision");
+        assert_eq!(told(1, 7, 80), 99, "the same one of another revision");
+        assert_eq!(told(1, 8, 0), 0, "none");
+        let mut etcd = Identity::new(1, false);
+        for hash in [70, 71] {
+            let reply = etcd.normalise(0, Reply::Hash(pb::HashResponse { header: None, hash }));
+            assert_eq!(reply, Reply::Hash(pb::HashResponse { header: None, hash: 1 }));
+        }
     }
 }

@@ -46,11 +46,17 @@ struct Member {
 }
 
 impl Side {
-    /// Starts a cluster, with `fast` elections.
+    /// Starts a cluster, with `fast` elections. `hashes_keys`: see [`Identity::new`].
     ///
     /// # Errors
     /// It does not start.
-    pub async fn start(name: &str, program: &Path, nodes: usize, fast: bool) -> anyhow::Result<Self> {
+    pub async fn start(
+        name: &str,
+        program: &Path,
+        nodes: usize,
+        fast: bool,
+        hashes_keys: bool,
+    ) -> anyhow::Result<Self> {
         let mut arguments = ARGUMENTS.to_vec();
         if fast {
             arguments.extend(FAST_ELECTION);
@@ -58,7 +64,7 @@ impl Side {
         // What is compared does not depend on the disk, and a real one would be waited for most of the time.
         let servers = Server::cluster_in_memory(name, program, nodes, &arguments).await?;
         let members = servers.into_iter().map(Member::new).collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(Self { identity: Identity::new(nodes), members, tokens: BTreeMap::new() })
+        Ok(Self { identity: Identity::new(nodes, hashes_keys), members, tokens: BTreeMap::new() })
     }
 
     /// Sends a step to the member whose turn it is and waits for its reply, ids taken out.
@@ -168,6 +174,7 @@ impl Member {
             Step::Compact(request) => answer(self.kv.compact(request).await, Reply::Compact),
             Step::Status => answer(self.maintenance.status(pb::StatusRequest {}).await, Reply::Status),
             Step::HashKv(request) => answer(self.maintenance.hash_kv(request).await, Reply::HashKv),
+            Step::Hash => answer(self.maintenance.hash(pb::HashRequest {}).await, Reply::Hash),
             Step::MemberList(request) => answer(self.cluster.member_list(request).await, Reply::MemberList),
             Step::LeaseGrant(request) => answer(self.lease.lease_grant(request).await, Reply::LeaseGrant),
             Step::LeaseRevoke(request) => answer(self.lease.lease_revoke(request).await, Reply::LeaseRevoke),

@@ -34,6 +34,8 @@ pub enum Step {
     Status,
     /// Maintenance.HashKV
     HashKv(pb::HashKvRequest),
+    /// Maintenance.Hash
+    Hash,
     /// Cluster.MemberList
     MemberList(pb::MemberListRequest),
     /// Lease.LeaseGrant

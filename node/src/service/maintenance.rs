@@ -60,7 +60,8 @@ impl Maintenance {
         })
     }
 
-    /// The hash of the key history up to a revision, 0 for the current one: equal on all members.
+    /// The hash of the key history up to a revision, 0 for the current one: equal on all members. The header is of the
+    /// moment that was hashed.
     ///
     /// # Errors
     /// `Compacted`, `FutureRevision`.
@@ -70,9 +71,8 @@ impl Maintenance {
         let timer = metrics::HASH_KV_SECONDS.start_timer();
         let hash = self.hash_at(&handle, request.revision).await?;
         timer.observe_duration();
-        let status = handle.status();
         Ok(pb::HashKvResponse {
-            header: Some(header(&status, status.revision)),
+            header: Some(header(&handle.status(), hash.revision)),
             hash: hash.hash,
             compact_revision: hash.compact_revision,
             hash_revision: hash.hash_revision,
@@ -89,8 +89,7 @@ impl Maintenance {
         let timer = metrics::HASH_SECONDS.start_timer();
         let hash = self.hash_at(&handle, 0).await?;
         timer.observe_duration();
-        let status = handle.status();
-        Ok(pb::HashResponse { header: Some(header(&status, status.revision)), hash: hash.hash })
+        Ok(pb::HashResponse { header: Some(header(&handle.status(), hash.revision)), hash: hash.hash })
     }
 
     async fn hash_at(&self, handle: &Handle, revision: i64) -> Result<HashKv, Error> {

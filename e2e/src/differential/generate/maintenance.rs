@@ -25,11 +25,11 @@ impl Draw {
     pub(super) fn maintenance(&mut self) -> Step {
         Step::Call(match self.rng.u32(0..100) {
             0..20 => Call::Defragment(pb::DefragmentRequest {}),
-            20..45 => Call::Hash(pb::HashRequest {}),
+            20..45 => return Step::Hash,
             // Balsa passes for a 3.6, and which versions one can go back to is a matter of the version.
             45..65 if !self.scope.range_stream => self.downgrade(),
             // Of three, one that is asked in turn mostly is not the leader.
-            _ if !self.scope.alone => Call::Hash(pb::HashRequest {}),
+            _ if !self.scope.alone => return Step::Hash,
             _ => Call::MoveLeader(pb::MoveLeaderRequest { target_id: self.pick(&[0, 777, u64::MAX]) }),
         })
     }
