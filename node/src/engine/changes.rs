@@ -120,7 +120,7 @@ impl Changes {
         let outcome = if role.leader == *target {
             Ok(())
         } else if now >= *deadline {
-            Err(Failure::BadTransferee)
+            Err(Failure::TransferTimedOut)
         } else {
             return;
         };

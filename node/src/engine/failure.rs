@@ -57,9 +57,12 @@ pub enum Failure {
         /// The leader's commit index.
         commit: u64,
     },
-    /// The transfer target is no voter or did not take over in time.
+    /// The transfer target is no voter.
     #[error("bad leader transferee")]
     BadTransferee,
+    /// The transfer target did not take over in time.
+    #[error("the leader transfer took too long")]
+    TransferTimedOut,
     /// The storage failed or is corrupt; the process is about to end.
     #[error("storage: {0}")]
     Storage(String),

@@ -168,7 +168,7 @@ impl Handle {
     /// Hands leadership to the voter `target` and waits, at most one election timeout, until it leads.
     ///
     /// # Errors
-    /// `NotLeader`, `BadTransferee`, `ChangeInFlight`, `TimedOut`.
+    /// `NotLeader`, `BadTransferee`, `TransferTimedOut`, `ChangeInFlight`, `TimedOut`.
     pub async fn move_leader(&self, target: u64) -> Result<(), Failure> {
         self.request(|reply| Input::MoveLeader { target, reply }).await
     }

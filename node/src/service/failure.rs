@@ -292,6 +292,13 @@ fn failure_row(failure: &Failure) -> Row {
         Failure::BadTransferee => {
             row(Code::FailedPrecondition, "etcdserver: bad leader transferee", Refused, Reason::BadTransferee)
         }
+        // etcd has no code for this one.
+        Failure::TransferTimedOut => row(
+            Code::Unknown,
+            "etcdserver: request timed out, leader transfer took too long",
+            Refused,
+            Reason::BadTransferee,
+        ),
         Failure::Storage(_) => row(Code::Unavailable, "etcdserver: server stopped", Unknown, Reason::TimedOut),
     }
 }
@@ -462,6 +469,7 @@ pub(crate) fn all() -> Vec<Error> {
         Failure::QuorumAtRisk,
         Failure::NotCaughtUp { id: 7, matched: 1, commit: 9 },
         Failure::BadTransferee,
+        Failure::TransferTimedOut,
         Failure::Storage("disk".into()),
     ];
     refusals.into_iter().map(Error::from).chain(failures.into_iter().map(Error::from)).chain(checks()).collect()

@@ -99,7 +99,7 @@ impl Maintenance {
     /// Hands leadership to a voter; on the leader only. The answer has no header, as etcd's.
     ///
     /// # Errors
-    /// `NotLeader`, `BadTransferee`, `TimedOut`.
+    /// `NotLeader`, `BadTransferee`, `TransferTimedOut`, `TimedOut`.
     pub async fn move_leader(
         &self,
         caller: &Caller,

@@ -166,7 +166,7 @@ impl NodeService {
     /// Hands leadership to a voter and waits until it leads.
     ///
     /// # Errors
-    /// `BadTransferee`, `ChangeInFlight`, `NoLeader`, `TimedOut`.
+    /// `BadTransferee`, `TransferTimedOut`, `ChangeInFlight`, `NoLeader`, `TimedOut`.
     pub async fn move_leader(
         &self,
         request: wire::MoveLeaderRequest,

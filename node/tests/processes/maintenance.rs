@@ -125,6 +125,29 @@ async fn a_downgrade_is_checked_announced_and_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn leadership_goes_to_a_voter_that_is_there() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let mut ids = Vec::new();
+    for member in &cluster.members {
+        ids.push(member.status().await.expect("a status").header.expect("a header").member_id);
+    }
+    let ask = async |asked: usize, target_id: u64| {
+        let answer = cluster.members[asked].maintenance().move_leader(pb::MoveLeaderRequest { target_id }).await;
+        answer.map(|answer| answer.into_inner()).map_err(|error| (error.code(), error.message().to_owned()))
+    };
+    let (next, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let refused = |code, text: &str| Err((code, text.to_owned()));
+    assert_eq!(ask(next, ids[next]).await, refused(Code::FailedPrecondition, "etcdserver: not leader"));
+    assert_eq!(ask(leader, 777).await, refused(Code::FailedPrecondition, "etcdserver: bad leader transferee"));
+    assert_eq!(ask(leader, ids[next]).await, Ok(pb::MoveLeaderResponse { header: None }));
+    assert_eq!(cluster.members[next].status().await.expect("a status").leader, ids[next]);
+    cluster.members[other].signal("STOP");
+    let text = "etcdserver: request timed out, leader transfer took too long";
+    assert_eq!(ask(next, ids[other]).await, refused(Code::Unknown, text));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_leader_compacts_what_is_older_than_the_period() {
     let cluster = Cluster::start_with(3, &["--auto-compaction-retention=1s"]).await;
     let first = cluster.members[0].put("k", "0").await.expect("a write");
