@@ -194,6 +194,9 @@ mod tests {
             let (content, checksum) = all.split_at(all.len() - 32);
             assert_eq!(Sha256::digest(content).as_slice(), checksum);
             assert_eq!(messages.last().unwrap().remaining_bytes, 0);
+            assert!(messages.windows(2).all(|pair| pair[0].remaining_bytes >= pair[1].remaining_bytes));
+            let plain = |message: &pb::SnapshotResponse| message.header.is_none() && message.version == "3.6.0";
+            assert!(messages.iter().all(plain), "no header, and in each message the version");
             assert_eq!(messages[0].remaining_bytes, (content.len() - messages[0].blob.len()) as u64);
         }
     }
