@@ -93,9 +93,15 @@ impl Inconclusive {
     fn note(&self, seed: u64, given_up: GivenUp) -> anyhow::Result<()> {
         let who = if given_up.by_balsa_alone { "Balsa" } else { "etcd" };
         let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        println!("differential: inconclusive ({count}): {who} gave up step {} of seed {seed}, which runs again", given_up.at);
+        println!(
+            "differential: inconclusive ({count}): {who} gave up step {} of seed {seed}, which runs again",
+            given_up.at
+        );
         if count > self.allowed {
-            bail!("{count} sequences were inconclusive, {} may be: the machine is too busy, or a server hangs", self.allowed);
+            bail!(
+                "{count} sequences were inconclusive, {} may be: the machine is too busy, or a server hangs",
+                self.allowed
+            );
         }
         Ok(())
     }
@@ -110,11 +116,7 @@ struct Failure {
 }
 
 /// Runs sequences until all requests are sent or two servers differ; those that run meanwhile are given up.
-async fn first_difference(
-    first: u64,
-    args: &Args,
-    inconclusive: &Inconclusive,
-) -> anyhow::Result<Option<Failure>> {
+async fn first_difference(first: u64, args: &Args, inconclusive: &Inconclusive) -> anyhow::Result<Option<Failure>> {
     let beside = std::env::current_exe()?.with_file_name("balsa");
     let balsa = args.balsa.as_ref().unwrap_or(&beside);
     let range_stream = has_range_stream(&args.etcd).await?;

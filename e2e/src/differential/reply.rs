@@ -247,13 +247,15 @@ impl Identity {
     fn hash(&mut self, reply: &mut pb::HashResponse) {
         self.header(&mut reply.header);
         let of = (reply.header.as_ref().map_or(0, |header| header.revision), self.compacted);
-        let (hash, as_it_must) = (reply.hash, |known: &mut BTreeMap<(i64, i64), u32>| {
-            let others = known.iter().filter(|(other, _)| other.1 == of.1 && other.0 != of.0);
-            let is_new = others.clone().all(|(_, other)| *other != reply.hash);
-            *known.entry(of).or_insert(reply.hash) == reply.hash && is_new
-        });
+        let hash = reply.hash;
+        let as_it_must = |known: &mut BTreeMap<(i64, i64), u32>| {
+            let mut others = known.iter().filter(|(other, _)| other.1 == of.1 && other.0 != of.0);
+            let is_new = others.all(|(_, other)| *other != hash);
+            *known.entry(of).or_insert(hash) == hash && is_new
+        };
         let holds = self.whole.as_mut().is_none_or(as_it_must);
-        reply.hash = if holds { hash.min(1) } else { FOREIGN as u32 };
+        // That of nothing at all is 0 in Balsa.
+        reply.hash = if holds { 1 } else { FOREIGN as u32 };
     }
 
     fn member_list(&mut self, reply: &mut pb::MemberListResponse) {
@@ -341,7 +343,7 @@ mod tests {
         assert_eq!([told(0, 5, 70), told(1, 5, 70), told(2, 6, 80)], [1, 1, 1]);
         assert_eq!(told(0, 6, 81), 99, "another one of the same revision");
         assert_eq!(told(1, 7, 80), 99, "the same one of another revision");
-        assert_eq!(told(1, 8, 0), 0, "none");
+        assert_eq!(told(1, 8, 0), 1, "that of nothing");
         let mut etcd = Identity::new(1, false);
         for hash in [70, 71] {
             let reply = etcd.normalise(0, Reply::Hash(pb::HashResponse { header: None, hash }));

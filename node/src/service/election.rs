@@ -118,7 +118,14 @@ impl Election {
         let stopping = self.queue.member().stopping().clone();
         let cut = cut(require_leader.then(|| handle.clone()), patience(handle.election_timeout()), stopping);
         let (queue, prefix) = (self.queue.clone(), prefix(&request.name));
-        Ok(Observation { queue, prefix, ready: VecDeque::new(), state: State::Looking, cut: Box::pin(cut), over: false })
+        Ok(Observation {
+            queue,
+            prefix,
+            ready: VecDeque::new(),
+            state: State::Looking,
+            cut: Box::pin(cut),
+            over: false,
+        })
     }
 
     async fn proclaim_as(
