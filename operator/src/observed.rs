@@ -24,6 +24,8 @@ pub struct Observed {
     pub set: Option<ObservedSet>,
     /// Pods by ordinal, orphans included.
     pub pods: BTreeMap<u32, ObservedPod>,
+    /// Why the StatefulSet's controller could not make a pod that is not there, in its own words, by ordinal.
+    pub unmade: BTreeMap<u32, String>,
     /// Volume claims `data-<name>-<ordinal>` by ordinal, with or without labels.
     pub volumes: BTreeMap<u32, ObservedVolume>,
     /// What `Node.State` of each pod's node said. No entry is read as [`NodeReport::Unreachable`].

@@ -47,6 +47,7 @@ const CALLS: &[Call] = &[
     ("policy", "poddisruptionbudgets", "create", "apply.rs"),
     ("policy", "poddisruptionbudgets", "patch", "apply.rs"),
     ("policy", "poddisruptionbudgets", "delete", "apply.rs"),
+    ("", "events", "list", "observe/mod.rs"),
     ("events.k8s.io", "events", "create", "controller.rs"),
     ("events.k8s.io", "events", "patch", "controller.rs"),
 ];

@@ -37,6 +37,8 @@ pub(super) async fn refused(cluster: Cluster) -> anyhow::Result<()> {
             json!({ "resources": { "requests": { "memory": "2Gi" }, "limits": { "memory": "1Gi" } } }),
             "less than or equal to memory limit",
         ),
+        // No pod may be made of this one; only the StatefulSet's controller hears of it.
+        (json!({ "scheduling": { "priorityClass": "missing" } }), "no PriorityClass with name missing was found"),
     ] {
         cluster.apply(&Cluster::resource(1, &spec)).await?;
         cluster

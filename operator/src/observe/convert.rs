@@ -3,7 +3,7 @@
 use balsa_crds::RaftCluster;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{
-    ContainerStateTerminated, ContainerStatus, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec,
+    ContainerStateTerminated, ContainerStatus, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -69,6 +69,13 @@ pub(super) fn budget(budget: &PodDisruptionBudget) -> ObservedBudget {
             Some(IntOrString::String(_)) | None => None,
         },
     }
+}
+
+/// What the newest of these events says of a pod that could not be made.
+pub(super) fn failure(events: &[Event], pod: &str) -> Option<String> {
+    let names = |event: &&Event| event.message.iter().flat_map(|text| text.split_whitespace()).any(|word| word == pod);
+    let at = |event: &&Event| event.last_timestamp.as_ref().map(seconds);
+    events.iter().filter(names).max_by_key(at)?.message.clone()
 }
 
 pub(super) fn pod(pod: &Pod) -> ObservedPod {

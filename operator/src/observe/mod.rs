@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use balsa_crds::RaftCluster;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+    ConfigMap, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
 };
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::ListParams;
@@ -97,9 +97,13 @@ pub async fn observe(
     };
     live.addresses = nodes::addresses(&pods, &name);
     let latched = observed.resource.cluster_id;
-    let (answers, ()) =
-        tokio::join!(nodes::ask(dial, &live.addresses, &name, latched), hosts(client, &mut observed, &volumes, &name));
+    let (answers, unmade, ()) = tokio::join!(
+        nodes::ask(dial, &live.addresses, &name, latched),
+        unmade(client, live.stateful_set.as_ref(), &pods, &name),
+        hosts(client, &mut observed, &volumes, &name)
+    );
     (observed.nodes, observed.members) = answers;
+    observed.unmade = unmade;
     Ok((observed, live))
 }
 
@@ -154,6 +158,23 @@ fn by_ordinal<O: ResourceExt, V>(
     convert: impl Fn(&O) -> V,
 ) -> BTreeMap<u32, V> {
     objects.iter().filter_map(|object| Some((ordinal(&object.name_any())?, convert(object)))).collect()
+}
+
+/// Why pods that are not there could not be made: only the events of the StatefulSet's controller say that a quota, a policy or
+/// a missing class forbids them. Without permission nobody knows, and the plan waits all the same.
+async fn unmade(client: &Client, set: Option<&StatefulSet>, pods: &[Pod], name: &str) -> BTreeMap<u32, String> {
+    let Some((set, uid)) = set.and_then(|set| Some((set, set.uid()?))) else { return BTreeMap::new() };
+    let replicas = set.spec.as_ref().and_then(|spec| spec.replicas).and_then(|count| u32::try_from(count).ok());
+    let there: BTreeSet<String> = pods.iter().map(ResourceExt::name_any).collect();
+    let missing = (0..replicas.unwrap_or_default()).map(|k| (k, names::pod(name, k)));
+    let missing: Vec<(u32, String)> = missing.filter(|(_, pod)| !there.contains(pod)).collect();
+    if missing.is_empty() {
+        return BTreeMap::new();
+    }
+    let events: Api<Event> = Api::namespaced(client.clone(), &set.namespace().unwrap_or_default());
+    let failures = ListParams::default().fields(&format!("involvedObject.uid={uid},reason=FailedCreate"));
+    let events = events.list(&failures).await.map(|list| list.items).unwrap_or_default();
+    missing.into_iter().filter_map(|(k, pod)| Some((k, convert::failure(&events, &pod)?))).collect()
 }
 
 /// Learns what became of the Kubernetes nodes, where a proof may be needed: for pods that end or do not serve, and

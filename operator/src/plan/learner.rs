@@ -144,6 +144,9 @@ pub(super) fn not_running(view: &View<'_>, k: u32) -> WaitReason {
 pub(super) fn pod_cause(view: &View<'_>, k: u32) -> String {
     let name = &view.cluster.name;
     let Some(pod) = view.pod(k) else {
+        if let Some(why) = view.observed.unmade.get(&k) {
+            return format!("pod {k} cannot be made: {why}");
+        }
         return format!("pod {k} does not exist; if that lasts, kubectl describe statefulset {name} says why");
     };
     if pod.terminating.is_some() {

@@ -237,9 +237,12 @@ impl Script {
 
     fn edit_pod(&mut self, k: u32, words: &[&str]) -> Result<(), String> {
         let now = self.observed.now;
-        if words == ["missing"] {
+        if let ["missing", why @ ..] = words {
             self.observed.pods.remove(&k);
             self.observed.nodes.remove(&k);
+            if !why.is_empty() {
+                self.observed.unmade.insert(k, why.join(" "));
+            }
             return Ok(());
         }
         let pod = self.observed.pods.entry(k).or_insert_with(|| new_pod(k));

@@ -88,6 +88,11 @@ impl Stage {
         match (method.as_str(), plural.as_str(), name.as_str()) {
             ("GET", "pods", "") => Some((200, json!({"metadata": {}, "items": self.pods()}))),
             ("GET", "persistentvolumeclaims", "") => Some((200, json!({"metadata": {}, "items": self.volumes()}))),
+            ("GET", "events", "") => {
+                let failure = |text: &String| json!({"metadata": {}, "involvedObject": {}, "message": text});
+                let items: Vec<Value> = self.failures.iter().map(failure).collect();
+                Some((200, json!({"metadata": {}, "items": items})))
+            }
             ("GET", ..) => Some(found(self.read(plural, name))),
             (_, "events", _) => {
                 let note = ["type", "reason", "action", "note"].map(|key| text(&body[key]));

@@ -37,6 +37,8 @@ pub(super) struct Stage {
     pub(super) writes: Vec<String>,
     /// The events, as type, reason, action and note.
     pub(super) events: Vec<[String; 4]>,
+    /// What the StatefulSet's controller says of pods that it could not make.
+    pub(super) failures: Vec<String>,
     /// Writes that were refused.
     pub(super) refused: Vec<String>,
     /// The write at which the process ends.
@@ -84,6 +86,7 @@ impl Stage {
             objects: BTreeMap::new(),
             writes: Vec::new(),
             events: Vec::new(),
+            failures: Vec::new(),
             refused: Vec::new(),
             fuse: None,
             dead: false,

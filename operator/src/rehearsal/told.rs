@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::runs::{Operator, block_on, settled, shared};
-use super::stage::{Shared, lock};
+use super::stage::{Shared, Stage, lock};
 use crate::observed::{Alarm, ExitKind};
 use crate::plan::LEARNER_DEADLINE_SECONDS;
 
@@ -203,4 +203,32 @@ fn m29_settings_with_which_no_node_would_start_touch_nothing() {
             assert_eq!(touched, Vec::<String>::new());
         });
     }
+}
+
+/// M29: what the StatefulSet may ask for and no pod may be, only its controller hears; the conditions have its words.
+#[test]
+fn m29_why_a_pod_cannot_be_made_is_told_in_its_controllers_words() {
+    block_on(async {
+        let stage = shared(Stage::new(1, &json!({})));
+        let operator = Operator::new(&stage);
+        let words = "create Pod db-0 in StatefulSet db failed error: pods \"db-0\" is forbidden: no PriorityClass with \
+                     name high was found";
+        lock(&stage).failures =
+            vec!["create Pod db-01 in StatefulSet db failed error: another".to_owned(), words.to_owned()];
+        // The model's controller makes pods when time moves, so it stands still.
+        for _ in 0..5 {
+            operator.pass().await.expect("a pass");
+            if let Some(set) = lock(&stage).world.set.as_mut() {
+                set.observed_generation = set.generation;
+            }
+        }
+        assert!(lock(&stage).world.pods.is_empty());
+        assert_eq!(lock(&stage).condition("Progressing"), ("True".to_owned(), "PodNotRunning".to_owned()));
+        let planned = lock(&stage).planned();
+        assert!(
+            planned.contains("pod 0 cannot be made: create Pod db-0 in") && planned.contains("PriorityClass"),
+            "{planned}"
+        );
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+    });
 }

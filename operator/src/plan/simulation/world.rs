@@ -410,6 +410,7 @@ impl World {
             resource: self.resource.clone(),
             set: self.set.clone(),
             pods,
+            unmade: BTreeMap::new(),
             volumes: self.volumes.iter().map(|(k, volume)| (*k, self.volume_as_read(volume))).collect(),
             nodes: self.pods.keys().map(|k| (*k, self.report(*k))).collect(),
             members: self.list(),
