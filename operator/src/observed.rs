@@ -278,6 +278,7 @@ pub struct ObservedVolume {
 
 /// The answer of `Node.State`, or its absence. A silent node is unknown, not down.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "one per node and most of them answer: a box would only be in the way")]
 pub enum NodeReport {
     /// No answer within the call timeout.
     #[default]
