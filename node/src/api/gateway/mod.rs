@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -45,6 +46,9 @@ pub const OPENAPI_PATH: &str = "/openapi.json";
 
 /// How much longer a message may be as JSON than on the wire: base64 and names, escapes and white space, with room.
 const JSON_FACTOR: usize = 4;
+
+/// How much sooner than its time a call is over at most.
+const MOST_AHEAD: Duration = Duration::from_millis(50);
 
 /// The gateway of one router.
 #[derive(Clone)]
@@ -99,14 +103,21 @@ impl Gateway {
     }
 
     async fn call(&self, method: &Method, headers: &HeaderMap, pieces: Pieces) -> Result<Response, Failed> {
-        let deadline = metadata::timeout(headers)?.and_then(|timeout| Instant::now().checked_add(timeout));
+        let deadline = metadata::timeout(headers)?.and_then(|timeout| Instant::now().checked_add(ahead(timeout)));
         let call = async {
             let metadata = metadata::incoming(headers)?;
             let body = self.request_body(method, pieces).await?;
             let reply = Reply::to(self.router.clone(), method.path, metadata, body).await;
             if method.answers_stream { self.stream(method, reply, deadline).await } else { unary(method, reply).await }
         };
-        within(deadline, call).await?
+        match within(deadline, call).await {
+            Ok(answered) => answered,
+            // Of a stream the end is a line, also when nothing came before it.
+            Err(over) if method.answers_stream => {
+                Ok(json(http_status(over.code), HeaderMap::new(), Body::from(error_line(&over))))
+            }
+            Err(over) => Err(over),
+        }
     }
 
     /// The frames of the request: one, or one for each value of the body as it comes.
@@ -191,12 +202,14 @@ fn lines(
                 let line = format!("{{\"result\":{}}}\n", encode::message(&message));
                 Some((Ok(line), (None, Some(reply), of)))
             }
-            Err(failed) => {
-                let line = format!("{{\"error\":{}}}\n", encode::error(failed.code as i32, &failed.message));
-                Some((Ok(line), (None, None, of)))
-            }
+            Err(failed) => Some((Ok(error_line(&failed)), (None, None, of))),
         }
     })
+}
+
+/// The end of a stream that did not end well.
+fn error_line(failed: &Failed) -> String {
+    format!("{{\"error\":{}}}\n", encode::error(failed.code as i32, &failed.message))
 }
 
 async fn unary(method: &Method, mut reply: Reply) -> Result<Response, Failed> {
@@ -213,6 +226,13 @@ async fn unary(method: &Method, mut reply: Reply) -> Result<Response, Failed> {
 
 fn decoded(of: &MessageDescriptor, message: Bytes) -> Result<DynamicMessage, Failed> {
     DynamicMessage::decode(of.clone(), message).map_err(|error| Failed::new(Code::Internal, error.to_string()))
+}
+
+/// How long a call may take that is given so long. The server around this one ends every request with such a header when its
+/// time is over, by a status that only gRPC's clients can read: to others it would be a good answer without a body. So its
+/// time must never be the first to be over.
+fn ahead(timeout: Duration) -> Duration {
+    timeout - (timeout / 10).min(MOST_AHEAD)
 }
 
 async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Result<T, Failed> {
