@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::gates::GATES;
+use crate::config::gates;
 use crate::config::hot::{AutoCompaction, HotConfig};
 use crate::config::tls::{TlsSide, TlsVersion};
 use crate::config::url::Url;
@@ -65,7 +65,7 @@ impl Metrics {
         if config.extensive_metrics {
             metrics.time_calls()?;
         }
-        metrics.show_gates(GATES.iter().map(|gate| (gate.name, gate.stage, config.gates[gate.name])))?;
+        metrics.show_gates(gates::published(&config.gates))?;
         Ok(metrics)
     }
 }
@@ -116,6 +116,11 @@ pub fn retention(hot: &Arc<HotConfig>) -> impl Fn() -> Retention + Send + use<> 
 /// # Errors
 /// A file that is missing or is not what it should be.
 pub fn client_tls(config: &Config) -> Result<Option<Arc<Tls>>, TlsError> {
+    // Files that no port shows are not looked at, as in etcd; the configuration has warned of them.
+    let ports = [&config.listen_client_urls, &config.listen_client_http_urls, &config.listen_metrics_urls];
+    if !ports.into_iter().flatten().any(Url::is_https) {
+        return Ok(None);
+    }
     tls("client", config, &config.tls.client, &config.listen_client_urls)
 }
 

@@ -91,6 +91,9 @@ pub const GATES: [Gate; 9] = [
 /// The reason of a gate that has its effect.
 const SERVED: &str = "";
 
+/// Those that stand for all of a stage, which etcd publishes like a gate.
+const STAGES: [(&str, &str); 2] = [("AllAlpha", "ALPHA"), ("AllBeta", "BETA")];
+
 /// Which gates are on.
 pub type Gates = BTreeMap<&'static str, bool>;
 
@@ -104,6 +107,7 @@ pub(super) fn read(raw: &Raw, warnings: &mut Vec<String>) -> Result<Gates, Confi
     let text = raw.text("feature-gates");
     let given = parse(text)?;
     let mut gates: Gates = GATES.iter().map(|gate| (gate.name, gate.default)).collect();
+    gates.extend(STAGES.map(|(name, _)| (name, false)));
     for (name, on) in &given {
         set(&mut gates, name, *on);
     }
@@ -127,14 +131,22 @@ pub(super) fn read(raw: &Raw, warnings: &mut Vec<String>) -> Result<Gates, Confi
     Ok(gates)
 }
 
-/// `AllAlpha` and `AllBeta` stand for all of a stage.
-fn set(gates: &mut Gates, name: &str, on: bool) {
-    let matches = |gate: &Gate| match name {
-        "AllAlpha" => gate.stage == "ALPHA",
-        "AllBeta" => gate.stage == "BETA",
-        name => gate.name == name,
+/// What is published of them: name, stage and whether each is on.
+pub fn published(gates: &Gates) -> impl Iterator<Item = (&'static str, &'static str, bool)> {
+    let gate = |(name, on): (&&'static str, &bool)| {
+        let stages = STAGES.iter().copied().chain(GATES.iter().map(|gate| (gate.name, gate.stage)));
+        let stage = stages.into_iter().find(|(known, _)| known == name).map_or("", |(_, stage)| stage);
+        (*name, stage, *on)
     };
-    gates.extend(GATES.iter().filter(|gate| matches(gate)).map(|gate| (gate.name, on)));
+    gates.iter().map(gate)
+}
+
+/// One of [`STAGES`] stands for itself and for all of its stage.
+fn set(gates: &mut Gates, name: &str, on: bool) {
+    let stage = STAGES.iter().find(|(known, _)| *known == name);
+    let matches = |gate: &&Gate| gate.name == name || stage.is_some_and(|(_, stage)| gate.stage == *stage);
+    gates.extend(GATES.iter().filter(matches).map(|gate| (gate.name, on)));
+    gates.extend(stage.map(|(name, _)| (*name, on)));
 }
 
 /// `Gate=true,Gate=false`.
@@ -145,7 +157,7 @@ fn parse(text: &str) -> Result<Vec<(&str, bool)>, ConfigError> {
         .map(|part| {
             let (name, value) = part.split_once('=').ok_or_else(|| wrong(format!("missing bool value for {part}")))?;
             let (name, value) = (name.trim(), value.trim());
-            let known = matches!(name, "AllAlpha" | "AllBeta") || GATES.iter().any(|gate| gate.name == name);
+            let known = STAGES.iter().any(|(stage, _)| *stage == name) || GATES.iter().any(|gate| gate.name == name);
             if !known {
                 return Err(wrong(format!("unrecognized feature gate: {name}")));
             }
@@ -181,6 +193,9 @@ mod tests {
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         let (all, _) = gates(&["--feature-gates=AllAlpha=true,StopGRPCServiceOnDefrag=false"]).unwrap();
         assert!(all["LeaseCheckpointPersist"] && !all["StopGRPCServiceOnDefrag"]);
+        assert!(published(&all).any(|shown| shown == ("AllAlpha", "ALPHA", true)));
+        assert!(published(&all).any(|shown| shown == ("AllBeta", "BETA", false)));
+        assert_eq!(published(&all).count(), GATES.len() + STAGES.len());
     }
 
     #[test]

@@ -294,7 +294,7 @@ fn positive(raw: &Raw, flag: &'static str) -> Result<usize, ConfigError> {
 /// A bare number means hours in periodic mode, as in etcd.
 fn auto_compaction(raw: &Raw) -> Result<AutoCompaction, ConfigError> {
     let retention = raw.text("auto-compaction-retention");
-    let wrong = || ConfigError::Usage(format!("--auto-compaction-retention={retention} cannot be parsed"));
+    let wrong = || invalid(format!("--auto-compaction-retention={retention} cannot be parsed"));
     match (raw.text("auto-compaction-mode"), retention) {
         ("periodic" | "revision", "0" | "") => Ok(AutoCompaction::Off),
         ("periodic", text) => match text.parse::<u32>() {

@@ -224,9 +224,6 @@ impl Config {
             "" => PathBuf::from(format!("{name}.etcd")),
             dir => PathBuf::from(dir),
         };
-        if raw.is_set("listen-client-urls") && !raw.is_set("advertise-client-urls") {
-            return Err(invalid("--advertise-client-urls is required when --listen-client-urls is set"));
-        }
         let (heartbeat_interval, election_timeout) = timing(raw)?;
         let initial_advertise_peer_urls = advertised(raw, "initial-advertise-peer-urls")?;
         let bootstrap = bootstrap(raw, &name, &initial_advertise_peer_urls)?;
@@ -236,6 +233,9 @@ impl Config {
         let listen_peer_urls = listened(raw, "listen-peer-urls")?;
         let listen_client_http_urls = listened(raw, "listen-client-http-urls")?;
         let listen_metrics_urls = listened(raw, "listen-metrics-urls")?;
+        if raw.is_set("listen-client-urls") && !raw.is_set("advertise-client-urls") {
+            return Err(invalid("--advertise-client-urls is required when --listen-client-urls is set"));
+        }
         let listened = Listened {
             client: &[&listen_client_urls[..], &listen_client_http_urls].concat(),
             peer: &listen_peer_urls,
@@ -340,11 +340,11 @@ fn bcrypt_cost(raw: &Raw, warnings: &mut Vec<String>) -> Result<u32, ConfigError
 }
 
 fn listened(raw: &Raw, flag: &'static str) -> Result<Vec<Url>, ConfigError> {
-    let in_context = |error: url::UrlError| invalid(format!("--{flag}: {error}"));
+    let in_context = |error: url::UrlError| format!("--{flag}: {error}");
     split(raw.text(flag))
         .map(|text| {
-            let url = Url::parse(text).map_err(in_context)?;
-            url.listen_address().map_err(in_context)?;
+            let url = Url::parse(text).map_err(|error| raw.wrong(flag, in_context(error)))?;
+            url.listen_address().map_err(|error| invalid(in_context(error)))?;
             Ok(url)
         })
         .collect()
@@ -352,7 +352,7 @@ fn listened(raw: &Raw, flag: &'static str) -> Result<Vec<Url>, ConfigError> {
 
 fn advertised(raw: &Raw, flag: &'static str) -> Result<Vec<String>, ConfigError> {
     let urls: Vec<_> = split(raw.text(flag)).collect();
-    url::list(&urls).map_err(|error| invalid(format!("--{flag}: {error}")))
+    url::list(&urls).map_err(|error| raw.wrong(flag, format!("--{flag}: {error}")))
 }
 
 fn split(list: &str) -> impl Iterator<Item = &str> {

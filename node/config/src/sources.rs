@@ -1,7 +1,7 @@
 //! Merges the command line, the environment and the file with etcd's precedence: a file excludes everything else; a flag
 //! and a variable of the same name, or two variables, are fatal; an empty variable is unset; an unknown one is a warning.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::{ConfigError, duration};
 const PREFIXES: [&str; 2] = ["BALSA_", "ETCD_"];
 
 /// Variables with such a prefix that are no flags.
-const NO_FLAGS: [&str; 7] = [
+const NO_FLAGS: [&str; 8] = [
     "ETCD_VERIFY",
     "ETCD_UNSUPPORTED_ARCH",
     "BALSA_FAILPOINTS",
@@ -25,6 +25,7 @@ const NO_FLAGS: [&str; 7] = [
     "BALSA_SEEDS",
     "BALSA_SEED",
     "BALSA_ETCD",
+    "BALSA_REQUIRE_ETCD",
 ];
 
 /// Merged values, still text; the defaults are filled in.
@@ -32,6 +33,8 @@ const NO_FLAGS: [&str; 7] = [
 pub struct Raw {
     set: BTreeMap<&'static str, String>,
     defaults: BTreeMap<&'static str, &'static str>,
+    /// Those that came from the command line.
+    flags: BTreeSet<&'static str>,
     /// What was accepted without effect.
     pub warnings: Vec<String>,
     /// The file that the values came from, if they did.
@@ -60,7 +63,7 @@ impl Raw {
     /// The value as a number.
     ///
     /// # Errors
-    /// `Usage`.
+    /// See [`wrong`](Self::wrong).
     pub fn number<T: FromStr>(&self, name: &str) -> Result<T, ConfigError> {
         self.parsed(name, "a number", |text| text.parse().ok())
     }
@@ -68,7 +71,7 @@ impl Raw {
     /// The value as a duration.
     ///
     /// # Errors
-    /// `Usage`.
+    /// See [`wrong`](Self::wrong).
     pub fn duration(&self, name: &str) -> Result<Duration, ConfigError> {
         self.parsed(name, "a duration", duration::parse)
     }
@@ -76,14 +79,19 @@ impl Raw {
     /// The value as a boolean, as Go reads one.
     ///
     /// # Errors
-    /// `Usage`.
+    /// See [`wrong`](Self::wrong).
     pub fn boolean(&self, name: &str) -> Result<bool, ConfigError> {
         self.parsed(name, "true or false", flags::boolean)
     }
 
     fn parsed<T>(&self, name: &str, what: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, ConfigError> {
         let text = self.text(name);
-        parse(text).ok_or_else(|| ConfigError::Usage(format!("--{name}={text} is not {what}")))
+        parse(text).ok_or_else(|| self.wrong(name, format!("--{name}={text} is not {what}")))
+    }
+
+    /// A value that cannot be parsed. As in etcd the command line is wrong itself, any other source has a wrong setting.
+    pub fn wrong(&self, name: &str, what: String) -> ConfigError {
+        if self.flags.contains(name) { ConfigError::Usage(what) } else { ConfigError::Invalid(what) }
     }
 
     /// The same with one value replaced, whatever the sources said.
@@ -101,7 +109,7 @@ impl Raw {
     /// Takes one value. `origin` names where it came from, for messages.
     fn take(&mut self, flag: Flag, value: String, origin: &str) -> Result<(), ConfigError> {
         if let Some(what) = mismatch(flag.kind, &value) {
-            return Err(ConfigError::Usage(format!("{origin}={value} is not {what}")));
+            return Err(self.wrong(flag.name, format!("{origin}={value} is not {what}")));
         }
         // What asks for what is there anyhow changes nothing.
         let idle = value.is_empty() || value == "false" || value == flag.kind.default();
@@ -161,6 +169,7 @@ pub fn merge(
     };
     let mut raw = Raw::new();
     for (flag, value) in given {
+        raw.flags.insert(flag.name);
         raw.take(flag, value, &format!("--{}", flag.name))?;
     }
     variables(&mut raw, environment)?;

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 
 use crate::config::version::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
+use crate::metrics::{SCRAPES, SCRAPES_RUNNING, process};
 use crate::service::Member;
 use crate::service::health::{self, Check};
 use crate::service::metrics::Metrics;
@@ -22,16 +23,21 @@ struct Context {
     metrics: Arc<Metrics>,
 }
 
-/// The routes of plain HTTP.
+/// The routes of plain HTTP on the client port.
 pub fn routes(member: Arc<Member>, metrics: Arc<Metrics>) -> Router {
+    let context = Context { member: member.clone(), metrics: metrics.clone() };
+    let more = Router::new().route("/version", any(get_version)).route("/debug/vars", any(get_variables));
+    probes(member, metrics).merge(more.with_state(context))
+}
+
+/// Those of the metrics port, which has no more, as etcd's.
+pub fn probes(member: Arc<Member>, metrics: Arc<Metrics>) -> Router {
     Router::new()
         .route("/health", any(get_health))
         .route("/livez", any(get_live))
         .route("/livez/{check}", any(get_live_check))
         .route("/readyz", any(get_ready))
         .route("/readyz/{check}", any(get_ready_check))
-        .route("/version", any(get_version))
-        .route("/debug/vars", any(get_variables))
         .route("/metrics", any(get_metrics))
         .fallback(not_found)
         .with_state(Context { member, metrics })
@@ -91,12 +97,12 @@ async fn get_live(_: Get, State(context): State<Context>, RawQuery(query): RawQu
 }
 
 async fn get_live_check(
-    _: Get,
     State(context): State<Context>,
     Path(name): Path<String>,
+    get: Result<Get, Response>,
     RawQuery(query): RawQuery,
 ) -> Response {
-    render_one("livez", &health::live(&context.member), &name, query.as_deref())
+    render_one("livez", &health::live(&context.member), &name, get, query.as_deref())
 }
 
 async fn get_ready(_: Get, State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
@@ -104,12 +110,12 @@ async fn get_ready(_: Get, State(context): State<Context>, RawQuery(query): RawQ
 }
 
 async fn get_ready_check(
-    _: Get,
     State(context): State<Context>,
     Path(name): Path<String>,
+    get: Result<Get, Response>,
     RawQuery(query): RawQuery,
 ) -> Response {
-    render_one("readyz", &health::ready(&context.member), &name, query.as_deref())
+    render_one("readyz", &health::ready(&context.member), &name, get, query.as_deref())
 }
 
 async fn get_version(_: Get) -> Response {
@@ -123,15 +129,28 @@ async fn get_version(_: Get) -> Response {
 async fn get_variables(_: Get, State(context): State<Context>) -> Response {
     let command_line = serde_json::Value::from(std::env::args().collect::<Vec<_>>());
     let status = health::raft_status(&context.member);
-    let body = format!("{{\n\"cmdline\": {command_line},\n\"raft.status\": {status}\n}}\n");
+    process::read();
+    let files = process::max_files();
+    let body = format!(
+        "{{\n\"cmdline\": {command_line},\n\"file_descriptor_limit\": {files},\n\"raft.status\": {status}\n}}\n"
+    );
     ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
 }
 
+/// The text format of Prometheus, as etcd's library names it: no name here needs escaping.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
+
+/// By any method, as in etcd. What it shows of itself is counted before this reading ends, as there.
 async fn get_metrics(State(context): State<Context>) -> Response {
-    match context.metrics.render(&context.member) {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+    SCRAPES_RUNNING.inc();
+    let rendered = context.metrics.render(&context.member);
+    SCRAPES_RUNNING.dec();
+    let response = match rendered {
+        Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.row().text.into_owned()).into_response(),
-    }
+    };
+    SCRAPES.with_label_values(&[response.status().as_str()]).inc();
+    response
 }
 
 /// The parameters of a query in order; a name may repeat. The names and values that are looked for need no decoding.
@@ -153,12 +172,14 @@ fn render(kind: &str, checks: &[Check], query: Option<&str>) -> Response {
     (TEXT, if verbose { format!("{lines}ok\n") } else { "ok\n".to_owned() }).into_response()
 }
 
-fn render_one(kind: &str, checks: &[Check], name: &str, query: Option<&str>) -> Response {
+/// A path of no check is none, whatever the method.
+fn render_one(kind: &str, checks: &[Check], name: &str, get: Result<Get, Response>, query: Option<&str>) -> Response {
     // Only a list of checks can leave one out.
     let query = query.filter(|query| parameters(Some(query)).any(|(name, _)| name == "verbose")).map(|_| "verbose");
-    match checks.iter().find(|check| check.name == name) {
-        None => plain_error(StatusCode::NOT_FOUND, "404 page not found"),
-        Some(check) => render(kind, std::slice::from_ref(check), query),
+    match (checks.iter().find(|check| check.name == name), get) {
+        (None, _) => plain_error(StatusCode::NOT_FOUND, "404 page not found"),
+        (Some(_), Err(refused)) => refused,
+        (Some(check), Ok(Get)) => render(kind, std::slice::from_ref(check), query),
     }
 }
 
@@ -198,10 +219,10 @@ mod tests {
     #[tokio::test]
     async fn a_check_has_a_path_of_its_own() {
         let bad = checks(Err("no leader".into()));
-        let verbose = text(render_one("test", &bad, "first", Some("verbose&exclude=first"))).await;
+        let verbose = text(render_one("test", &bad, "first", Ok(Get), Some("verbose&exclude=first"))).await;
         assert_eq!(verbose, (StatusCode::OK, "[+]first ok\nok\n".into()));
-        assert_eq!(text(render_one("test", &bad, "second", None)).await.0, StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(text(render_one("test", &bad, "third", None)).await.0, StatusCode::NOT_FOUND);
+        assert_eq!(text(render_one("test", &bad, "second", Ok(Get), None)).await.0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(text(render_one("test", &bad, "third", Ok(Get), None)).await.0, StatusCode::NOT_FOUND);
     }
 
     #[tokio::test]

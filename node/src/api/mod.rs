@@ -5,6 +5,7 @@ pub mod access;
 pub mod auth;
 pub mod caller;
 mod certificate_hosts;
+mod clean_path;
 pub mod cluster;
 pub mod decode_limit;
 pub mod election;

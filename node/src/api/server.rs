@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, LOCATION};
+use axum::http::header::CONTENT_TYPE;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::v3electionpb::election_server::ElectionServer;
 use balsa_proto::v3lockpb::lock_server::LockServer;
@@ -36,6 +35,7 @@ use wire::node_server::NodeServer;
 
 use super::access::{self, Access};
 use super::auth::AuthApi;
+use super::clean_path;
 use super::cluster::ClusterApi;
 use super::decode_limit::DecodeLimit;
 use super::election::ElectionApi;
@@ -223,7 +223,8 @@ impl Services {
         let gateway = if self.gateway { Some(Gateway::new(grpc, self.max_request_bytes.clone())?) } else { None };
         let fallback = move |request: Request| not_grpc(gateway.clone(), request);
         let routes = http::routes(self.member.clone(), self.metrics.clone());
-        let routes = routes.fallback(fallback).layer(from_fn_with_state(self.access.clone(), access::check));
+        let routes = routes.fallback(fallback).layer(from_fn(clean_path::redirect));
+        let routes = routes.layer(from_fn_with_state(self.access.clone(), access::check));
         Ok(routes.layer(from_fn(leftover::read)))
     }
 
@@ -240,7 +241,7 @@ impl Services {
 
     /// HTTP of the metrics port.
     pub fn metrics_routes(&self) -> Routes {
-        http::routes(self.member.clone(), self.metrics.clone()).into()
+        http::probes(self.member.clone(), self.metrics.clone()).layer(from_fn(clean_path::redirect)).into()
     }
 }
 
@@ -346,7 +347,7 @@ async fn not_grpc(gateway: Option<Gateway>, request: Request) -> Response {
         return Status::unimplemented("").into_http();
     }
     match (gateway, request.uri().path()) {
-        (Some(_), "/v3") => (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, "/v3/")]).into_response(),
+        (Some(_), "/v3") => clean_path::to(&request, "/v3/"),
         (Some(gateway), gateway::OPENAPI_PATH) => gateway.openapi(),
         (Some(gateway), path) if path.starts_with("/v3/") => gateway.answer(request).await,
         _ => http::not_found().await,
@@ -369,6 +370,8 @@ fn server(closing: Closing, limits: Http2) -> Server {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::StatusCode;
+
     use super::*;
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::time::Instant;
 
 use balsa_proto::etcdserverpb as pb;
 use futures::{Stream, stream};
@@ -12,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::caller::caller;
 use super::status::{check_client_version, count_broken, etcd, wants_leader};
 use crate::engine::{Failure, Limit};
+use crate::metrics;
 use crate::service::caller::Caller;
 use crate::service::watch::{Admission, Answer, End, Session, WatchSettings, Watched};
 
@@ -62,7 +64,7 @@ where
         let session =
             Session::open(&member, requests, admission, self.settings, require_leader, stopping).map_err(etcd)?;
         let max_bytes = self.max_request_bytes.get().saturating_add(REQUEST_OVERHEAD_BYTES);
-        let state = Presented { member, session, parts: VecDeque::new(), max_bytes };
+        let state = Presented { member, session, parts: VecDeque::new(), max_bytes, handed: None };
         let responses = stream::unfold(state, |mut state| async move {
             let next = state.next().await?;
             Some((next, state))
@@ -77,6 +79,25 @@ struct Presented<M> {
     session: Session<Streaming<pb::WatchRequest>>,
     parts: VecDeque<pb::WatchResponse>,
     max_bytes: usize,
+    handed: Option<Handed>,
+}
+
+/// The last answer, on its way: when it was handed to the connection, and how many events it has.
+struct Handed {
+    at: Instant,
+    events: usize,
+}
+
+impl Handed {
+    /// The connection asks for more, so it has taken over all of this: where etcd's would return from sending it.
+    fn taken(self) {
+        let seconds = self.at.elapsed().as_secs_f64();
+        if self.events == 0 {
+            return metrics::WATCH_CONTROL_SECONDS.observe(seconds);
+        }
+        metrics::WATCH_EVENTS_SECONDS.observe(seconds);
+        metrics::WATCH_PER_EVENT_SECONDS.observe(seconds / self.events as f64);
+    }
 }
 
 impl<M: Watched> Presented<M> {
@@ -84,8 +105,12 @@ impl<M: Watched> Presented<M> {
         if let Some(part) = self.parts.pop_front() {
             return Some(Ok(part));
         }
+        if let Some(handed) = self.handed.take() {
+            handed.taken();
+        }
         match self.session.next().await? {
             Ok(Answer { mut response, splittable }) => {
+                self.handed = Some(Handed { at: Instant::now(), events: response.events.len() });
                 self.fill_header(&mut response);
                 if !splittable {
                     return Some(Ok(response));

@@ -195,7 +195,7 @@ impl Applier {
         }
         self.publish_status();
         metrics::SNAPSHOT_INSTALLING.set(0);
-        info!(index = point.index, name, "snapshot installed");
+        info!(index = point.index, name, "applied snapshot");
         // Readers that still hold the old store keep its files open; what is left over goes at the next start.
         let _ = std::fs::remove_dir_all(self.directory.join(old));
         self.inbox.report(Input::Applied(Report {
@@ -261,7 +261,7 @@ fn count(effects: &Effects) -> u64 {
     let txns = effects.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Ok(Outcome::Txn(_)))).count();
     metrics::PUTS.inc_by(puts);
     metrics::DELETES.inc_by(deletes);
-    metrics::PUT_BYTES.inc_by(bytes);
+    metrics::PUT_BYTES.add(i64::try_from(bytes).unwrap_or(i64::MAX));
     metrics::TXNS.inc_by(txns as u64);
     puts
 }

@@ -585,7 +585,7 @@ impl Driver {
     fn note_log_bytes(&mut self, batch: &Batch) {
         for entry in &batch.entries {
             self.log_bytes += entry.data.len() as u64 + 32;
-            metrics::LOG_BYTES.inc_by(entry.data.len() as u64 + 32);
+            metrics::LOG_BYTES.add(i64::try_from(entry.data.len() + 32).unwrap_or(i64::MAX));
             if self.marks.back().is_none_or(|(_, bytes)| self.log_bytes - bytes > KEEP_BYTES / 16) {
                 self.marks.push_back((entry.index, self.log_bytes));
             }

@@ -95,8 +95,12 @@ impl Handle {
     pub async fn propose(&self, command: Command, who: Option<Identity>) -> Result<Outcome, Failure> {
         self.admit(&command).await?;
         let Identity { username, revision } = who.unwrap_or_default();
-        let command = Some(command);
-        self.propose_proposal(log::Proposal { username, auth_revision: revision, command, ..Default::default() }).await
+        let (kind, started) = (request_type(&command), Instant::now());
+        let proposal =
+            log::Proposal { username, auth_revision: revision, command: Some(command), ..Default::default() };
+        let result = self.propose_proposal(proposal).await;
+        metrics::request_took(kind, result.is_ok(), started.elapsed());
+        result
     }
 
     async fn propose_proposal(&self, proposal: log::Proposal) -> Result<Outcome, Failure> {
@@ -354,5 +358,33 @@ struct Registered<'a> {
 impl Drop for Registered<'_> {
     fn drop(&mut self) {
         self.waiters.forget(self.sequence);
+    }
+}
+
+/// etcd's word for a command, in its metrics.
+fn request_type(command: &Command) -> &'static str {
+    match command {
+        Command::Put(_) => "Put",
+        Command::DeleteRange(_) => "DeleteRange",
+        Command::Txn(_) => "Txn",
+        Command::Compact(_) => "Compaction",
+        Command::Publish(_) => "ClusterMemberAttrSet",
+        Command::LeaseGrant(_) => "LeaseGrant",
+        Command::LeaseRevoke(_) | Command::LeaseExpire(_) => "LeaseRevoke",
+        Command::LeaseCheckpoint(_) => "LeaseCheckpoint",
+        Command::Alarm(_) => "Alarm",
+        Command::Downgrade(_) => "DowngradeInfoSet",
+        Command::AuthEnable(_) => "AuthEnable",
+        Command::AuthDisable(_) => "AuthDisable",
+        Command::Authenticate(_) => "Authenticate",
+        Command::UserAdd(_) => "AuthUserAdd",
+        Command::UserDelete(_) => "AuthUserDelete",
+        Command::UserChangePassword(_) => "AuthUserChangePassword",
+        Command::UserGrantRole(_) => "AuthUserGrantRole",
+        Command::UserRevokeRole(_) => "AuthUserRevokeRole",
+        Command::RoleAdd(_) => "AuthRoleAdd",
+        Command::RoleDelete(_) => "AuthRoleDelete",
+        Command::RoleGrantPermission(_) => "AuthRoleGrantPermission",
+        Command::RoleRevokePermission(_) => "AuthRoleRevokePermission",
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::Store;
 use super::failpoint;
@@ -197,7 +197,10 @@ impl Keeper {
         let mut cursor = compaction::Cursor::default();
         loop {
             let Some(batch) = compaction::step(&store.view()?, &mut cursor, COMPACTION_ROWS)? else {
-                self.deleted.send_replace(cursor.target());
+                let (revision, took) = (cursor.target(), started.elapsed());
+                if self.deleted.send_replace(revision) != revision && revision > 0 {
+                    info!(revision, ?took, "finished scheduled compaction");
+                }
                 metrics::COMPACTION_MS.observe(started.elapsed().as_secs_f64() * 1e3);
                 let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                 metrics::COMPACTED_AT.set(now.as_secs() as i64);

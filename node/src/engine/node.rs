@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::fatal::Fatal;
 use super::leases::LeaseOptions;
 use super::member;
+use super::supervisor;
 use super::watch::WatchOptions;
 use super::{Failure, Handle, Limit};
 use crate::domain::apply::ApplyError;
@@ -502,6 +503,7 @@ async fn publish(handle: Handle, name: String, client_urls: Vec<String>, mut lis
             };
             if listens {
                 info!(member = format!("{id:x}"), "ready to serve client requests");
+                supervisor::tell_ready();
             }
             return;
         }

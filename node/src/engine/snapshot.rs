@@ -108,7 +108,7 @@ impl Snapshots {
             counted.with_label_values(&[&to_hex]).inc();
             metrics::SNAPSHOT_SECONDS.with_label_values(&[&to_hex]).observe(started.elapsed().as_secs_f64());
             match &result {
-                Ok(_) => info!(to = to_hex, index, took = ?started.elapsed(), "sent a snapshot"),
+                Ok(_) => info!(to = to_hex, index, took = ?started.elapsed(), "sent database snapshot"),
                 Err(error) => warn!(to = to_hex, index, %error, "a snapshot did not arrive"),
             }
             inbox.report(Input::SnapshotSent { to, arrived: result.is_ok() });

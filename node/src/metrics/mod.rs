@@ -4,7 +4,10 @@
 //!
 //! Label values of members are ids in lower-case hex, without `0x`.
 
+pub mod process;
+
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, core::Collector,
@@ -45,9 +48,9 @@ pub static APPLY_COMMIT: LazyLock<Histogram> = LazyLock::new(|| {
     histogram("etcd_disk_backend_commit_duration_seconds", help, 0.001, 14)
 });
 
-/// Bytes written to the Raft log.
-pub static LOG_BYTES: LazyLock<IntCounter> = LazyLock::new(|| {
-    registered(IntCounter::new("etcd_disk_wal_write_bytes_total", "Total number of bytes written in WAL."))
+/// Bytes written to the Raft log. A gauge, because etcd's is one.
+pub static LOG_BYTES: LazyLock<IntGauge> = LazyLock::new(|| {
+    registered(IntGauge::new("etcd_disk_wal_write_bytes_total", "Total number of bytes written in WAL."))
 });
 
 /// Seconds from a message to a peer until its answer.
@@ -224,16 +227,65 @@ pub static TXNS: LazyLock<IntCounter> =
 pub static RANGES: LazyLock<IntCounter> =
     LazyLock::new(|| counter("etcd_mvcc_range_total", "Total number of ranges seen by this member."));
 
-/// Bytes of keys and values set.
-pub static PUT_BYTES: LazyLock<IntCounter> = LazyLock::new(|| {
+/// Bytes of keys and values set. A gauge, because etcd's is one.
+pub static PUT_BYTES: LazyLock<IntGauge> = LazyLock::new(|| {
     let help = "The total size of put kv pairs seen by this member.";
-    counter("etcd_debugging_mvcc_total_put_size_in_bytes", help)
+    registered(IntGauge::new("etcd_debugging_mvcc_total_put_size_in_bytes", help))
 });
 
 /// Seconds of one range, with its way through the cluster, by `success`.
 pub static RANGE_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
     let options = HistogramOpts::new("etcd_server_range_duration_seconds", "The latency distributions of txn.Range");
     registered(HistogramVec::new(options.buckets(buckets(0.0001, 20)), &["success"]))
+});
+
+/// Seconds of one request, with its way through the cluster, by etcd's word for it and `success`.
+pub static REQUEST_SECONDS: LazyLock<HistogramVec> = LazyLock::new(|| {
+    let help = "Response latency distribution in seconds for each type.";
+    let options = HistogramOpts::new("etcd_server_request_duration_seconds", help).buckets(buckets(0.001, 14));
+    registered(HistogramVec::new(options, &["type", "success"]))
+});
+
+/// Counts into [`REQUEST_SECONDS`].
+pub fn request_took(kind: &str, success: bool, time: Duration) {
+    let success = if success { "true" } else { "false" };
+    REQUEST_SECONDS.with_label_values(&[kind, success]).observe(time.as_secs_f64());
+}
+
+/// Seconds until a watch's events were taken over by its connection.
+pub static WATCH_EVENTS_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    let help = "The total duration in seconds of running through the send loop watch stream response all events.";
+    histogram("etcd_debugging_server_watch_send_loop_watch_stream_duration_seconds", help, 0.001, 14)
+});
+
+/// The same, divided by the number of events.
+pub static WATCH_PER_EVENT_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    let help = "The average duration in seconds of running through the send loop watch stream response, per event.";
+    histogram("etcd_debugging_server_watch_send_loop_watch_stream_duration_per_event_seconds", help, 0.001, 14)
+});
+
+/// Seconds until an answer to a watch's client was taken over by its connection.
+pub static WATCH_CONTROL_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    let help = "The total duration in seconds of running through the send loop control stream response.";
+    histogram("etcd_debugging_server_watch_send_loop_control_stream_duration_seconds", help, 0.001, 14)
+});
+
+/// Seconds of asking for the progress of a stream's watches.
+pub static WATCH_PROGRESS_SECONDS: LazyLock<Histogram> = LazyLock::new(|| {
+    let help = "The total duration in seconds of running through the progress loop control stream response.";
+    histogram("etcd_debugging_server_watch_send_loop_progress_duration_seconds", help, 0.001, 14)
+});
+
+/// Readings of `/metrics`, by the status of the answer.
+pub static SCRAPES: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    let help = "Total number of scrapes by HTTP status code.";
+    counters("promhttp_metric_handler_requests_total", help, "code")
+});
+
+/// Readings of `/metrics` that are under way.
+pub static SCRAPES_RUNNING: LazyLock<IntGauge> = LazyLock::new(|| {
+    let help = "Current number of scrapes being served.";
+    registered(IntGauge::new("promhttp_metric_handler_requests_in_flight", help))
 });
 
 /// Reads that could not be confirmed by the cluster.
@@ -272,26 +324,6 @@ pub static HEALTH_CHECKS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     let options = Opts::new("etcd_server_healthchecks_total", "The total number of each kind of healthcheck.");
     registered(IntCounterVec::new(options, &["type", "name", "status"]))
 });
-
-/// Files that the process has open, and may have open.
-pub static FILES: LazyLock<[IntGauge; 2]> = LazyLock::new(|| {
-    [("os_fd_used", "The number of used file descriptors."), ("os_fd_limit", "The file descriptor limit.")]
-        .map(|(name, help)| registered(IntGauge::new(name, help)))
-});
-
-/// Sets [`FILES`]. Where the system does not say, they stay as they are.
-pub fn count_files() {
-    let [used, limit] = &*FILES;
-    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
-        // The directory itself is one of them while it is read.
-        used.set(i64::try_from(open.count()).unwrap_or(i64::MAX) - 1);
-    }
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files")?.split_whitespace().next());
-    if let Some(number) = soft.and_then(|soft| soft.parse().ok()) {
-        limit.set(number);
-    }
-}
 
 /// Seconds of one write of the Raft log, synced or not.
 pub static LOG_WRITE: LazyLock<Histogram> = LazyLock::new(|| {
@@ -416,7 +448,6 @@ pub fn register_all() {
         &DELETES,
         &TXNS,
         &RANGES,
-        &PUT_BYTES,
         &READ_INDEXES_FAILED,
         &UNREAD_STREAMS,
         &UNREAD_CONNECTIONS,
@@ -426,11 +457,8 @@ pub fn register_all() {
     ] {
         LazyLock::force(counter);
     }
-    LazyLock::force(&RANGE_SECONDS);
-    LazyLock::force(&CLIENT_REQUESTS);
-    LazyLock::force(&HEALTH_CHECK);
-    LazyLock::force(&HEALTH_CHECKS);
-    LazyLock::force(&FILES);
+    register_answers();
+    process::register();
     LazyLock::force(&LOG_SYNC);
     LazyLock::force(&APPLY_COMMIT);
     LazyLock::force(&LOG_BYTES);
@@ -481,4 +509,22 @@ pub fn register_all() {
     LazyLock::force(&TLS_RELOADS);
     LazyLock::force(&TLS_RELOAD_FAILURES);
     LazyLock::force(&TLS_HANDSHAKE_FAILURES);
+}
+
+/// Those of what clients and probes are answered.
+fn register_answers() {
+    LazyLock::force(&PUT_BYTES);
+    LazyLock::force(&RANGE_SECONDS);
+    LazyLock::force(&REQUEST_SECONDS);
+    for histogram in [&WATCH_EVENTS_SECONDS, &WATCH_PER_EVENT_SECONDS, &WATCH_CONTROL_SECONDS, &WATCH_PROGRESS_SECONDS]
+    {
+        LazyLock::force(histogram);
+    }
+    LazyLock::force(&SCRAPES_RUNNING);
+    for code in ["200", "500", "503"] {
+        SCRAPES.with_label_values(&[code]);
+    }
+    LazyLock::force(&CLIENT_REQUESTS);
+    LazyLock::force(&HEALTH_CHECK);
+    LazyLock::force(&HEALTH_CHECKS);
 }

@@ -51,8 +51,9 @@ impl Kv {
         let started = Instant::now();
         let result = self.read_range(caller, request).await;
         metrics::RANGES.inc();
-        let success = if result.is_ok() { "true" } else { "false" };
-        metrics::RANGE_SECONDS.with_label_values(&[success]).observe(started.elapsed().as_secs_f64());
+        let (success, time) = (if result.is_ok() { "true" } else { "false" }, started.elapsed());
+        metrics::RANGE_SECONDS.with_label_values(&[success]).observe(time.as_secs_f64());
+        metrics::request_took("Range", result.is_ok(), time);
         result
     }
 
@@ -146,7 +147,10 @@ impl Kv {
     pub async fn txn(&self, caller: &Caller, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
         checks::txn(&request, self.member.hot().values.max_txn_ops)?;
         if !mvcc::is_write(&request) {
-            return self.read_txn(caller, request).await;
+            let started = Instant::now();
+            let result = self.read_txn(caller, request).await;
+            metrics::request_took("ReadonlyTxn", result.is_ok(), started.elapsed());
+            return result;
         }
         match self.write(caller, Command::Txn(request)).await? {
             (Outcome::Txn(mut response), status) => {

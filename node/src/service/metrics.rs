@@ -84,7 +84,7 @@ impl Metrics {
     /// The encoder fails, which it does not on valid names.
     pub fn render(&self, member: &Member) -> Result<String, Error> {
         self.observed.read(member);
-        metrics::count_files();
+        metrics::process::read();
         let mut families = prometheus::gather();
         families.extend(self.registry.gather());
         TextEncoder::new().encode_to_string(&families).map_err(|error| Error::Internal(error.to_string()))
@@ -290,9 +290,13 @@ impl Observed {
     fn peers(&self, status: &Status) {
         self.known_peers.reset();
         let own = format!("{:x}", status.raft_id);
-        for peer in status.membership.members.iter().filter(|member| member.id != status.raft_id) {
-            let peer = format!("{:x}", peer.id);
+        for member in &status.membership.members {
+            let peer = format!("{:x}", member.id);
+            // As in etcd, a member is among those that it knows.
             self.known_peers.with_label_values(&[&own, &peer]).set(1);
+            if member.id == status.raft_id {
+                continue;
+            }
             for counters in [
                 &metrics::PEER_SENT_BYTES,
                 &metrics::PEER_RECEIVED_BYTES,

@@ -23,6 +23,7 @@ use super::failure::Error;
 use crate::domain::mvcc::watch::{Filters, Interest, watched_range};
 use crate::engine::watch::{Delivery, WatchHub, WatchRequest, WatchStream};
 use crate::engine::{Failure, Handle, Status};
+use crate::metrics;
 
 /// The shortest interval of progress reports.
 pub const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
@@ -299,12 +300,14 @@ where
     }
 
     fn report_progress(&mut self) {
+        let started = Instant::now();
         for (watch_id, watching) in &mut self.watching {
             let Some(due) = &mut watching.progress_due else { continue };
             if std::mem::replace(due, true) {
                 self.stream.request_progress_of(*watch_id);
             }
         }
+        metrics::WATCH_PROGRESS_SECONDS.observe(started.elapsed().as_secs_f64());
     }
 }
 

@@ -198,6 +198,31 @@ async fn with_checkpoints_a_lease_goes_on_under_the_next_leader_with_what_it_had
     assert!(ttl > 590, "{ttl} s left of a lease that was renewed");
 }
 
+/// In etcd the gate LeaseCheckpointPersist decides whether what a checkpoint says survives a restart. Here it always does,
+/// so the gate is taken and changes nothing; without checkpoints a lease begins anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_checkpoint_says_survives_a_restart_with_the_gate_for_it_and_without() {
+    const ALONE: [&str; 2] = ["--feature-gates=LeaseCheckpoint=true", "--lease-checkpoint-interval=1s"];
+    const PERSIST: [&str; 2] =
+        ["--feature-gates=LeaseCheckpoint=true,LeaseCheckpointPersist=true", "--lease-checkpoint-interval=1s"];
+    let after_restart = |flags: &'static [&'static str]| async move {
+        let mut cluster = Cluster::start_with(1, flags).await;
+        let id = hold(&cluster.members[0], 0, 600, "p/key").await;
+        let member = &cluster.members[0];
+        let passed = || async move { time_to_live(member, id, false).await.is_ok_and(|lease| lease.ttl < 593) };
+        cluster.eventually("eight seconds have passed", passed).await;
+        cluster.members[0].kill();
+        cluster.restart(0);
+        cluster.serves(0).await;
+        let warned = cluster.members[0].log_text().contains("feature gate LeaseCheckpointPersist has no effect");
+        (time_to_live(&cluster.members[0], id, false).await.expect("described").ttl, warned)
+    };
+    let (none, alone, persist) = tokio::join!(after_restart(&[]), after_restart(&ALONE), after_restart(&PERSIST));
+    assert!(none.0 > 595 && !none.1, "{none:?}");
+    assert!(alone.0 <= 595 && !alone.1, "{alone:?}");
+    assert!(persist.0 <= 595 && persist.1, "{persist:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leases_outlive_a_restart_of_all_members() {
     let mut cluster = Cluster::start(3).await;

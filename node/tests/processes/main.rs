@@ -2,6 +2,7 @@
 //! Nothing here knows the inside of a node; it speaks etcd's API and looks at exit codes.
 
 mod cluster;
+mod etcd;
 mod etcdctl;
 mod linearizable;
 mod proxy;
@@ -23,6 +24,7 @@ mod lease;
 mod lock;
 mod maintenance;
 mod membership;
+mod metrics;
 mod nemesis;
 mod restart;
 mod settings;

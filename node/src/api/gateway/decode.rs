@@ -241,11 +241,11 @@ fn scalar(field: &FieldDescriptor, token: &Token<'_>, out: &mut Vec<u8>) -> bool
     }
 }
 
-/// A number, or a string that holds one and nothing else.
+/// A number, or a string that holds one.
 fn integer(token: &Token<'_>, range: Integer) -> Option<u64> {
     match &token.kind {
         TokenKind::Number => number::integer(token.raw, range),
-        TokenKind::String(text) => number::integer(text.as_bytes(), range),
+        TokenKind::String(text) => number::quoted_integer(text, range),
         _ => None,
     }
 }

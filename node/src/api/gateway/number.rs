@@ -34,6 +34,17 @@ pub(super) fn integer(text: &[u8], range: Integer) -> Option<u64> {
     Some(if value < 0 { i64::try_from(value).ok()?.cast_unsigned() } else { u64::try_from(value).ok()? })
 }
 
+/// The integer that a string holds. Go reads one value from its begin and does not look at what follows a delimiter, so
+/// that `7,8` is 7; but nothing may stand around it that is space.
+pub(super) fn quoted_integer(text: &str, range: Integer) -> Option<u64> {
+    if text.trim() != text {
+        return None;
+    }
+    let goes_on = |byte: &u8| byte.is_ascii_alphanumeric() || b"-+._".contains(byte);
+    let length = text.bytes().take_while(goes_on).count();
+    integer(&text.as_bytes()[..length], range)
+}
+
 /// The digits of a whole number without its sign.
 fn magnitude(text: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(text).ok()?;
@@ -121,6 +132,17 @@ mod tests {
             "-",
         ] {
             assert_eq!(signed(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn of_a_string_the_first_value_counts() {
+        let quoted = |text: &str| quoted_integer(text, Integer::SIGNED_64).map(u64::cast_signed);
+        for text in ["7", "7,7", "7 8", "7]x", "7\"", "7é", "7.0:"] {
+            assert_eq!(quoted(text), Some(7), "{text}");
+        }
+        for text in ["", ",7", " 7", "7 ", "7\u{a0}", "7x", "7_", "7-1", "\"7\"", "[7"] {
+            assert_eq!(quoted(text), None, "{text}");
         }
     }
 

@@ -26,7 +26,18 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
 }
 
+impl Answer {
+    /// The value of a header; names and values are in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+}
+
 impl Request {
+    pub(crate) fn get(path: &str) -> Self {
+        Self { method: "GET".into(), path: path.into(), ..Self::default() }
+    }
+
     pub(crate) fn post(path: &str, body: impl Into<Vec<u8>>) -> Self {
         Self { method: "POST".into(), path: path.into(), body: body.into(), ..Self::default() }
     }
@@ -64,8 +75,12 @@ impl Request {
     }
 
     fn is_enough(&self, received: &[u8]) -> bool {
-        let lines = |answer: Answer| answer.body.iter().filter(|byte| **byte == b'\n').count();
-        self.lines > 0 && parse(received).is_some_and(|answer| lines(answer) >= self.lines)
+        let lines = |answer: &Answer| answer.body.iter().filter(|byte| **byte == b'\n').count();
+        let whole = |answer: &Answer| match answer.header("content-length") {
+            Some(length) => length.parse() == Ok(answer.body.len()),
+            None => received.ends_with(b"\r\n0\r\n\r\n"),
+        };
+        self.lines > 0 && parse(received).is_some_and(|answer| lines(&answer) >= self.lines || whole(&answer))
     }
 }
 
@@ -94,8 +109,7 @@ fn dechunked(mut rest: &[u8]) -> Vec<u8> {
 pub(crate) async fn healthy(port: u16) {
     let ask = || async move {
         let connected = TcpStream::connect(("127.0.0.1", port)).await.is_ok();
-        let request = Request { method: "GET".into(), path: "/health".into(), ..Request::default() };
-        connected && request.send(port).await.status == 200
+        connected && Request::get("/health").send(port).await.status == 200
     };
     let wait = async {
         while !ask().await {

@@ -5,18 +5,18 @@
 //! the reason. `lines=N` before the body waits for so many lines of an endless answer. `UPDATE_GOLDEN=1` records etcd's
 //! answers anew.
 
-mod etcd;
 mod fuzz;
 pub(crate) mod http;
+mod paths;
 mod websocket;
 
 use std::path::PathBuf;
 
 use serde_json::Value;
 
-use self::etcd::Etcd;
 use self::http::{Answer, Request, healthy};
 use crate::cluster::Cluster;
+use crate::etcd::Etcd;
 
 /// One case of the recording.
 struct Case {

@@ -8,10 +8,10 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::etcd::Etcd;
 use super::http::{Request, healthy};
 use super::{normal, normalize};
 use crate::cluster::{Cluster, PATIENCE};
+use crate::etcd::Etcd;
 
 /// A client, and what it hears.
 struct Client(WebSocketStream<TcpStream>);
