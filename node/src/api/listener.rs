@@ -17,7 +17,7 @@ use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
@@ -39,6 +39,16 @@ const MAX_HANDSHAKES: usize = 1_024;
 const READY: usize = 64;
 /// First byte of a TLS handshake.
 const HANDSHAKE: u8 = 22;
+/// Bytes from there to the end of the version that a client asks for: record, message, version.
+const HELLO: usize = 5 + 4 + 2;
+/// The message that a client begins with.
+const CLIENT_HELLO: u8 = 1;
+/// TLS 1.2 on the wire; 1.3 pretends to be it.
+const TLS_1_2: u16 = 0x0303;
+/// A record with its head.
+const LARGEST_RECORD: usize = 5 + (16 << 10);
+/// The alert that says so, as a record of TLS 1.0.
+const PROTOCOL_VERSION: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
 /// Pause after an accept that failed, mostly for want of file descriptors.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
@@ -231,23 +241,47 @@ impl Handshakes {
                 Ok(stream) => drop(timeout(HANDSHAKE_BOUND, ready.send(Ok(stream))).await),
                 Err(error) => {
                     TLS_HANDSHAKE_FAILURES.with_label_values(&[tls.port()]).inc();
-                    tracing::warn!(%remote, %error, "rejected connection on {} endpoint", tls.port());
+                    tracing::warn!("remote-addr" = %remote, %error, "rejected connection on {} endpoint", tls.port());
                 }
             }
         }));
     }
 }
 
-async fn handshake(tls: &Tls, stream: TcpStream, remote: SocketAddr) -> io::Result<Stream> {
-    let config = tls.server().ok_or_else(|| io::Error::other("there is no certificate to serve with"))?;
-    let mut first = [0];
+/// Looks at how the client begins, without taking anything of it.
+async fn greeted(mut stream: TcpStream) -> io::Result<TcpStream> {
+    let mut first = [0; HELLO];
+    let length = stream.peek(&mut first).await?;
     // Whoever speaks another protocol could not read an alert either: as with etcd the connection just ends.
-    if stream.peek(&mut first).await? == 0 {
+    if length == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     if first[0] != HANDSHAKE {
         return Err(io::Error::other("tls: first record does not look like a TLS handshake"));
     }
+    if length == HELLO
+        && let Some(version) = too_old(&first)
+    {
+        // What stays unread would reset the connection, and the alert with it.
+        let _read = stream.read(&mut vec![0; LARGEST_RECORD]).await?;
+        stream.write_all(&PROTOCOL_VERSION).await?;
+        stream.shutdown().await?;
+        return Err(io::Error::other(format!("tls: client offered only unsupported versions: [{version:x}]")));
+    }
+    Ok(stream)
+}
+
+/// The version that a client's first message asks for, if it is below TLS 1.2. rustls would miss its signature algorithms,
+/// which came with 1.2, before it looked at that, and answer that the handshake failed.
+fn too_old(hello: &[u8; HELLO]) -> Option<u16> {
+    let [.., kind, _, _, _, major, minor] = hello;
+    let version = u16::from_be_bytes([*major, *minor]);
+    (*kind == CLIENT_HELLO && version < TLS_1_2).then_some(version)
+}
+
+async fn handshake(tls: &Tls, stream: TcpStream, remote: SocketAddr) -> io::Result<Stream> {
+    let config = tls.server().ok_or_else(|| io::Error::other("there is no certificate to serve with"))?;
+    let stream = greeted(stream).await?;
     let stream = TlsAcceptor::from(config).accept(stream).await?;
     let certificate = match stream.get_ref().1.peer_certificates() {
         Some([leaf, ..]) => Some(admitted(tls, leaf, remote).await?),

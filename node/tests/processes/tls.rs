@@ -9,10 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use balsa_node::transport::tls::{Identity, Tls, TlsOptions};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
 use tokio_rustls::TlsConnector;
 
-use crate::cluster::{Cluster, Member};
+use crate::cluster::{Cluster, Member, PATIENCE};
+use crate::etcd::{Etcd, RELEASES, program};
 use crate::unread::open_sockets;
 
 /// An authority and a directory with what it signs.
@@ -43,12 +47,18 @@ impl Authority {
 
     /// Signs one that is good in these years.
     fn sign_for(&self, name: &str, common_name: &str, years: Range<i32>) -> Identity {
+        self.sign_as(name, common_name, years, &[])
+    }
+
+    /// Signs one that is good for these uses alone; for any when none is named.
+    fn sign_as(&self, name: &str, common_name: &str, years: Range<i32>, uses: &[ExtendedKeyUsagePurpose]) -> Identity {
         let hosts = ["127.0.0.1".to_owned(), "localhost".to_owned()];
         let (key, mut parameters) =
             (KeyPair::generate().expect("a key"), CertificateParams::new(hosts).expect("hosts"));
         parameters.distinguished_name.push(DnType::CommonName, common_name);
         (parameters.not_before, parameters.not_after) =
             (date_time_ymd(years.start, 1, 1), date_time_ymd(years.end, 1, 1));
+        parameters.extended_key_usages = uses.to_vec();
         let certificate = parameters.signed_by(&key, &self.issuer).expect("signed");
         let path = |what: &str| self.directory.join(format!("{name}{what}.pem"));
         std::fs::write(path(""), certificate.pem()).expect("written");
@@ -237,7 +247,7 @@ async fn broken_and_slow_handshakes_are_cut_off_and_harm_nobody() {
     let sockets = open_sockets(member);
     let connect = |port| {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
-        stream.set_read_timeout(Some(crate::cluster::PATIENCE)).expect("a time-out");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
         stream
     };
     // A record of a handshake that never goes on.
@@ -277,32 +287,135 @@ async fn broken_and_slow_handshakes_are_cut_off_and_harm_nobody() {
     assert!(!member.log_text().contains("panicked"), "{}", cluster.logs());
 }
 
-/// The alerts are those of Go's TLS, which etcd's clients know.
+/// What a client shows that is refused, and the alert that it hears.
+struct Refused {
+    what: &'static str,
+    identity: Option<Identity>,
+    words: &'static str,
+    /// As etcd answers.
+    alert: &'static str,
+    /// As Balsa does, where rustls leaves no choice or says more; the reason stands beside it.
+    ours: Option<&'static str>,
+}
+
+/// Clients that are refused, by what they show and by what they speak.
+fn refused(authority: &Authority, foreign: &Authority) -> Vec<Refused> {
+    use ExtendedKeyUsagePurpose::{CodeSigning, ServerAuth};
+    let good = authority.sign_as("good", "client", 1975..4096, &[]);
+    let old = authority.sign_for("over", "client", 2020..2021);
+    let early = authority.sign_for("early", "client", 4094..4096);
+    let server = authority.sign_as("server", "client", 1975..4096, &[ServerAuth]);
+    let code = authority.sign_as("code", "client", 1975..4096, &[CodeSigning]);
+    let foreign = foreign.sign("foreign", "client");
+    let case = |what, identity, words, alert| Refused { what, identity, words, alert, ours: None };
+    vec![
+        case("nothing", None, "-tls1_3", "certificate required"),
+        // rustls has one alert for both versions.
+        Refused { ours: Some("certificate required"), ..case("nothing", None, "-tls1_2", "handshake failure") },
+        case("one that is over", Some(old.clone()), "-tls1_3", "certificate expired"),
+        case("one that is over", Some(old), "-tls1_2", "certificate expired"),
+        case("one that is not yet good", Some(early), "-tls1_3", "certificate expired"),
+        case("one of another authority", Some(foreign.clone()), "-tls1_3", "unknown ca"),
+        case("one of another authority", Some(foreign), "-tls1_2", "unknown ca"),
+        // It says what is wrong with it, where Go says that something is.
+        Refused {
+            ours: Some("unsupported certificate"),
+            ..case("one for servers", Some(server), "-tls1_3", "bad certificate")
+        },
+        Refused {
+            ours: Some("unsupported certificate"),
+            ..case("one for code", Some(code), "-tls1_2", "bad certificate")
+        },
+        case("an old protocol", Some(good.clone()), "-tls1_1 -cipher ALL:@SECLEVEL=0", "protocol version"),
+        case("other ciphers", Some(good.clone()), "-tls1_2 -cipher AES128-SHA256:@SECLEVEL=0", "handshake failure"),
+        case("other ciphers", Some(good.clone()), "-tls1_3 -ciphersuites TLS_AES_128_CCM_SHA256", "handshake failure"),
+        case("other groups", Some(good.clone()), "-tls1_3 -groups ffdhe2048", "handshake failure"),
+        case("another protocol inside", Some(good), "-alpn nope", "no application protocol"),
+    ]
+}
+
+/// The alert that a client hears at a port.
+fn alert(port: u16, ca: &Path, client: &Refused) -> String {
+    // It says nothing itself, so that no reset overtakes the alert.
+    let mut command = tool("timeout");
+    command.args(["20", "openssl", "s_client", "-ign_eof", "-connect", &format!("127.0.0.1:{port}"), "-CAfile"]);
+    command.arg(ca).args(client.words.split(' '));
+    if let Some(Identity { cert, key }) = &client.identity {
+        command.arg("-cert").arg(cert).arg("-key").arg(key);
+    }
+    let said = text(&command.stdin(Stdio::null()).output().expect("openssl runs"));
+    let alert = said.lines().find_map(|line| line.split(" alert ").nth(1)?.split(':').next());
+    alert.map_or_else(|| format!("no alert: {said}"), str::to_owned)
+}
+
+/// The alerts are those of Go's TLS, which etcd's clients know: as recorded, and as the installed etcd gives them.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_certificate_that_is_over_foreign_or_missing_is_refused_with_the_reason() {
-    let (cluster, authority, _) = secured(1).await;
+async fn a_client_that_is_refused_hears_etcds_alert() {
+    let (cluster, authority, good) = secured(1).await;
     let member = &cluster.members[0];
     member.put("first", "x").await.expect("a write");
     let sockets = open_sockets(member);
-    let ca = authority.ca().display().to_string();
-    let over = authority.sign_for("over", "client", 2020..2021);
-    let foreign = Authority::new(cluster.directory.path().join("foreign")).sign("foreign", "client");
-    for port in [member.client_port, member.peer_port] {
-        for (identity, alert) in
-            [(Some(&over), "certificate expired"), (Some(&foreign), "unknown ca"), (None, "certificate required")]
-        {
-            // It says nothing itself, so that no reset overtakes the alert.
-            let mut client = tool("openssl");
-            client.args(["s_client", "-ign_eof", "-connect", &format!("127.0.0.1:{port}"), "-CAfile", &ca]);
-            if let Some(Identity { cert, key }) = identity {
-                client.arg("-cert").arg(cert).arg("-key").arg(key);
-            }
-            let refused = text(&client.stdin(Stdio::null()).output().expect("openssl runs"));
-            assert!(refused.contains(&format!("alert {alert}")), "{alert} at {port}: {refused}");
+    let foreign = Authority::new(cluster.directory.path().join("foreign"));
+    let cases = refused(&authority, &foreign);
+    for client in &cases {
+        let expected = client.ours.unwrap_or(client.alert);
+        for port in [member.client_port, member.peer_port] {
+            // The peer port speaks nothing inside TLS that could not be h2's.
+            let heard = alert(port, &authority.ca(), client);
+            assert_eq!(heard, expected, "{} {} at {port}", client.what, client.words);
         }
     }
     cluster.eventually("nothing is left of them", || async { open_sockets(member) <= sockets }).await;
     member.put("still", "here").await.expect("a write");
+    for release in RELEASES {
+        let Some(program) = program(release) else { continue };
+        let flags: Vec<String> = member.flags.iter().filter(|flag| !flag.starts_with("--peer-")).cloned().collect();
+        let etcd = Etcd::run(&program, 1, &flags);
+        let url = format!("https://127.0.0.1:{}/health", etcd.port);
+        let files = [authority.ca(), good.cert.clone(), good.key.clone()].map(|file| file.display().to_string());
+        let health = || curl(&url, &["--cacert", &files[0], "--cert", &files[1], "--key", &files[2]]);
+        let begun = std::time::Instant::now();
+        while !health().status.success() {
+            assert!(begun.elapsed() < PATIENCE, "{}", etcd.log_text());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        for client in &cases {
+            let heard = alert(etcd.port, &authority.ca(), client);
+            assert_eq!(heard, client.alert, "{release}: {} {}", client.what, client.words);
+        }
+    }
+}
+
+/// Both refuse each other: those that dial it because of what it shows, and those that it dials because of the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_certificate_is_over_is_refused_by_its_peers_until_it_has_a_new_one() {
+    let (mut cluster, authority, _) = secured(3).await;
+    let victim = (cluster.leader().await + 1) % 3;
+    cluster.members[victim].kill();
+    let name = cluster.members[victim].name.clone();
+    authority.sign_for(&name, &name, 2020..2021);
+    cluster.restart(victim);
+    let others: Vec<&Member> = cluster.members.iter().filter(|member| member.name != name).collect();
+    for member in &others {
+        let dialled = || async {
+            let log = member.log_text();
+            let mut lines = log.lines().filter(|line| line.contains("lost the way to a peer"));
+            lines.any(|line| line.contains("certificate expired"))
+        };
+        cluster.eventually("who dials it says why it is refused", dialled).await;
+        let accepted = || async {
+            let log = member.log_text();
+            let mut lines = log.lines().filter(|line| line.contains("rejected connection on peer endpoint"));
+            lines.any(|line| line.contains("certificate expired"))
+        };
+        cluster.eventually("who is dialled says why it is refused", accepted).await;
+        member.put("without", "it").await.expect("two of three go on");
+    }
+    let victims = || async { cluster.members[victim].log_text().contains("received fatal alert") };
+    cluster.eventually("it hears the alert", victims).await;
+    authority.sign(&name, &name);
+    cluster.serves(victim).await;
+    cluster.assert_hashes_agree().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -316,7 +429,7 @@ async fn a_handshake_at_a_port_without_tls_is_answered_and_closed() {
         let connector = TlsConnector::from(authority.client(None).client().expect("it dials"));
         let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("connects");
         let shaking = connector.connect("127.0.0.1".try_into().expect("an address"), stream);
-        let shaken = tokio::time::timeout(crate::cluster::PATIENCE, shaking).await.expect("in time");
+        let shaken = tokio::time::timeout(PATIENCE, shaking).await.expect("in time");
         assert!(shaken.is_err(), "there is no TLS on port {port}");
     }
     cluster.eventually("nothing is left of them", || async { open_sockets(member) <= sockets }).await;

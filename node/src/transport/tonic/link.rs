@@ -24,6 +24,9 @@ const MAX_BACKOFF: Duration = Duration::from_secs(1);
 /// How long a peer that is no longer listed still gets what is queued for it.
 const FLUSH: Duration = Duration::from_secs(1);
 
+/// Causes that are told of while a peer is away.
+const MAX_CAUSES: usize = 8;
+
 /// Why a connection is over.
 enum End {
     /// It broke, or was never there, or not for long.
@@ -36,7 +39,7 @@ enum End {
 
 /// Runs until the peer is no longer listed.
 pub(super) async fn run(id: u64, shared: Arc<Shared>, queue: Arc<Queue>, mut urls: watch::Receiver<Vec<String>>) {
-    let (mut backoff, mut told) = (MIN_BACKOFF, false);
+    let (mut backoff, mut told) = (MIN_BACKOFF, Told::default());
     let _shown = Shown::new(shared.config.member_id, id);
     loop {
         let present = urls.borrow_and_update().clone();
@@ -54,17 +57,34 @@ pub(super) async fn run(id: u64, shared: Arc<Shared>, queue: Arc<Queue>, mut url
             return;
         }
         if lasted {
-            (backoff, told) = (MIN_BACKOFF, false);
+            (backoff, told) = (MIN_BACKOFF, Told::default());
         }
         let peer = format!("{id:x}");
-        match std::mem::replace(&mut told, true) {
-            false => warn!(peer, cause, "lost the way to a peer"),
-            true => debug!(peer, cause, "a peer is still away"),
+        match told.is_new(&cause) {
+            true => warn!(peer, cause, "lost the way to a peer"),
+            false => debug!(peer, cause, "a peer is still away"),
         }
         tokio::select! {
             () = sleep(backoff) => backoff = (backoff * 2).min(MAX_BACKOFF),
             _ = urls.changed() => backoff = MIN_BACKOFF,
         }
+    }
+}
+
+/// The causes that were told of while a peer is away: a peer that was down and comes back with a certificate that nobody
+/// can accept is away for another reason than before.
+#[derive(Default)]
+struct Told(Vec<String>);
+
+impl Told {
+    /// Causes that differ in numbers alone, such as times, are the same.
+    fn is_new(&mut self, cause: &str) -> bool {
+        let cause: String = cause.chars().filter(|letter| !letter.is_ascii_digit()).collect();
+        let new = self.0.len() < MAX_CAUSES && !self.0.contains(&cause);
+        if new {
+            self.0.push(cause);
+        }
+        new
     }
 }
 
@@ -170,4 +190,19 @@ fn outgoing(
         shared.config.metrics.sent(id, size);
         Some((frame, (shared, queue, over)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once_until_there_is_another() {
+        let mut told = Told::default();
+        let told: Vec<bool> = ["refused", "refused", "over since 1 s", "over since 2 s", "refused", "reset"]
+            .into_iter()
+            .map(|cause| told.is_new(cause))
+            .collect();
+        assert_eq!(told, [true, false, true, false, false, true]);
+    }
 }
