@@ -65,8 +65,10 @@ pub struct GivenUp {
     pub by_balsa_alone: bool,
 }
 
-/// What a server says then.
+/// What a server says then,
 const GAVE_UP: &str = "etcdserver: request timed out";
+/// and what etcd says of a proposal that its Raft takes no more.
+const NOT_TAKEN: (Code, &str) = (Code::DeadlineExceeded, "context deadline exceeded");
 
 /// Why a sequence goes no further.
 enum Stop {
@@ -116,7 +118,7 @@ pub async fn run(programs: &Programs, sequence: &[Step]) -> anyhow::Result<Outco
 
 /// Whether a reply leaves open what became of the request.
 fn is_given_up(reply: &Reply) -> bool {
-    matches!(reply, Reply::Failed { message, .. } if message == GAVE_UP)
+    matches!(reply, Reply::Failed { code, message } if message == GAVE_UP || (*code, message.as_str()) == NOT_TAKEN)
 }
 
 /// What every sequence ends with: the whole store, and its hash.
