@@ -16,6 +16,7 @@ pub mod grpc_metrics;
 pub mod health;
 pub mod http;
 pub mod kv;
+mod large_message;
 pub mod lease;
 pub mod lease_clock;
 pub mod leftover;

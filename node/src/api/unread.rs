@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::large_message;
 use super::listener::{Closer, Connection};
 use super::status::etcd;
 use crate::metrics::{UNREAD_CONNECTIONS, UNREAD_STREAMS};
@@ -45,11 +46,15 @@ pub struct Bounded {
 /// Passes a call on and watches how its answers are read.
 pub async fn end_unread(State(Bounded { methods, bound }): State<Bounded>, request: Request, next: Next) -> Response {
     let streams = methods.method(request.uri().path()).is_some_and(|method| !method.is_unary);
-    if !streams || bound.is_zero() {
+    if !streams {
         return next.run(request).await;
     }
     let client = Client::of(&request);
-    next.run(request).await.map(|body| Body::new(Read::new(body, bound, client)))
+    let response = large_message::in_place(next.run(request).await);
+    if bound.is_zero() {
+        return response;
+    }
+    response.map(|body| Body::new(Read::new(body, bound, client)))
 }
 
 /// Whose stream it is, for the log, and how to be rid of it.

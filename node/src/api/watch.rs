@@ -7,10 +7,12 @@ use std::time::Instant;
 use balsa_proto::etcdserverpb as pb;
 use futures::{Stream, stream};
 use prost::Message;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::caller;
+use super::large_message::Beside;
 use super::status::{check_client_version, count_broken, etcd, wants_leader};
 use crate::engine::{Failure, Limit};
 use crate::metrics;
@@ -64,12 +66,16 @@ where
         let session =
             Session::open(&member, requests, admission, self.settings, require_leader, stopping).map_err(etcd)?;
         let max_bytes = self.max_request_bytes.get().saturating_add(REQUEST_OVERHEAD_BYTES);
-        let state = Presented { member, session, parts: VecDeque::new(), max_bytes, handed: None };
+        let (beside, parts) = (Beside::default(), VecDeque::new());
+        let state =
+            Presented { member, session, parts, max_bytes, handed: None, beside: beside.clone(), all_sent: None };
         let responses = stream::unfold(state, |mut state| async move {
             let next = state.next().await?;
             Some((next, state))
         });
-        Ok(Response::new(Box::pin(responses)))
+        let mut response = Response::new(Box::pin(responses) as Self::WatchStream);
+        response.extensions_mut().insert(beside);
+        Ok(response)
     }
 }
 
@@ -80,6 +86,10 @@ struct Presented<M> {
     parts: VecDeque<pb::WatchResponse>,
     max_bytes: usize,
     handed: Option<Handed>,
+    /// Where large answers go.
+    beside: Beside,
+    /// Resolves once the last large answer is sent. The session is told of it by being asked for the next one.
+    all_sent: Option<oneshot::Receiver<()>>,
 }
 
 /// The last answer, on its way: when it was handed to the connection, and how many events it has.
@@ -102,6 +112,19 @@ impl Handed {
 
 impl<M: Watched> Presented<M> {
     async fn next(&mut self) -> Option<Result<pb::WatchResponse, Status>> {
+        if let Some(all_sent) = self.all_sent.take() {
+            let _ = all_sent.await;
+        }
+        let response = match self.next_response().await? {
+            Ok(response) => response,
+            Err(status) => return Some(Err(status)),
+        };
+        let (response, all_sent) = self.beside.pass(response);
+        self.all_sent = all_sent;
+        Some(Ok(response))
+    }
+
+    async fn next_response(&mut self) -> Option<Result<pb::WatchResponse, Status>> {
         if let Some(part) = self.parts.pop_front() {
             return Some(Ok(part));
         }

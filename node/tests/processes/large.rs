@@ -145,3 +145,66 @@ async fn a_leader_that_dies_between_two_parts_of_the_end_of_a_lease_leaves_it_to
     check(&events, revision);
     dies_and_comes_back(&mut cluster, 0, revision).await;
 }
+
+/// Watches with the pairs before, which make the answer as large as what is deleted.
+async fn watch_pairs(
+    member: &Member,
+    fragment: bool,
+) -> (tokio::sync::mpsc::Sender<pb::WatchRequest>, Streaming<pb::WatchResponse>) {
+    let (requests, receiver) = tokio::sync::mpsc::channel(1);
+    let create = pb::WatchCreateRequest {
+        key: "k/".into(),
+        range_end: "k0".into(),
+        prev_kv: true,
+        fragment,
+        ..Default::default()
+    };
+    let request = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    requests.send(request).await.expect("sent");
+    let mut client = member.watch().max_decoding_message_size(usize::MAX);
+    let mut answers = client.watch(ReceiverStream::new(receiver)).await.expect("a watch").into_inner();
+    assert!(answers.message().await.expect("open").expect("an answer").created);
+    (requests, answers)
+}
+
+async fn answer(answers: &mut Streaming<pb::WatchResponse>) -> pb::WatchResponse {
+    let answer = tokio::time::timeout(Duration::from_secs(60), answers.message()).await.expect("in time");
+    answer.expect("open").expect("an answer")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_delete_is_told_to_each_watcher_in_one_answer_or_in_fragments_and_then_all_go_on() {
+    let cluster = Cluster::start(1).await;
+    let member = &cluster.members[0];
+    fill(member, 0).await;
+    let mut whole = Vec::new();
+    for _ in 0..5 {
+        whole.push(watch_pairs(member, false).await);
+    }
+    let mut fragments = watch_pairs(member, true).await;
+    let delete = pb::DeleteRangeRequest { key: "k/".into(), range_end: "k0".into(), ..Default::default() };
+    let deleted = member.kv().delete_range(delete).await.expect("a delete").into_inner();
+    let revision = deleted.header.expect("a header").revision;
+    member.put("k/after", "v").await.expect("a write");
+    let bytes = |events: &[Event]| {
+        events.iter().map(|event| event.prev_kv.as_ref().map_or(0, |kv| kv.value.len())).sum::<usize>()
+    };
+    for (_requests, answers) in &mut whole {
+        let told = answer(answers).await;
+        check(&told.events, revision);
+        assert_eq!((told.fragment, bytes(&told.events)), (false, BIG_KEYS * BIG + SMALL_KEYS));
+        assert_eq!(answer(answers).await.events[0].kv.as_ref().expect("a pair").key, "k/after");
+    }
+    let (mut events, mut parts) = (Vec::new(), 0);
+    loop {
+        let told = answer(&mut fragments.1).await;
+        events.extend(told.events);
+        parts += 1;
+        if !told.fragment {
+            break;
+        }
+    }
+    check(&events, revision);
+    assert!(parts >= BIG_KEYS / 2, "{parts}");
+    assert_eq!(answer(&mut fragments.1).await.events[0].kv.as_ref().expect("a pair").key, "k/after");
+}
