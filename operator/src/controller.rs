@@ -306,9 +306,21 @@ async fn refuse(
     observed: &Observed,
     message: &str,
 ) -> Result<Action, ReconcileError> {
-    let plan = plan::invalid_spec(observed, message.to_owned());
+    let plan = plan::invalid_spec(observed, brief(message));
     report(context, Seen { resource, cluster: None, observed, plan: &plan }).await?;
     Ok(Action::requeue(REST))
+}
+
+/// Bytes of a refusal that the status holds. It may repeat a value of the spec, which has a bound of its own size only, and
+/// it stands in the plan and in a condition.
+const REFUSAL: usize = 1_024;
+
+/// The text, or as much of it as the status holds.
+fn brief(text: &str) -> String {
+    match text.len() {
+        0..=REFUSAL => text.to_owned(),
+        _ => format!("{}…", &text[..text.floor_char_boundary(REFUSAL)]),
+    }
 }
 
 /// Status, metrics, and one warning when a plan begins to wait for something that does not pass by itself.
@@ -466,6 +478,13 @@ mod tests {
         assert_eq!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now), false), POLL);
         assert_eq!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now - 61), false), SLOW);
         assert_eq!(next_pass(&observed, &waiting(WaitReason::LeftoverVolume, observed.now), false), REST);
+    }
+
+    #[test]
+    fn a_refusal_fits_the_status_whatever_the_spec_says() {
+        assert_eq!(brief("--max-txn-ops=x is not a number"), "--max-txn-ops=x is not a number");
+        let long = brief(&"ü".repeat(600_000));
+        assert!(long.len() <= REFUSAL + '…'.len_utf8() && long.ends_with('…'), "{} bytes", long.len());
     }
 
     #[test]

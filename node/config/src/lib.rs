@@ -203,6 +203,24 @@ impl Config {
         }
     }
 
+    /// What [`load`](Self::load) would say to a process that is started elsewhere, for the operator. No file is read: what a
+    /// stranger's settings name is none of this machine's.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; a configuration file is [`ConfigError::Invalid`].
+    pub fn foretell(
+        args: impl IntoIterator<Item = String>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Invocation, ConfigError> {
+        match sources::merge_given(args, environment)? {
+            sources::Merged::Print(text) => Ok(Invocation::Print(text)),
+            sources::Merged::Values(raw) if !raw.text("config-file").is_empty() => {
+                Err(invalid("--config-file is not read here"))
+            }
+            sources::Merged::Values(raw) => Ok(Invocation::Run(Box::new(Self::check(&raw)?))),
+        }
+    }
+
     /// Reads the file alone, as a process that was started with it would.
     ///
     /// # Errors

@@ -160,6 +160,20 @@ pub fn merge(
     args: impl IntoIterator<Item = String>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Merged, ConfigError> {
+    match merge_given(args, environment)? {
+        Merged::Values(raw) if !raw.text("config-file").is_empty() => file(raw.text("config-file")).map(Merged::Values),
+        merged => Ok(merged),
+    }
+}
+
+/// Merges the command line and the environment, and reads no file, whatever they say.
+///
+/// # Errors
+/// [`ConfigError`].
+pub fn merge_given(
+    args: impl IntoIterator<Item = String>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Merged, ConfigError> {
     let mut args = args.into_iter();
     let program = args.next().unwrap_or_default();
     let given = match command_line(args)? {
@@ -173,10 +187,7 @@ pub fn merge(
         raw.take(flag, value, &format!("--{}", flag.name))?;
     }
     variables(&mut raw, environment)?;
-    match raw.text("config-file").to_owned() {
-        path if path.is_empty() => Ok(Merged::Values(raw)),
-        path => file(&path).map(Merged::Values),
-    }
+    Ok(Merged::Values(raw))
 }
 
 enum CommandLine {
@@ -290,7 +301,9 @@ fn variables(raw: &mut Raw, environment: impl IntoIterator<Item = (String, Strin
         if value.is_empty() || NO_FLAGS.contains(&variable.as_str()) {
             continue;
         }
-        match flags::find(&name.to_lowercase().replace('_', "-")) {
+        // In capitals, as etcd has it: every variable is one name, which a table of names can hold.
+        let is_name = name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+        match flags::find(&name.to_lowercase().replace('_', "-")).filter(|_| is_name) {
             Some(flag) => raw.take(flag, value, &variable)?,
             None => raw.warnings.push(format!("{variable} is not a known setting")),
         }
@@ -439,7 +452,10 @@ mod tests {
             assert_eq!(merged(&["--name=a"], environment).unwrap_err().exit_code(), 1);
         }
         assert!(merged(&[], &[("ETCD_NAME", "a"), ("BALSA_NAME", "a")]).is_err());
-        assert_eq!(merged(&[], &[("ETCD_NONSENSE", "1")]).unwrap().warnings.len(), 1);
+        for unknown in ["ETCD_NONSENSE", "BALSA_config_file", "BALSA_CONFIG-FILE"] {
+            let raw = merged(&[], &[(unknown, "/dev/null")]).unwrap();
+            assert_eq!((raw.warnings.len(), raw.text("config-file")), (1, ""), "{unknown}");
+        }
         assert!(merged(&[], &[("PATH", "x"), ("ETCD_VERIFY", "all")]).unwrap().warnings.is_empty());
     }
 

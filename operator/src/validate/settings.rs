@@ -11,7 +11,8 @@ use crate::names;
 use crate::valid::ValidCluster;
 
 /// The settings that change at run time as a member has them that starts now, those included that are left to their
-/// defaults. A variable whose value stands elsewhere is not known here: its setting is left out, so nobody overrides it.
+/// defaults. A variable whose value stands elsewhere is not known here: its setting is left out, so nobody overrides it,
+/// and settings that do not go together without it may go together with it, so they are the node's to judge.
 ///
 /// # Errors
 /// [`Invalid::Settings`] with the node's own words.
@@ -20,9 +21,10 @@ pub(super) fn hot(cluster: &ValidCluster) -> Result<BTreeMap<String, String>, In
     let pod = names::pod(&cluster.name, 0);
     let arguments = build::arguments(cluster).into_iter().map(|argument| argument.replace("$(POD_NAME)", &pod));
     let arguments = std::iter::once("balsa".to_owned()).chain(arguments);
-    let config = match Config::load(arguments, environment) {
+    let config = match Config::foretell(arguments, environment) {
         Ok(Invocation::Run(config)) => config,
         Ok(Invocation::Print(_)) => return Ok(BTreeMap::new()),
+        Err(_) if !unknown.is_empty() => return Ok(BTreeMap::new()),
         Err(error) => return Err(Invalid::Settings(error.to_string())),
     };
     let known = flags::HOT.iter().filter(|flag| !unknown.contains(&variable(flag)));

@@ -160,3 +160,27 @@ fn what_changes_at_run_time_is_known_whole() {
     assert_eq!(elsewhere.len(), plain.len() - 2);
     assert!(!elsewhere.contains_key("log-level") && !elsewhere.contains_key("max-txn-ops"));
 }
+
+/// The operator asks the node's reader, and its own files are none of a tenant's business.
+#[test]
+fn no_file_of_the_operator_is_read() {
+    let with = |name: &str| format!("{{image: balsa, podTemplate: {{env: [{{name: {name}, value: /proc/self/environ}}]}}}}");
+    for name in ["BALSA_CONFIG_FILE", "ETCD_CONFIG_FILE"] {
+        assert_eq!(validate(&cluster_from(&with(name))), Err(Invalid::ReservedVariable(name.to_owned())));
+    }
+    // The node does not know them either.
+    for name in ["BALSA_config_file", "BALSA_CONFIG-FILE"] {
+        let cluster = validate(&cluster_from(&with(name))).expect("a variable of somebody else");
+        assert_eq!(cluster.hot, validate(&cluster_from("{image: balsa}")).expect("valid").hot);
+    }
+}
+
+/// A key file whose name stands in a Secret may go with the certificate.
+#[test]
+fn settings_of_which_some_stand_elsewhere_are_the_nodes_to_judge() {
+    let certificate = "{image: balsa, config: {extra: {cert-file: /tls/cert}}";
+    assert!(matches!(validate(&cluster_from(&format!("{certificate}}}"))), Err(Invalid::Settings(_))));
+    let key = "podTemplate: {env: [{name: BALSA_KEY_FILE, valueFrom: {secretKeyRef: {name: a, key: b}}}]}";
+    let cluster = validate(&cluster_from(&format!("{certificate}, {key}}}"))).expect("the node judges");
+    assert!(cluster.hot.is_empty(), "and nothing is pushed");
+}
