@@ -102,10 +102,7 @@ kube-down: ## Take the local Kubernetes down, leaving nothing
 .PHONY: bench
 bench: build ## Compare with etcd in one run; writes the tables for docs/benchmarks.md
 	@e2e/install etcd
-	@e2e/bench/run
-	@e2e/bench/watch
-	@e2e/bench/leases
-	@e2e/bench/tls
+	@status=0; for what in run watch leases tls; do e2e/bench/$$what || status=1; done; exit $$status
 
 .PHONY: lint
 lint: ## Formatting and clippy, warnings are errors

@@ -48,6 +48,13 @@ stop() {
     pids=()
 }
 
+# tool COMMAND…: etcd's `benchmark` against the servers; its report is in $state/out. What it says when it fails is shown.
+tool() {
+    benchmark --endpoints="$endpoints" "${client[@]}" "$@" >"$state/out" 2>"$state/err" && return
+    tail -n 5 "$state/err" "$state"/m*.log >&2
+    return 1
+}
+
 # CPU time of the servers so far, in clock ticks of 10 ms.
 ticks() {
     local pid sum=0
