@@ -51,7 +51,7 @@ pub struct WatchOptions {
     pub piece_bytes: usize,
     /// Bytes of a revision from which it is in memory for one stream at a time, beside the others.
     pub revision_bytes: usize,
-    /// How long the next stream waits for a client that is slow to take such a one.
+    /// How long the next stream waits for a client that is slow to take such a one. The more wait, the shorter.
     pub large_turn: Duration,
 }
 
@@ -80,7 +80,7 @@ pub struct WatchCounts {
     pub behind: usize,
     /// Events that wait for their clients.
     pub pending_events: usize,
-    /// Bytes that they take, and those of what is on its way to clients.
+    /// Bytes that they take, and those of what is on its way to clients, without the large revision whose turn it is.
     pub pending_bytes: usize,
     /// Events handed to streams since the process started.
     pub events: u64,

@@ -70,6 +70,9 @@ pub(super) struct Buffer {
     catching_up: AtomicBool,
     queue: Mutex<Queue>,
     wake: Notify,
+    /// The client has taken everything.
+    taken: Notify,
+    closed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +82,10 @@ struct Queue {
     waiting_progress: usize,
     /// Items of other watchers are dropped unsent.
     live: HashMap<WatcherKey, Live>,
+    /// The client has taken what it was handed and waits for more.
+    asked: bool,
+    /// Nothing is appended for watchers in step: what is there has to go out first.
+    refusing: bool,
     failure: Option<Failure>,
 }
 
@@ -90,6 +97,8 @@ impl Buffer {
             catching_up: AtomicBool::new(false),
             queue: Mutex::default(),
             wake: Notify::new(),
+            taken: Notify::new(),
+            closed: Notify::new(),
         }
     }
 
@@ -102,14 +111,15 @@ impl Buffer {
         self.queue.lock().live.remove(&watcher);
     }
 
-    /// Appends events, which are charged already, if there is room; an empty buffer always has room.
+    /// Appends events, which are charged already, if there is room; an empty buffer has room unless it
+    /// [refuses](Self::refuse).
     pub(super) fn offer(&self, item: Item) -> bool {
         let options = self.room.options();
         let mut queue = self.queue.lock();
         let full = queue.items.len() >= options.stream_items
             || queue.bytes + item.size().1 > options.stream_bytes
             || self.room.is_short();
-        if full && !queue.items.is_empty() {
+        if queue.refusing || full && !queue.items.is_empty() {
             return false;
         }
         self.append(&mut queue, item);
@@ -150,8 +160,14 @@ impl Buffer {
     /// row are sent together.
     pub(super) fn pop(&self) -> Option<(Delivery, Option<InHand>)> {
         let mut queue = self.queue.lock();
+        queue.asked = false;
         loop {
-            match self.take(&mut queue)? {
+            let Some(item) = self.take(&mut queue) else {
+                queue.asked = true;
+                self.taken.notify_one();
+                return None;
+            };
+            match item {
                 Item::Progress { watcher: None, revision } => {
                     return Some((Delivery::Progress { watch_id: None, revision }, None));
                 }
@@ -182,10 +198,9 @@ impl Buffer {
         let mut response = Response { live, through: 0, events: Vec::new(), turn: None };
         response.add(first);
         rest.into_iter().for_each(|item| response.add(item));
-        let turn = response.turn.take();
-        // What has the turn is beside the budget.
-        let bytes = if turn.is_some() { 0 } else { response.events.iter().map(event_bytes).sum() };
-        (response.into(), Some(InHand { _held: self.room.hold(bytes), _turn: turn }))
+        let bytes = response.events.iter().map(event_bytes).sum();
+        let held = self.room.hold(bytes, response.turn.take());
+        (response.into(), Some(InHand { _held: held }))
     }
 
     /// Further events of `watcher` at the front of the queue that fit in the same response.
@@ -256,6 +271,34 @@ impl Buffer {
         self.wake.notify_one();
     }
 
+    /// Whether watchers in step fall behind from now on, so that the client comes to the end of what waits. A large
+    /// revision goes straight to a client that is there, and must not wait behind what another has not taken.
+    pub(super) fn refuse(&self, refusing: bool) {
+        self.queue.lock().refusing = refusing;
+    }
+
+    /// Resolves when the client has taken everything; the one read of missed events waits here.
+    pub(super) async fn taken(&self) {
+        while !self.is_taken() {
+            self.taken.notified().await;
+        }
+    }
+
+    fn is_taken(&self) -> bool {
+        let queue = self.queue.lock();
+        queue.asked && queue.items.is_empty()
+    }
+
+    /// The stream is over; what it had begun to read is not wanted.
+    pub(super) fn close(&self) {
+        self.closed.notify_one();
+    }
+
+    /// Resolves when the stream is over; the one read of missed events waits here too.
+    pub(super) async fn closed(&self) {
+        self.closed.notified().await;
+    }
+
     /// Resolves when something changed since the last time; the one session of the stream waits here.
     pub(super) async fn changed(&self) {
         self.wake.notified().await;
@@ -272,7 +315,6 @@ impl Drop for Buffer {
 #[derive(Debug)]
 pub(super) struct InHand {
     _held: Held,
-    _turn: Option<Arc<LargeTurn>>,
 }
 
 /// Events of one watcher on their way into a response.

@@ -79,7 +79,7 @@ impl WatchHub {
     ///
     /// # Errors
     /// Of the source; `Stopped`.
-    pub(super) async fn read_missed(self: Arc<Self>, stream: StreamKey) -> Result<(), Failure> {
+    pub(super) async fn read_missed(self: Arc<Self>, stream: StreamKey, buffer: &Buffer) -> Result<(), Failure> {
         let turn = self.turns.clone().acquire_owned().await;
         let hub = self.clone();
         let caught_up = blocking(move || {
@@ -90,11 +90,29 @@ impl WatchHub {
         if caught_up.await? == CaughtUp::Done {
             return Ok(());
         }
-        let turn = self.room.large_turn().await?;
+        let turn = self.large_turn(buffer).await?;
         let (hub, mine) = (self.clone(), turn.clone());
         blocking(move || hub.catch_up_large(stream, Some(mine))).await?;
-        turn.end_after(self.room.options().large_turn);
+        turn.end_in_time();
+        // Also when the watchers were cancelled meanwhile and there was nothing to read.
+        buffer.refuse(false);
         Ok(())
+    }
+
+    /// Waits until a large revision goes straight into a response: the client has taken all else and the stream has the turn.
+    async fn large_turn(&self, buffer: &Buffer) -> Result<Arc<LargeTurn>, Failure> {
+        let mut is_slow = false;
+        loop {
+            buffer.taken().await;
+            // Other watchers of the stream go on while it stands in line, unless their events were not taken the last time.
+            buffer.refuse(is_slow);
+            let turn = self.room.large_turn().await?;
+            buffer.refuse(true);
+            if tokio::time::timeout(self.room.least_patience(), buffer.taken()).await.is_ok() {
+                return Ok(turn);
+            }
+            is_slow = true;
+        }
     }
 
     /// One read of whatever size, as in [`read_missed`](Self::read_missed). Blocks on the store.
@@ -145,6 +163,13 @@ impl WatchHub {
     }
 
     pub(super) fn finish_catch_up(&self, plan: Plan, missed: Missed) -> Result<CaughtUp, Failure> {
+        let buffer = plan.buffer.clone();
+        let caught_up = self.hand_over(plan, missed)?;
+        buffer.refuse(caught_up == CaughtUp::TooLarge);
+        Ok(caught_up)
+    }
+
+    fn hand_over(&self, plan: Plan, missed: Missed) -> Result<CaughtUp, Failure> {
         let (revisions, through) = match missed {
             Missed::Compacted { revision } => {
                 self.state.lock().cancel_compacted(plan.stream, revision);

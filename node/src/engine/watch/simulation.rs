@@ -241,17 +241,25 @@ async fn what_streams_have_read_and_nobody_takes_is_bounded_over_all_and_each_st
     }
 }
 
+fn large(revision: i64) -> Vec<Event> {
+    (0..100).map(|number| event(&format!("{number}"), revision, EventType::Delete)).collect()
+}
+
+/// A hub that begins at revision 1, to which [`large`] is large.
+fn hub_of_turns(store: &Arc<Store>, large_turn: Duration) -> Arc<WatchHub> {
+    let bounds = WatchOptions { revision_bytes: 1000, large_turn, ..options(100) };
+    WatchHub::new(store.clone(), bounds).expect("hub")
+}
+
 #[tokio::test]
 async fn a_large_revision_is_whole_and_in_memory_for_one_stream_at_a_time() {
     let store = Store::new(1000);
-    let bounds = WatchOptions { revision_bytes: 1000, large_turn: Duration::from_secs(2), ..options(100) };
-    let hub = WatchHub::new(store.clone(), bounds).expect("hub");
+    let hub = hub_of_turns(&store, Duration::from_secs(2));
     let [mut first, mut second, mut third, mut other] = [hub.open(), hub.open(), hub.open(), hub.open()];
     for stream in [&mut first, &mut second, &mut third] {
         stream.watch(0, everything(0));
     }
     other.watch(0, one_key("other", 0));
-    let large = |revision| (0..100).map(|number| event(&format!("{number}"), revision, EventType::Delete)).collect();
     hub.publish(&[store.write(large), store.put("other")]);
     assert_eq!(heard(&mut other).await, [3]);
     assert_eq!(heard(&mut first).await, [2; 100]);
@@ -263,6 +271,130 @@ async fn a_large_revision_is_whole_and_in_memory_for_one_stream_at_a_time() {
     assert_eq!(heard(&mut third).await, [2; 100]);
     assert_eq!([heard(&mut second).await, heard(&mut third).await], [[3], [3]]);
     assert_eq!(hub.counts().behind, 0);
+}
+
+/// Waits until it holds; fails when it does not come to hold.
+async fn comes(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it does not come that {what}");
+}
+
+#[tokio::test]
+async fn a_client_that_has_not_taken_what_waits_does_not_stand_in_line_with_a_large_revision() {
+    let store = Store::new(1000);
+    let hub = hub_of_turns(&store, Duration::from_secs(600));
+    let [mut slow, mut quick] = [hub.open(), hub.open()];
+    slow.watch(0, everything(0));
+    slow.watch(1, one_key("a", 0));
+    hub.publish(&[store.put("a")]);
+    hub.publish(&[store.write(large)]);
+    // Begins to read, and has the other watcher's event still to come.
+    assert_eq!(heard(&mut slow).await, [2]);
+    comes("it was read", || store.0.lock().prev_kv_wanted.len() == 1).await;
+    // A bit of time to do the wrong thing.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!((hub.counts().pending_events, hub.counts().behind), (1, 1));
+    quick.watch(0, everything(3));
+    assert_eq!(heard(&mut quick).await, [3; 100]);
+    // Taken, so the turn is free.
+    drop(quick);
+    // Refused now; it is heard once all the same.
+    hub.publish(&[store.put("a")]);
+    assert_eq!(heard(&mut slow).await, [2]);
+    assert_eq!(heard(&mut slow).await, [3; 100]);
+    assert_eq!([heard(&mut slow).await, heard(&mut slow).await], [[4], [4]]);
+    comes("all are in step", || hub.counts().behind == 0).await;
+}
+
+#[tokio::test]
+async fn other_watchers_of_a_stream_go_on_while_it_waits_for_its_turn() {
+    let store = Store::new(1000);
+    let hub = hub_of_turns(&store, Duration::from_secs(600));
+    let [mut first, mut second] = [hub.open(), hub.open()];
+    for stream in [&mut first, &mut second] {
+        stream.watch(0, everything(0));
+    }
+    second.watch(1, one_key("other", 0));
+    hub.publish(&[store.write(large)]);
+    assert_eq!(heard(&mut first).await, [2; 100]);
+    let waits = tokio::time::timeout(Duration::from_millis(100), second.next()).await;
+    assert!(waits.is_err(), "the first client has not taken its response");
+    comes("it stands in line", || hub.room.in_line() == 1).await;
+    hub.publish(&[store.put("other")]);
+    assert_eq!(heard(&mut second).await, [3]);
+    assert_eq!(heard(&mut first).await, [3]);
+    assert_eq!([heard(&mut second).await.len(), heard(&mut second).await.len()], [100, 1]);
+}
+
+#[tokio::test]
+async fn a_large_revision_is_charged_once_its_turn_is_over() {
+    let store = Store::new(1000);
+    let hub = hub_of_turns(&store, Duration::from_millis(200));
+    let mut stream = hub.open();
+    // One response is in hand and one waits.
+    for id in [0, 1] {
+        stream.watch(id, everything(0));
+    }
+    let written = store.write(large);
+    hub.publish(std::slice::from_ref(&written));
+    assert_eq!(heard(&mut stream).await, [2; 100]);
+    let without_pairs = large(2).into_iter().map(|event| Event { prev_kv: None, ..event }).collect();
+    let bytes = revision_bytes(&RevisionEvents { events: without_pairs, ..written });
+    comes("both are charged", || hub.counts().pending_bytes == 2 * bytes).await;
+    assert_eq!(heard(&mut stream).await, [2; 100]);
+    assert_eq!(hub.counts().pending_bytes, bytes);
+    drop(stream);
+    assert_eq!(hub.counts().pending_bytes, 0);
+}
+
+#[tokio::test]
+async fn many_who_do_not_take_a_large_revision_stop_the_last_one_for_a_short_time_each() {
+    const IDLE: usize = 20;
+    let store = Store::new(1000);
+    let hub = hub_of_turns(&store, Duration::from_secs(1));
+    let waits = |mut stream: WatchStream| async move {
+        stream.watch(0, everything(2));
+        let response = stream.next().await;
+        (response, stream)
+    };
+    hub.publish(&[store.write(large)]);
+    let turn = hub.room.large_turn().await.expect("the first");
+    let idle: Vec<_> = (0..IDLE).map(|_| tokio::spawn(waits(hub.open()))).collect();
+    comes("all stand in line", || hub.room.in_line() == IDLE).await;
+    drop(turn);
+    let last = tokio::time::timeout(Duration::from_secs(10), waits(hub.open())).await.expect("in half the time");
+    assert!(matches!(last.0, Ok(Delivery::Events { .. })));
+    for client in idle {
+        assert!(client.await.expect("client").0.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_while_it_waits_for_its_turn_leaves_nothing_behind() {
+    let store = Store::new(1000);
+    let hub = hub_of_turns(&store, Duration::from_secs(600));
+    let [mut first, mut second] = [hub.open(), hub.open()];
+    for stream in [&mut first, &mut second] {
+        stream.watch(0, everything(0));
+    }
+    second.watch(1, one_key("a", 0));
+    hub.publish(&[store.write(large)]);
+    assert_eq!(heard(&mut first).await, [2; 100]);
+    let waits = tokio::time::timeout(Duration::from_millis(100), second.next()).await;
+    assert!(waits.is_err(), "the first client has not taken its response");
+    comes("it stands in line", || hub.room.in_line() == 1).await;
+    hub.publish(&[store.put("a")]);
+    assert_eq!(hub.counts().pending_events, 2);
+    drop(second);
+    comes("its buffer is free", || (hub.counts().pending_events, hub.room.in_line()) == (1, 0)).await;
+    assert_eq!(heard(&mut first).await, [3]);
+    drop(first);
+    assert_eq!((hub.counts().pending_events, hub.counts().pending_bytes), (0, 0));
 }
 
 #[test]

@@ -140,8 +140,11 @@ impl WatchStream {
         }
         let (hub, buffer, key) = (self.hub.clone(), self.buffer.clone(), self.key);
         tokio::spawn(async move {
-            if let Err(failure) = hub.read_missed(key).await {
-                buffer.fail(failure);
+            tokio::select! {
+                read = hub.read_missed(key, &buffer) => if let Err(failure) = read {
+                    buffer.fail(failure);
+                },
+                () = buffer.closed() => {}
             }
             buffer.end_catch_up();
         });
@@ -161,5 +164,6 @@ impl WatchStream {
 impl Drop for WatchStream {
     fn drop(&mut self) {
         self.hub.close(self.key);
+        self.buffer.close();
     }
 }
