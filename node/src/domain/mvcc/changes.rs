@@ -1,6 +1,6 @@
 //! What changed from a revision on, read back for watchers that catch up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::{Bound, ControlFlow};
 
 use balsa_proto::log::Version;
@@ -16,10 +16,12 @@ use crate::storage::{StorageError, Table, View};
 
 /// Changes that one call looks at, matching or not, before it answers with what it has.
 const CHANGES_SEEN: usize = 1 << 16;
-/// Events whose versions are read in one go, at most.
+/// Changes that are looked for in one go, at most.
 const GROUP: usize = 512;
-/// And their bytes, by what the events before them had.
+/// And the bytes of their events, by what the events before them had.
 const GROUP_BYTES: usize = 1 << 20;
+/// Versions that are read in one go, at most: how large they are is known only when all of them are in memory.
+const VERSIONS_AT_ONCE: usize = 24;
 /// Events of the first group, of which nothing is known: their values may be large.
 const FIRST_GROUP: usize = 8;
 
@@ -93,6 +95,21 @@ struct Found {
     kind: Kind,
     /// Revision of the version before; 0 when there is none to read.
     previous: i64,
+    /// The group has no later change of the key. Only then `live` may hold what was put.
+    newest: bool,
+}
+
+impl Found {
+    /// Versions of it that are in memory at once when it is read.
+    fn versions(&self) -> usize {
+        usize::from(matches!(self.kind, Kind::Put)) + usize::from(self.previous != 0)
+    }
+
+    /// Bytes that it takes until then.
+    fn bytes(&self) -> usize {
+        let kept = if let Kind::PutInPassing(version) = &self.kind { version.value.len() } else { 0 };
+        self.key.len() + kept
+    }
 }
 
 enum Kind {
@@ -101,7 +118,8 @@ enum Kind {
     PutInPassing(Box<Version>),
 }
 
-/// Goes over the rows and reads the versions of what matches, a group at a time: what is found takes memory too.
+/// Goes over the rows and reads the versions of what matches: what is found takes memory too, so it is a group at a time,
+/// and what is read may be large, so it is a few versions at a time.
 struct Reader<'a, V> {
     view: &'a V,
     wanted: &'a Wanted<'a>,
@@ -117,6 +135,10 @@ struct Reader<'a, V> {
     /// The last revision that matched, and how many did.
     matched: i64,
     matched_revisions: usize,
+    /// Bytes of the group that is looked for.
+    found_bytes: usize,
+    /// Versions to read next in one go.
+    at_once: usize,
     answer: Vec<RevisionEvents>,
     events: usize,
     bytes: usize,
@@ -147,6 +169,8 @@ impl<'a, V: View> Reader<'a, V> {
             seen: 0,
             matched: 0,
             matched_revisions: 0,
+            found_bytes: 0,
+            at_once: 1,
             answer: Vec::new(),
             events: 0,
             bytes: 0,
@@ -173,6 +197,7 @@ impl<'a, V: View> Reader<'a, V> {
         let high = RowKey { revision: end, sub: 0 }.encode();
         let (mut found, mut stop, mut outcome) = (Vec::new(), Stop::Before(end), Ok(()));
         let group = self.group();
+        self.found_bytes = 0;
         self.view.scan(Table::Revision, (Bound::Included(&low), Bound::Excluded(&high)), false, &mut |key, row| {
             let row = RowKey::decode(key).and_then(|key| RowReader::new(key, row));
             let stopped = row.and_then(|row| self.row(row, group, &mut found));
@@ -208,7 +233,7 @@ impl<'a, V: View> Reader<'a, V> {
             if change.revision > self.to {
                 return Ok(Some(Stop::Before(self.to.saturating_add(1))));
             }
-            if found.len() >= group {
+            if found.len() >= group || self.found_bytes >= GROUP_BYTES {
                 self.at = place;
                 return Ok(Some(Stop::Group));
             }
@@ -232,7 +257,9 @@ impl<'a, V: View> Reader<'a, V> {
         if matches {
             self.matched_revisions += usize::from(begins);
             self.matched = change.revision;
-            found.push(self.found(change));
+            let change = self.found(change);
+            self.found_bytes += change.bytes();
+            found.push(change);
         }
         None
     }
@@ -263,16 +290,38 @@ impl<'a, V: View> Reader<'a, V> {
         };
         let readable = self.wanted.prev_kv && change.revision > self.compacted;
         let previous = if readable { change.previous } else { 0 };
-        Found { revision: change.revision, key: Bytes::copy_from_slice(change.key), kind, previous }
+        Found { revision: change.revision, key: Bytes::copy_from_slice(change.key), kind, previous, newest: true }
     }
 
-    /// Reads a group into the answer, as far as there is room.
-    fn read(&mut self, group: Vec<Found>) -> Result<Option<Stop>, StorageError> {
+    /// Reads a group into the answer, as far as there is room. What is read in one go at most doubles, and only while
+    /// it is small.
+    fn read(&mut self, mut group: Vec<Found>) -> Result<Option<Stop>, StorageError> {
+        mark_newest(&mut group);
+        let mut rest = group.into_iter().peekable();
+        while rest.peek().is_some() {
+            let (mut batch, mut versions) = (Vec::new(), 0);
+            while let Some(found) =
+                rest.next_if(|found| batch.is_empty() || versions + found.versions() <= self.at_once)
+            {
+                versions += found.versions();
+                batch.push(found);
+            }
+            let (events, largest) = read_batch(self.view, batch)?;
+            self.at_once = (self.at_once * 2).min(VERSIONS_AT_ONCE).min(GROUP_BYTES / largest.max(1)).max(1);
+            if let Some(stop) = self.answer(events) {
+                return Ok(Some(stop));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes events into the answer, as far as there is room.
+    fn answer(&mut self, events: Vec<(i64, Event)>) -> Option<Stop> {
         let Most { bytes: most, revision_bytes, .. } = self.wanted.most;
-        for (revision, event) in read_group(self.view, group)? {
+        for (revision, event) in events {
             if self.answer.last().is_none_or(|last| last.revision != revision) {
                 if !self.answer.is_empty() && self.bytes >= most {
-                    return Ok(Some(Stop::Before(revision)));
+                    return Some(Stop::Before(revision));
                 }
                 self.answer.push(RevisionEvents { revision, events: Vec::new() });
                 self.revision_bytes = 0;
@@ -283,13 +332,13 @@ impl<'a, V: View> Reader<'a, V> {
             self.revision_bytes += bytes;
             if self.revision_bytes > revision_bytes {
                 self.answer.pop();
-                return Ok(Some(Stop::TooLarge(revision)));
+                return Some(Stop::TooLarge(revision));
             }
             if let Some(last) = self.answer.last_mut() {
                 last.events.push(event);
             }
         }
-        Ok(None)
+        None
     }
 }
 
@@ -304,18 +353,27 @@ pub(super) fn first_row(view: &impl View, place: RowKey) -> Result<RowKey, Stora
     row
 }
 
-/// The events of a group, each with its revision: one batched read of `live`, one of `history` for what is superseded
-/// and what was before.
-fn read_group(view: &impl View, group: Vec<Found>) -> Result<Vec<(i64, Event)>, StorageError> {
-    let puts: Vec<&Found> = group.iter().filter(|found| matches!(found.kind, Kind::Put)).collect();
-    let keys: Vec<&[u8]> = puts.iter().map(|found| &found.key[..]).collect();
-    let live = versions(view.multi_get(Table::Live, &keys)?)?;
+/// Notes which changes of a group are followed by another one of the same key.
+fn mark_newest(group: &mut [Found]) {
+    let mut later = HashSet::with_capacity(group.len());
+    for found in group.iter_mut().rev() {
+        found.newest = later.insert(found.key.clone());
+    }
+}
+
+/// The events of some changes, each with its revision: one batched read of `live`, one of `history` for what is superseded
+/// and what was before. Also the bytes of the largest version that was read, whether it was the one sought or not.
+fn read_batch(view: &impl View, batch: Vec<Found>) -> Result<(Vec<(i64, Event)>, usize), StorageError> {
+    let may_be_live = |found: &Found| found.newest && matches!(found.kind, Kind::Put);
+    let keys: Vec<&[u8]> = batch.iter().filter(|found| may_be_live(found)).map(|found| &found.key[..]).collect();
+    let (live, largest_live) = versions(view, Table::Live, &keys)?;
     let mut live = live.into_iter();
 
-    let mut now = Vec::with_capacity(group.len());
+    let mut now = Vec::with_capacity(batch.len());
     let mut wanted = Vec::new();
-    for found in &group {
+    for found in &batch {
         let version = match &found.kind {
+            Kind::Put if !found.newest => None,
             Kind::Put => live.next().flatten().filter(|live| live.mod_revision == found.revision),
             Kind::PutInPassing(version) => Some(Version::clone(version)),
             Kind::Delete => None,
@@ -329,7 +387,8 @@ fn read_group(view: &impl View, group: Vec<Found>) -> Result<Vec<(i64, Event)>, 
         now.push(version);
     }
     let keys: Vec<&[u8]> = wanted.iter().map(|key| &key[..]).collect();
-    let mut history = versions(view.multi_get(Table::History, &keys)?)?.into_iter();
+    let (history, largest) = versions(view, Table::History, &keys)?;
+    let mut history = history.into_iter();
 
     let event = |(found, now): (Found, Option<Version>)| {
         let now = match (&found.kind, now) {
@@ -340,12 +399,19 @@ fn read_group(view: &impl View, group: Vec<Found>) -> Result<Vec<(i64, Event)>, 
         let previous = previous.map(|version| key_value(found.key.clone(), version));
         Ok((found.revision, event_of(found, now, previous)?))
     };
-    group.into_iter().zip(now).map(event).collect()
+    let events = batch.into_iter().zip(now).map(event).collect::<Result<_, _>>()?;
+    Ok((events, largest.max(largest_live)))
 }
 
-fn versions(rows: Vec<Option<Bytes>>) -> Result<Vec<Option<Version>>, StorageError> {
+/// Versions in the order asked, and the bytes of the largest one.
+fn versions(view: &impl View, table: Table, keys: &[&[u8]]) -> Result<(Vec<Option<Version>>, usize), StorageError> {
+    if keys.is_empty() {
+        return Ok((Vec::new(), 0));
+    }
+    let rows = view.multi_get(table, keys)?;
+    let largest = rows.iter().flatten().map(Bytes::len).max().unwrap_or(0);
     let decode = |row: Option<Bytes>| row.filter(|row| !row.is_empty()).map(|row| decode("a version", row)).transpose();
-    rows.into_iter().map(decode).collect()
+    Ok((rows.into_iter().map(decode).collect::<Result<_, _>>()?, largest))
 }
 
 fn event_of(found: Found, now: Option<Version>, previous: Option<KeyValue>) -> Result<Event, StorageError> {

@@ -5,6 +5,7 @@
 //! `BALSA_SEEDS=n` runs more seeds, `BALSA_SEED=x` one of them again, exactly.
 
 mod large;
+mod read_back;
 mod watchers;
 
 use std::collections::{BTreeMap, BTreeSet};
