@@ -151,7 +151,7 @@ fn call(view: &View<'_>, notes: &mut Notes, cluster_id: u64) -> Row {
 /// B7: the cluster was founded and every disk is empty. It is never founded again.
 fn data_lost(view: &View<'_>) -> Row {
     let have = view.have();
-    let empty = |k| view.is_uninitialized(k) || view.exited_with(k, &[ExitKind::DiskLost]);
+    let empty = |k| view.is_uninitialized(k) || view.ended_with(k, &[ExitKind::DiskLost]);
     if view.observed.members.is_none() && have > 0 && (0..have).all(empty) {
         let message = "the cluster was founded and every disk is empty";
         return Decision::wait("B7", WaitReason::DataLost, message).now();

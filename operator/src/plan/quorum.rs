@@ -71,8 +71,9 @@ fn lost_or_silent(view: &View<'_>) -> Decision {
     Decision::wait("L1", WaitReason::NoQuorum, message)
 }
 
+/// Silence is no loss: a pod keeps the last end of its process for life, whoever runs in it now.
 fn is_lost(view: &View<'_>, k: u32) -> bool {
-    view.exited_with(k, &[ExitKind::DiskLost]) || view.is_uninitialized(k) || view.volume_is_on_gone_host(k)
+    view.ended_with(k, &[ExitKind::DiskLost]) || view.is_uninitialized(k) || view.volume_is_on_gone_host(k)
 }
 
 /// Each node that still has a disk: what a human needs for choosing a survivor.

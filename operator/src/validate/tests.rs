@@ -164,7 +164,8 @@ fn what_changes_at_run_time_is_known_whole() {
 /// The operator asks the node's reader, and its own files are none of a tenant's business.
 #[test]
 fn no_file_of_the_operator_is_read() {
-    let with = |name: &str| format!("{{image: balsa, podTemplate: {{env: [{{name: {name}, value: /proc/self/environ}}]}}}}");
+    let with =
+        |name: &str| format!("{{image: balsa, podTemplate: {{env: [{{name: {name}, value: /proc/self/environ}}]}}}}");
     for name in ["BALSA_CONFIG_FILE", "ETCD_CONFIG_FILE"] {
         assert_eq!(validate(&cluster_from(&with(name))), Err(Invalid::ReservedVariable(name.to_owned())));
     }
