@@ -27,7 +27,8 @@ fn m1_no_volume_goes_with_the_resource_or_its_set() {
         let set = stage.world.set.clone().expect("a set");
         stage.world.delete_set(&ObjectRef { uid: set.uid, resource_version: set.resource_version }).expect("deleted");
     };
-    let hands: [(&str, fn(&mut Stage)); 2] = [("the set", delete_set), ("the resource", Stage::delete)];
+    type Hand = fn(&mut Stage);
+    let hands = [("the set", delete_set as Hand), ("the resource", Stage::delete)];
     block_on(async {
         for (what, hand) in hands {
             let three = settled(3, &json!({})).await;
