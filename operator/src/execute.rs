@@ -11,7 +11,8 @@ use std::net::IpAddr;
 use axum::http::Request;
 use balsa_crds::RaftCluster;
 use balsa_proto::node::{
-    AddRequest, BootstrapRequest, JoinRequest, Peer, PromoteRequest, RemoveRequest, SetConfigRequest,
+    AddRequest, BootstrapRequest, JoinRequest, Peer, PrepareStopRequest, PromoteRequest, RemoveRequest,
+    SetConfigRequest,
 };
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -26,7 +27,7 @@ pub use describe::describe;
 use crate::apply::{FIELD_MANAGER, is_conflict};
 use crate::members::{CHANGE_TIMEOUT, Dial, Node, NodeError};
 use crate::names::{self, FINALIZER, LABEL_CLUSTER_ID, LABEL_DETACHED, LABEL_INCARNATION, LABEL_RAFT_ID};
-use crate::observed::Observed;
+use crate::observed::{Marker, Observed};
 use crate::step::{BootstrapStep, PodRef, RestartMode, Step, VolumeLabel, VolumeRef};
 use crate::valid::ValidCluster;
 
@@ -155,7 +156,10 @@ impl Hands<'_> {
                 self.leader()?.move_leader(*to).await?;
             }
             Step::SetConfig { pod, version, settings, .. } => self.set_config(pod, *version, settings).await?,
-            Step::PrepareStop { pod, .. } => self.node(pod)?.prepare_stop().await?,
+            Step::PrepareStop { pod, marker } => {
+                let Marker { cluster_id, raft_id, incarnation } = *marker;
+                self.node(pod)?.prepare_stop(PrepareStopRequest { cluster_id, raft_id, incarnation }).await?;
+            }
             Step::RemoveMember { raft_id, membership_index, .. } => {
                 let (membership_index, id) = (*membership_index, *raft_id);
                 self.leader()?.remove(RemoveRequest { membership_index, id }).await?;

@@ -232,12 +232,12 @@ impl Node {
         Self::within(self.address, self.timeout, answer).await
     }
 
-    /// Makes the node unready and no leader, and lets it finish and flush; it goes on serving.
+    /// Makes the member that the request names unready and no leader, and lets it finish and flush; it goes on serving.
     ///
     /// # Errors
     /// See [`NodeError`].
-    pub async fn prepare_stop(&mut self) -> Result<(), NodeError> {
-        let request = self.bounded(PrepareStopRequest {});
+    pub async fn prepare_stop(&mut self, request: PrepareStopRequest) -> Result<(), NodeError> {
+        let request = self.bounded(request);
         let answer = self.client.prepare_stop(request);
         Self::within(self.address, self.timeout, answer).await.map(|_| ())
     }

@@ -162,8 +162,8 @@ pub enum Step {
     PrepareStop {
         /// The pod that must be the one answering.
         pod: PodRef,
-        /// Its raft id.
-        raft_id: u64,
+        /// The member that is meant: whoever else has its address refuses.
+        marker: Marker,
     },
     /// `Node.Remove`.
     RemoveMember {
@@ -475,7 +475,9 @@ impl Step {
             | Self::DeleteBudget { .. }
             | Self::DropFinalizer { .. } => (None, None),
             Self::AddLearner { ordinal, .. } => (Some(*ordinal), None),
-            Self::Join { pod, marker, .. } => (Some(pod.ordinal), Some(marker.raft_id)),
+            Self::Join { pod, marker, .. } | Self::PrepareStop { pod, marker } => {
+                (Some(pod.ordinal), Some(marker.raft_id))
+            }
             Self::LabelVolume { volume, label: VolumeLabel::Member(marker) } => {
                 (Some(volume.ordinal), Some(marker.raft_id))
             }
@@ -486,9 +488,7 @@ impl Step {
                 (Some(*ordinal), Some(*raft_id))
             }
             Self::MoveLeader { from, ordinal, .. } => (Some(*ordinal), Some(*from)),
-            Self::PrepareStop { pod, raft_id } | Self::SetConfig { pod, raft_id, .. } => {
-                (Some(pod.ordinal), Some(*raft_id))
-            }
+            Self::SetConfig { pod, raft_id, .. } => (Some(pod.ordinal), Some(*raft_id)),
             Self::DropVolume { volume, raft_id } => (Some(volume.ordinal), *raft_id),
             Self::RestartPod { pod, .. } => (Some(pod.ordinal), None),
         };

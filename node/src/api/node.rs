@@ -69,9 +69,9 @@ impl wire::node_server::Node for NodeApi {
 
     async fn prepare_stop(
         &self,
-        _request: Request<wire::PrepareStopRequest>,
+        request: Request<wire::PrepareStopRequest>,
     ) -> Result<Response<wire::PrepareStopResponse>, Status> {
-        self.node.prepare_stop().await.map(Response::new).map_err(status)
+        self.node.prepare_stop(request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn set_config(

@@ -77,13 +77,8 @@ impl NodeService {
     pub async fn join(&self, request: wire::JoinRequest) -> Result<wire::JoinResponse, Error> {
         if let Ok(handle) = self.member.handle() {
             let status = handle.status();
-            let disk = (status.cluster_id, status.raft_id, status.incarnation);
-            if disk == (request.cluster_id, request.raft_id, request.incarnation) {
-                return Ok(wire::JoinResponse {});
-            }
-            let asked =
-                format!("member {:x}.{:x} of cluster {:x}", request.raft_id, request.incarnation, request.cluster_id);
-            return Err(wrong_disk(&status, &asked));
+            check_disk(&status, (request.cluster_id, request.raft_id, request.incarnation))?;
+            return Ok(wire::JoinResponse {});
         }
         check_join(&request, &self.member.node().config().peer_urls)?;
         let others = request.peers.into_iter().filter(|peer| peer.id != request.raft_id);
@@ -203,8 +198,13 @@ impl NodeService {
     /// Makes the node fit to be stopped: unready, no leader, nothing in flight, flushed. It goes on serving.
     ///
     /// # Errors
-    /// `Storage` when the flush fails.
-    pub async fn prepare_stop(&self) -> Result<wire::PrepareStopResponse, Error> {
+    /// `WrongDisk`, `Uninitialized` when another member is meant; `Storage` when the flush fails.
+    pub async fn prepare_stop(&self, request: wire::PrepareStopRequest) -> Result<wire::PrepareStopResponse, Error> {
+        if request != wire::PrepareStopRequest::default() {
+            // Addresses go from pod to pod: a call that reached another member than it was meant for must not stop it.
+            let meant = (request.cluster_id, request.raft_id, request.incarnation);
+            check_disk(&self.member.handle()?.status(), meant)?;
+        }
         stop::prepare(&self.member).await?;
         Ok(wire::PrepareStopResponse {})
     }
@@ -316,6 +316,15 @@ fn wrong_disk(status: &Status, asked: &str) -> Error {
         "the disk is member {:x}.{:x} of cluster {:x}, the request is for {asked}: replace the disk or ask the right node",
         status.raft_id, status.incarnation, status.cluster_id
     ))
+}
+
+/// `asked` is cluster id, raft id and incarnation.
+fn check_disk(status: &Status, asked: (u64, u64, u64)) -> Result<(), Error> {
+    if asked == (status.cluster_id, status.raft_id, status.incarnation) {
+        return Ok(());
+    }
+    let (cluster_id, raft_id, incarnation) = asked;
+    Err(wrong_disk(status, &format!("member {raft_id:x}.{incarnation:x} of cluster {cluster_id:x}")))
 }
 
 /// A call that reached another node than it was meant for must not found a cluster there.

@@ -39,8 +39,8 @@ pub fn describe(cluster: &str, step: &Step) -> Option<String> {
                 pod(to.ordinal)
             )
         }
-        Step::PrepareStop { pod: leaving, raft_id } => {
-            format!("took member {} on {} out of service", id(*raft_id), pod(leaving.ordinal))
+        Step::PrepareStop { pod: leaving, marker } => {
+            format!("took member {} on {} out of service", id(marker.raft_id), pod(leaving.ordinal))
         }
         Step::RemoveMember { ordinal, raft_id, .. } => format!("removed member {} of {}", id(*raft_id), pod(*ordinal)),
         Step::DropVolume { volume, raft_id } => {
@@ -68,6 +68,7 @@ pub fn describe(cluster: &str, step: &Step) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observed::Marker;
     use crate::step::{ObjectRef, PodRef, VolumeRef};
 
     fn pod() -> PodRef {
@@ -83,7 +84,10 @@ mod tests {
             (Step::ScaleOut { set: set(), replicas: 3 }, "3"),
             (Step::Promote { ordinal: 2, raft_id: 0xa1, membership_index: 1 }, "a1"),
             (Step::MoveLeader { from: 1, to: 0xb, ordinal: 0 }, "to b"),
-            (Step::PrepareStop { pod: pod(), raft_id: 3 }, "member 3 on db-2 out of service"),
+            (
+                Step::PrepareStop { pod: pod(), marker: Marker { cluster_id: 7, raft_id: 3, incarnation: 1 } },
+                "member 3 on db-2 out of service",
+            ),
             (
                 Step::SetConfig { pod: pod(), raft_id: 3, version: 8, settings: [].into() },
                 "member 3 on db-2 has the settings of spec.config, its version 8",

@@ -19,10 +19,13 @@ pub(super) fn out_of_service(
     id: u64,
 ) -> ControlFlow<Decision, bool> {
     let runs = view.pod(k).is_some_and(ObservedPod::is_running);
-    let serves = view.node(k).filter(|node| runs && node.marker.is_some_and(|marker| marker.raft_id == id));
-    let (Some(node), Some(pod)) = (serves, view.pod_ref(k)) else { return ControlFlow::Continue(true) };
+    let node = view.node(k).filter(|_| runs);
+    let marker = node.and_then(|node| node.marker).filter(|marker| marker.raft_id == id);
+    let (Some(node), Some(marker), Some(pod)) = (node, marker, view.pod_ref(k)) else {
+        return ControlFlow::Continue(true);
+    };
     if !node.stopping {
-        return ControlFlow::Break(Decision::act(row, Step::PrepareStop { pod, raft_id: id }));
+        return ControlFlow::Break(Decision::act(row, Step::PrepareStop { pod, marker }));
     }
     if view.pod(k).is_some_and(|pod| pod.ready) {
         let message = format!("pod {k} leaves the client Service before member {id:x} is removed");

@@ -518,7 +518,7 @@ fn headline(plan: &Plan) -> String {
             let pairs: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
             format!("pod {} member {raft_id} version {version} {}", pod.ordinal, pairs.join(" "))
         }
-        Step::PrepareStop { pod, raft_id } => format!("pod {} member {raft_id}", pod.ordinal),
+        Step::PrepareStop { pod, marker } => format!("pod {} member {}", pod.ordinal, marker.raft_id),
         Step::MoveLeader { from, to, .. } => format!("from {from} to {to}"),
         Step::DropVolume { volume, raft_id } => match raft_id {
             Some(id) => format!("volume {} of removed member {id}", volume.ordinal),

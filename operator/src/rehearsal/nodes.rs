@@ -227,8 +227,13 @@ impl Node for Face {
         .await
     }
 
-    async fn prepare_stop(&self, _: Request<PrepareStopRequest>) -> Result<Response<PrepareStopResponse>, Status> {
-        self.order("prepare stop".into(), |stage, pod| stage.world.prepare_stop(pod)).await
+    async fn prepare_stop(
+        &self,
+        request: Request<PrepareStopRequest>,
+    ) -> Result<Response<PrepareStopResponse>, Status> {
+        let PrepareStopRequest { cluster_id, raft_id, incarnation } = request.into_inner();
+        let meant = Marker { cluster_id, raft_id, incarnation };
+        self.order("prepare stop".into(), |stage, pod| stage.world.prepare_stop(pod, meant)).await
     }
 
     async fn set_config(&self, request: Request<SetConfigRequest>) -> Result<Response<SetConfigResponse>, Status> {

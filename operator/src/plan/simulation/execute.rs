@@ -39,7 +39,7 @@ impl World {
             Step::Promote { raft_id, membership_index, .. } => self.promote(*raft_id, *membership_index),
             Step::MoveLeader { from, to, .. } => self.move_leader(*from, *to),
             Step::SetConfig { pod, version, settings, .. } => self.set_config(pod, *version, settings),
-            Step::PrepareStop { pod, .. } => self.prepare_stop(pod),
+            Step::PrepareStop { pod, marker } => self.prepare_stop(pod, *marker),
             Step::RemoveMember { raft_id, membership_index, .. } => self.remove(*raft_id, *membership_index),
             Step::DropVolume { volume, .. } => self.drop_volume(volume),
             Step::RestartPod { pod, mode, .. } => self.restart(pod, *mode, fresh),
@@ -228,10 +228,13 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn prepare_stop(&mut self, pod: &PodRef) -> Done {
+    pub(crate) fn prepare_stop(&mut self, pod: &PodRef, meant: Marker) -> Done {
         self.same_pod(pod)?;
         if !self.runs(pod.ordinal) {
             return Err(Refused::Node("unreachable"));
+        }
+        if self.volumes.get(&pod.ordinal).and_then(|volume| volume.disk) != Some(meant) {
+            return Err(Refused::Node("WrongDisk"));
         }
         if let Some(pod) = self.pods.get_mut(&pod.ordinal) {
             pod.prepared = true;
