@@ -41,7 +41,7 @@ use crate::observe::{Live, ObserveError, observe, stateful_set};
 use crate::observed::{Observed, UnixSeconds};
 use crate::plan;
 use crate::status::{self, Seen, StatusError};
-use crate::step::{Blocked, Plan, Step, WaitReason};
+use crate::step::{Plan, Step, WaitReason};
 use crate::valid::ValidCluster;
 use crate::validate::{for_deletion, validate};
 
@@ -296,7 +296,9 @@ async fn act(
         return Ok(Action::requeue(SOON));
     }
     report(context, Seen { resource, cluster: Some(cluster), observed, plan: &plan }).await?;
-    Ok(Action::requeue(next_pass(observed, &plan, executed || result.is_err())))
+    // A budget that refuses does not change its mind at once.
+    let refused = result.is_err() && plan.step == Step::Wait;
+    Ok(Action::requeue(next_pass(observed, &plan, executed || (result.is_err() && !refused))))
 }
 
 /// The spec cannot be carried out: nothing is touched, and the first error is in the conditions (M29).
@@ -374,8 +376,7 @@ fn not_done(context: &Context, resource: &RaftCluster, plan: &mut Plan, error: &
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
     info!(namespace, name, step, row = plan.row, reason = error.reason(), %error, "not executed");
     if let ExecuteError::Budget(_) = error {
-        plan.step = Step::Wait;
-        plan.blocked_by = Some(Blocked { reason: WaitReason::DisruptionBudget, message: error.to_string() });
+        plan::refused_by_budget(plan, error.to_string());
     }
 }
 
@@ -435,7 +436,7 @@ fn next_pass(observed: &Observed, plan: &Plan, acted: bool) -> Duration {
 mod tests {
     use super::*;
     use crate::fixtures::observed_three;
-    use crate::step::Target;
+    use crate::step::{Blocked, Target};
 
     fn waiting(reason: WaitReason, since: i64) -> Plan {
         Plan {

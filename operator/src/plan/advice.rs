@@ -40,6 +40,10 @@ fn is_learner(view: &View<'_>, k: u32) -> bool {
     view.member(k).is_some_and(|(_, member)| member.learner)
 }
 
+/// Where the disruption budget refuses an eviction. A budget that the operator has yet to raise passes by itself.
+pub(super) const BUDGET_REFUSES: &str =
+    "bring back the pods of this cluster that are not Ready, and end the drains that wait for the disruption budget";
+
 /// Exact actions, only for waits that do not pass by themselves.
 pub(super) fn human_may(reason: WaitReason, target: Target) -> Vec<String> {
     let pod = target.ordinal.map_or_else(|| "the pod".to_owned(), |k| format!("pod {k}"));

@@ -32,7 +32,7 @@ use self::proofs::View;
 pub use self::proofs::min_available;
 pub use self::settings::wanted_settings;
 use crate::observed::{Observed, PlanLatch, UnixSeconds};
-use crate::step::{Blocked, Plan, Step, StepName, Target, WaitReason};
+use crate::step::{Blocked, Plan, RestartMode, Step, StepName, Target, WaitReason};
 use crate::valid::ValidCluster;
 
 /// After the end of its grace period a terminating pod gets this long before its host is doubted.
@@ -67,6 +67,20 @@ pub fn invalid_spec(observed: &Observed, message: String) -> Plan {
     let cluster = ValidCluster::default();
     let view = View::new(&cluster, observed);
     finish(&view, Decision::wait("G2", WaitReason::InvalidSpec, message), None)
+}
+
+/// What becomes of a plan whose eviction the disruption budget has refused: a wait, after which it is tried again.
+///
+/// A leader that was to be restarted because it will not move (I4) still does not: its clock runs on, and a person is told.
+pub fn refused_by_budget(plan: &mut Plan, message: String) {
+    let (reason, message) = match plan.row {
+        "I4" => (WaitReason::LeaderWillNotMove, format!("the leader does not move, and {message}")),
+        _ => (WaitReason::DisruptionBudget, message),
+    };
+    let advice = advice::human_may(reason, plan.target);
+    plan.human_may.splice(..0, std::iter::once(advice::BUDGET_REFUSES.to_owned()).chain(advice));
+    plan.step = Step::Wait;
+    plan.blocked_by = Some(Blocked { reason, message });
 }
 
 /// The order of the rows. What holds back what is in `Notes`.
@@ -243,6 +257,10 @@ fn since(view: &View<'_>, decision: &Decision) -> UnixSeconds {
     let same_matter = old_matter.is_some() && old_matter == Matter::of(new_step, new_reason);
     // A restart of a leader that would not move (I4) belongs to the move.
     let restart_of_leader = decision.row == "I4" && old_matter == Some(Matter::MoveLeader);
+    // An eviction that was refused is tried again.
+    let was_refused =
+        step == StepName::Wait.as_str() && reason.as_deref() == Some(WaitReason::DisruptionBudget.as_str());
+    let again = was_refused && matches!(decision.step, Step::RestartPod { mode: RestartMode::Evict, .. });
     let same_words = step == new_step && (new_step != StepName::Wait.as_str() || reason.as_deref() == new_reason);
-    if same_target && (same_words || same_matter || restart_of_leader) { *since } else { now }
+    if same_target && (same_words || same_matter || restart_of_leader || again) { *since } else { now }
 }

@@ -6,14 +6,15 @@
 //! - `world N` is a settled cluster of N, made by the planner itself; `world new N` is one just created.
 //! - `do …` changes the world, and what is observed with it; `walk` lets operator and world run until nothing happens.
 //! - `cluster …` changes what the user asks for.
-//! - everything else edits what this one pass observes; `plan` plans on it.
+//! - everything else edits what this one pass observes; `plan` plans on it. `plan refused` plans an eviction that the budget
+//!   refuses, and writes the status that the next pass reads.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::plan;
-use super::simulation::{Crash, World};
+use super::simulation::{Crash, World, latch};
 use crate::names;
 use crate::observed::{
     Alarm, ContainerState, ExitKind, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport, NodeState,
@@ -93,6 +94,12 @@ impl Script {
     fn command(&mut self, words: &[&str]) -> Result<Vec<String>, String> {
         match words {
             ["plan"] => return Ok(describe(&plan(&self.world.cluster, &self.observed))),
+            ["plan", "refused"] => {
+                let mut plan = plan(&self.world.cluster, &self.observed);
+                super::refused_by_budget(&mut plan, "the disruption budget refuses".to_owned());
+                self.observed.resource.plan = Some(latch(&plan));
+                return Ok(describe(&plan));
+            }
             ["budget"] => return Ok(vec![format!("{:?}", super::min_available(&self.world.cluster, &self.observed))]),
             ["replicas"] => {
                 return Ok(vec![super::initial_replicas(&self.world.cluster, &self.observed).to_string()]);

@@ -81,11 +81,16 @@ fn an_eviction_that_is_refused_is_a_wait_for_the_budget() {
         stage.world.budget.as_mut().expect("a budget").min_available = Some(3);
         let stage = shared(stage);
         let operator = Operator::new(&stage);
+        let mut since = std::collections::BTreeSet::new();
         for _ in 0..10 {
             operator.pass().await.expect("a refusal is no failure");
             lock(&stage).world.tick();
+            if lock(&stage).planned().contains("DisruptionBudget") {
+                since.insert(lock(&stage).resource["status"]["plan"]["since"].to_string());
+            }
         }
         assert!(lock(&stage).planned().contains("DisruptionBudget"), "{}", lock(&stage).planned());
+        assert_eq!(since.len(), 1, "since the first refusal: {since:?}");
         assert_eq!(lock(&stage).condition("Updated"), ("False".to_owned(), "DisruptionBudget".to_owned()));
         assert_eq!(uids(&lock(&stage)).0, pods);
         lock(&stage).world.budget.as_mut().expect("a budget").min_available = Some(2);

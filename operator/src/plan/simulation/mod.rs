@@ -12,6 +12,6 @@ mod runs;
 mod world;
 
 pub(crate) use self::execute::Refused;
-pub(super) use self::reconcile::{Crash, Pass};
+pub(super) use self::reconcile::{Crash, Pass, latch};
 pub(crate) use self::runs::{Dice, check};
 pub(crate) use self::world::World;

@@ -3,7 +3,7 @@
 use super::world::image_of;
 use super::{Refused, World};
 use crate::observed::{Observed, ObservedBudget, ObservedSet, PlanLatch};
-use crate::plan::{initial_replicas, min_available, plan};
+use crate::plan::{initial_replicas, min_available, plan, refused_by_budget};
 use crate::step::{Plan, Step};
 
 /// What only the one who is asked can know.
@@ -54,7 +54,11 @@ impl World {
             _ => {}
         }
         if crash == Crash::None {
-            self.write_status(&plan);
+            let mut told = plan.clone();
+            if outcome == Err(Refused::Budget) {
+                refused_by_budget(&mut told, "the budget refuses".to_owned());
+            }
+            self.write_status(&told);
         }
         Pass { plan, outcome }
     }
@@ -97,17 +101,7 @@ impl World {
 
     /// One patch, skipped when equal.
     fn write_status(&mut self, plan: &Plan) {
-        let latch = PlanLatch {
-            step: plan.step.name().as_str().to_owned(),
-            reason: plan
-                .blocked_by
-                .as_ref()
-                .filter(|_| plan.step == Step::Wait)
-                .map(|blocked| blocked.reason.as_str().to_owned()),
-            ordinal: plan.target.ordinal,
-            member: plan.target.member,
-            since: plan.since,
-        };
+        let latch = latch(plan);
         if self.resource.plan.as_ref() != Some(&latch) {
             self.resource.plan = Some(latch);
             self.resource.resource_version = self.next_text();
@@ -132,5 +126,17 @@ impl World {
         }
         let Pass { plan, outcome } = self.pass(Crash::None);
         Err(format!("not settled after {most} passes: {} {:?} {:?} {outcome:?}", plan.row, plan.step, plan.blocked_by))
+    }
+}
+
+/// What the next pass reads of a plan in the status.
+pub(in crate::plan) fn latch(plan: &Plan) -> PlanLatch {
+    let reason = plan.blocked_by.as_ref().filter(|_| plan.step == Step::Wait);
+    PlanLatch {
+        step: plan.step.name().as_str().to_owned(),
+        reason: reason.map(|blocked| blocked.reason.as_str().to_owned()),
+        ordinal: plan.target.ordinal,
+        member: plan.target.member,
+        since: plan.since,
     }
 }
