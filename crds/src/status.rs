@@ -123,7 +123,7 @@ pub struct PlanStatus {
     /// What comes after it, at most five.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub then: Vec<String>,
-    /// What a person may do, when the plan waits for one.
+    /// What a person may do, when the plan waits for one or has waited for a minute.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub human_may: Vec<String>,
     /// The generation of the spec that the plan is for.

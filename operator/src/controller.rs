@@ -59,7 +59,7 @@ const REST: Duration = Duration::from_secs(5);
 /// What a cluster waits for while its learner is all that is missing.
 const LEARNER_WAITS: [WaitReason; 2] = [WaitReason::LearnerBehind, WaitReason::LearnerStuck];
 /// A wait of so many seconds is no longer polled fast, so that stuck clusters do not crowd out the others.
-const LONG: i64 = 60;
+const LONG: i64 = plan::LASTING_WAIT_SECONDS;
 
 /// Why a pass ended early.
 #[derive(Debug, Error)]
@@ -289,7 +289,7 @@ async fn act(
     match &result {
         Ok(true) => done(context, resource, &plan).await,
         Ok(false) => {}
-        Err(error) => not_done(context, resource, &mut plan, error),
+        Err(error) => not_done(context, &hands, &mut plan, error),
     }
     // These steps have changed the resource itself: its status is told by the next pass, which begins at once.
     if executed && matches!(plan.step, Step::Bootstrap(_) | Step::DropFinalizer { .. }) {
@@ -370,13 +370,14 @@ fn action(plan: &Plan) -> String {
     action
 }
 
-fn not_done(context: &Context, resource: &RaftCluster, plan: &mut Plan, error: &ExecuteError) {
+fn not_done(context: &Context, hands: &Hands<'_>, plan: &mut Plan, error: &ExecuteError) {
+    let Hands { resource, cluster, observed, .. } = *hands;
     let step = plan.step.name().as_str();
     context.metrics.step(step, error.reason());
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
     info!(namespace, name, step, row = plan.row, reason = error.reason(), %error, "not executed");
     if let ExecuteError::Budget(_) = error {
-        plan::refused_by_budget(plan, error.to_string());
+        plan::refused_by_budget(plan, cluster, observed, error.to_string());
     }
 }
 

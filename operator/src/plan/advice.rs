@@ -1,6 +1,7 @@
 //! What is likely to follow a step, and what a human may do about a wait. Neither decides anything.
 
-use super::View;
+use super::{LASTING_WAIT_SECONDS, View};
+use crate::names;
 use crate::observed::Alarm;
 use crate::step::{BootstrapStep, Step, StepName, THEN_MAX, Target, VolumeLabel, WaitReason};
 
@@ -44,17 +45,56 @@ fn is_learner(view: &View<'_>, k: u32) -> bool {
 pub(super) const BUDGET_REFUSES: &str =
     "bring back the pods of this cluster that are not Ready, and end the drains that wait for the disruption budget";
 
-/// Exact actions, only for waits that do not pass by themselves.
-pub(super) fn human_may(reason: WaitReason, target: Target) -> Vec<String> {
-    let pod = target.ordinal.map_or_else(|| "the pod".to_owned(), |k| format!("pod {k}"));
+/// Where volumes or nodes of several clusters are found under one name.
+const SEVERAL_CLUSTERS: &str = "decide for one of the clusters, save what is needed from the volume claims of the others, \
+                                then delete those and their pods";
+
+/// Exact actions: the way out of a wait. One that passes by itself has none before it has lasted.
+pub(super) fn human_may(view: &View<'_>, row: &str, reason: WaitReason, target: Target, lasted: i64) -> Vec<String> {
+    match (reason, target.ordinal) {
+        (WaitReason::LeftoverVolume | WaitReason::ClusterIdMismatch, None) => return vec![SEVERAL_CLUSTERS.to_owned()],
+        (WaitReason::LeftoverVolume, Some(k)) => return vec![leftover(view, k)],
+        _ => {}
+    }
+    if passes_by_itself(reason) && lasted < LASTING_WAIT_SECONDS {
+        return Vec::new();
+    }
+    let name = &view.cluster.name;
+    let pod = target.ordinal.map_or_else(|| "the pods".to_owned(), |k| format!("pod {}", names::pod(name, k)));
+    let claim = target.ordinal.map_or_else(|| "claims".to_owned(), |k| format!("claim {}", names::volume(name, k)));
     let member = target.member.map_or_else(|| "the member's id".to_owned(), |id| format!("{id:x}"));
-    let lines: &[&str] = match reason {
+    let fill = |line: &&str| {
+        let line = line.replace("{pod}", &pod).replace("{claim}", &claim).replace("{member}", &member);
+        line.replace("{name}", name)
+    };
+    let founding: &[&str] = match (row, reason) {
+        ("B6", WaitReason::NoQuorum) => {
+            &["if the data are given up: delete the volume claims of {name} and the pods, and a new cluster is founded"]
+        }
+        _ => &[],
+    };
+    ways_out(reason).iter().chain(founding).map(fill).collect()
+}
+
+/// Most often it is over before anybody has read it.
+fn passes_by_itself(reason: WaitReason) -> bool {
+    !reason.needs_human() && !reason.is_degraded()
+}
+
+/// In each line `{pod}`, `{claim}`, `{member}` and `{name}` stand for what the wait is about.
+fn ways_out(reason: WaitReason) -> &'static [&'static str] {
+    match reason {
         WaitReason::Paused => &["set spec.paused to false"],
         WaitReason::InvalidSpec => &["correct the spec as the message says"],
         WaitReason::ForeignMember => &["remove the foreign member with etcdctl member remove {member}"],
-        WaitReason::ClusterIdMismatch => &["give {pod} the volume of this cluster back, or delete its volume claim"],
-        WaitReason::LeftoverVolume => &["save what is needed from the volume claim of {pod}, then delete it"],
-        WaitReason::WrongVolume => &["give {pod} its own volume back"],
+        WaitReason::ClusterIdMismatch => &[
+            "give {pod} the volume of this cluster back",
+            "save what is needed from volume {claim}, then delete the claim and {pod}",
+        ],
+        WaitReason::WrongVolume => &[
+            "give {pod} its own volume back",
+            "save what is needed from volume {claim}, then delete the claim and {pod}",
+        ],
         WaitReason::NodeUnreachable => {
             &["bring the Kubernetes node back, or delete its Node object, or taint it out-of-service"]
         }
@@ -70,9 +110,34 @@ pub(super) fn human_may(reason: WaitReason, target: Target) -> Vec<String> {
         WaitReason::ConfigRefused => &["correct spec.config as the message says", "look at the log of {pod}"],
         WaitReason::DataLost => &["restore from a backup into a new RaftCluster"],
         WaitReason::QuorumLost => &["bring a majority of the disks back", "restore from a backup"],
-        _ => &[],
-    };
-    lines.iter().map(|line| line.replace("{pod}", &pod).replace("{member}", &member)).collect()
+        WaitReason::KubernetesLagging => &["look whether the kube-controller-manager runs"],
+        WaitReason::ChangeInFlight => &["look at the logs of the pods of {name}, and whether they reach each other"],
+        WaitReason::PodNotRunning => &["see what kubectl describe says of {pod}"],
+        WaitReason::PodNotRejoined => &["look at the log of {pod}, and whether it reaches the others"],
+        WaitReason::PodTerminating => {
+            &["look which finalizers hold {pod} or volume {claim}, and who should take them away"]
+        }
+        WaitReason::LearnerBehind => &["look at the log of {pod}"],
+        WaitReason::DisruptionBudget => &["look who else writes the PodDisruptionBudget {name}"],
+        WaitReason::NoQuorum => &["bring a majority of the pods of {name} back"],
+        WaitReason::MembersUnknown => &["bring the pods of {name} back", "let the operator reach their port 2380"],
+        WaitReason::LeftoverVolume | WaitReason::OperatorTemplateChanged => &[],
+    }
+}
+
+/// A claim that a pod uses ends with that pod, so both are named.
+fn leftover(view: &View<'_>, k: u32) -> String {
+    let (pod, claim) = (names::pod(&view.cluster.name, k), names::volume(&view.cluster.name, k));
+    let pod = view.pod(k).filter(|pod| pod.terminating.is_none()).map(|_| format!("pod {pod}"));
+    let deleted = view.volume(k).is_some_and(|volume| volume.terminating);
+    match (deleted, pod) {
+        (false, Some(pod)) => format!("save what is needed from volume claim {claim}, then delete the claim and {pod}"),
+        (false, None) => format!("save what is needed from volume claim {claim}, then delete it"),
+        (true, Some(pod)) => {
+            format!("save what is needed from volume claim {claim}, then delete {pod}, which holds it")
+        }
+        (true, None) => format!("look which finalizers hold volume claim {claim}, and who should take them away"),
+    }
 }
 
 /// The way out of the alarms that are raised; whatever else the plan does.
@@ -90,4 +155,27 @@ pub(super) fn about_alarms(view: &View<'_>) -> Vec<String> {
         lines.push("run etcdctl alarm disarm when that is done".to_owned());
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observed::Observed;
+    use crate::valid::ValidCluster;
+
+    #[test]
+    fn every_wait_that_lasts_names_a_way_out() {
+        let (cluster, observed) = (ValidCluster { name: "db".into(), ..ValidCluster::default() }, Observed::default());
+        let view = View::new(&cluster, &observed);
+        let targets = [Target::default(), Target { ordinal: Some(2), member: Some(3) }];
+        // It is a reason of the condition `Updated`, and no wait.
+        let waits = WaitReason::ALL.iter().filter(|reason| **reason != WaitReason::OperatorTemplateChanged);
+        for (reason, target) in waits.flat_map(|reason| targets.map(|target| (*reason, target))) {
+            let after = |seconds| human_may(&view, "G5", reason, target, seconds);
+            let lines = after(LASTING_WAIT_SECONDS);
+            assert!(!lines.is_empty() && !lines.concat().contains(['{', '}']), "{reason}: {lines:?}");
+            let at_once = if passes_by_itself(reason) { Vec::new() } else { lines };
+            assert_eq!(after(LASTING_WAIT_SECONDS - 1), at_once, "{reason}");
+        }
+    }
 }

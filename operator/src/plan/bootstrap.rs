@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::learner::pod_cause;
 use super::{Decision, NEXT, Notes, Row, View, quorum, roll};
 use crate::names;
-use crate::observed::{ExitKind, Observed};
+use crate::observed::{ExitKind, Observed, ObservedVolume};
 use crate::step::{BootstrapStep, Step, WaitReason};
 use crate::valid::ValidCluster;
 
@@ -54,7 +54,11 @@ fn intend_or_adopt(view: &View<'_>, notes: &mut Notes) -> Row {
     match (labelled.next(), labelled.next()) {
         (Some(id), None) => adopt(view, notes, id),
         (Some(_), Some(_)) => {
-            let message = "the volumes are of several clusters";
+            let of = |(k, volume): (&u32, &ObservedVolume)| {
+                Some(format!("{} of {:x}", names::volume(&view.cluster.name, *k), volume.marker?.cluster_id))
+            };
+            let owners: Vec<String> = view.observed.volumes.iter().filter_map(of).collect();
+            let message = format!("the volumes are of several clusters: {}", owners.join(", "));
             Decision::wait("B6", WaitReason::LeftoverVolume, message).now()
         }
         (None, _) => intend(view, notes),

@@ -45,6 +45,8 @@ pub const MOVE_LEADER_DEADLINE_SECONDS: i64 = 60;
 pub const LEARNER_DEADLINE_SECONDS: i64 = 600;
 /// A restarted pod has this long to rejoin.
 pub const REJOIN_DEADLINE_SECONDS: i64 = 600;
+/// A wait that has lasted so long names a way out, although it should pass by itself.
+pub const LASTING_WAIT_SECONDS: i64 = 60;
 /// A majority must have been proven lost this long.
 pub const QUORUM_LOST_GRACE_SECONDS: i64 = 60;
 
@@ -72,12 +74,13 @@ pub fn invalid_spec(observed: &Observed, message: String) -> Plan {
 /// What becomes of a plan whose eviction the disruption budget has refused: a wait, after which it is tried again.
 ///
 /// A leader that was to be restarted because it will not move (I4) still does not: its clock runs on, and a person is told.
-pub fn refused_by_budget(plan: &mut Plan, message: String) {
+pub fn refused_by_budget(plan: &mut Plan, cluster: &ValidCluster, observed: &Observed, message: String) {
     let (reason, message) = match plan.row {
         "I4" => (WaitReason::LeaderWillNotMove, format!("the leader does not move, and {message}")),
         _ => (WaitReason::DisruptionBudget, message),
     };
-    let advice = advice::human_may(reason, plan.target);
+    let (view, lasted) = (View::new(cluster, observed), observed.now.saturating_sub(plan.since));
+    let advice = advice::human_may(&view, plan.row, reason, plan.target, lasted);
     plan.human_may.splice(..0, std::iter::once(advice::BUDGET_REFUSES.to_owned()).chain(advice));
     plan.step = Step::Wait;
     plan.blocked_by = Some(Blocked { reason, message });
@@ -238,7 +241,10 @@ fn finish(view: &View<'_>, decision: Decision, first_wait: Option<Decision>) -> 
     let blocked_by = blocked.or_else(|| first_wait.and_then(|wait| wait.blocked));
     let then = advice::forecast(view, &step);
     let mut human_may = match (&step, &blocked_by) {
-        (Step::Wait, Some(blocked)) => advice::human_may(blocked.reason, target),
+        (Step::Wait, Some(blocked)) => {
+            let lasted = view.observed.now.saturating_sub(since);
+            advice::human_may(view, row, blocked.reason, target, lasted)
+        }
         _ => Vec::new(),
     };
     human_may.extend(advice::about_alarms(view));

@@ -96,7 +96,8 @@ impl Script {
             ["plan"] => return Ok(describe(&plan(&self.world.cluster, &self.observed))),
             ["plan", "refused"] => {
                 let mut plan = plan(&self.world.cluster, &self.observed);
-                super::refused_by_budget(&mut plan, "the disruption budget refuses".to_owned());
+                let message = "the disruption budget refuses".to_owned();
+                super::refused_by_budget(&mut plan, &self.world.cluster, &self.observed, message);
                 self.observed.resource.plan = Some(latch(&plan));
                 return Ok(describe(&plan));
             }

@@ -70,7 +70,7 @@ fn an_end_with_a_typed_code_is_told_by_its_name() {
             assert!(lock(&stage).planned().contains(&format!("({})", kind.code())), "{}", lock(&stage).planned());
             assert!(lock(&stage).planned().contains(name), "{}", lock(&stage).planned());
             let humans = lock(&stage).resource["status"]["plan"]["humanMay"].to_string();
-            assert!(humans.contains("pod 1"), "{humans}");
+            assert!(humans.contains("pod db-1"), "{humans}");
             assert_eq!(warnings(&stage, name), 1, "{:?}", lock(&stage).events);
             lock(&stage).world.volumes.get_mut(&1).expect("volume 1").trouble = None;
             lock(&stage).world.kill_pod(1);

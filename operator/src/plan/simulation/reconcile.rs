@@ -56,7 +56,7 @@ impl World {
         if crash == Crash::None {
             let mut told = plan.clone();
             if outcome == Err(Refused::Budget) {
-                refused_by_budget(&mut told, "the budget refuses".to_owned());
+                refused_by_budget(&mut told, &cluster, &observed, "the budget refuses".to_owned());
             }
             self.write_status(&told);
         }
