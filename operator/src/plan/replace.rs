@@ -41,18 +41,32 @@ fn rebuild_one(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
 
 /// X9: the pod must end, so that its Terminating volume can go.
 fn let_go_of_volume(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
-    // P5, or a disk that never was a member's. While a member is listed here only its node can tell the latter.
-    let unlabelled = view.volume(k).is_none_or(|volume| !volume.unclear);
-    let never_used = unlabelled && view.disk(k).is_none() && (view.member(k).is_none() || view.is_uninitialized(k));
-    let nothing_to_lose = view.removed_disk(k).is_some() || never_used;
-    let holds = view.pod(k).is_some_and(|pod| pod.terminating.is_none());
-    if let (true, true, Some(pod)) = (nothing_to_lose, holds, view.pod_ref(k)) {
+    let Some(pod) = view.pod_ref(k).filter(|_| view.pod(k).is_some_and(|pod| pod.terminating.is_none())) else {
+        let message = format!("the volume of pod {k} is being deleted");
+        notes.hold(Decision::wait("X9", WaitReason::PodTerminating, message).on(k, None));
+        return NEXT;
+    };
+    // P5, or a disk that never was a member's.
+    if view.removed_disk(k).is_some() || never_used(view, k) {
         let step = Step::RestartPod { pod, mode: RestartMode::Delete, writes_pause: false };
         return Decision::act("X9", step).now();
     }
-    let message = format!("the volume of pod {k} is being deleted");
-    notes.hold(Decision::wait("X9", WaitReason::PodTerminating, message).on(k, None));
+    // A person has deleted it, and it may still hold something: it goes with its pod, which is the person's to end. A member
+    // that is listed goes first (X4).
+    let reason = view.member(k).map_or(WaitReason::LeftoverVolume, |_| WaitReason::PodTerminating);
+    let message = format!("the volume of pod {k} is being deleted, and nothing proves that it was a removed member's");
+    notes.hold(Decision::wait("X9", reason, message).on(k, None));
     NEXT
+}
+
+/// Whether the disk of `k` never was a member's. While a member is listed here both its node and the labels must say so;
+/// else a node that finds it empty is enough, whatever somebody has made of the labels.
+fn never_used(view: &View<'_>, k: u32) -> bool {
+    let unlabelled = view.volume(k).is_none_or(|volume| !volume.unclear) && view.disk(k).is_none();
+    match view.member(k) {
+        Some(_) => unlabelled && view.is_uninitialized(k),
+        None => unlabelled || view.is_uninitialized(k),
+    }
 }
 
 /// X10: P1, P3. The ordinal is empty; its next member gets a new id.
@@ -137,9 +151,10 @@ fn cause(view: &View<'_>, k: u32, id: u64, member: &Member) -> Option<(&'static 
 }
 
 /// Whether the disk of `k` may be that of its listed member. It is not as long as that has never started, and has no pod
-/// yet (O3), or the disk is a removed member's (X8, X9), or its node says that it is empty.
+/// yet (O3), or the disk is a removed member's (X8, X9), or its node says that it is empty and no label says otherwise.
 fn may_use_disk(view: &View<'_>, k: u32, id: u64, member: &Member) -> bool {
-    let unused = k >= view.have() || view.removed_disk(k).is_some() || view.is_uninitialized(k);
+    let empty = view.is_uninitialized(k) && view.volume(k).is_none_or(|volume| !volume.unclear);
+    let unused = k >= view.have() || view.removed_disk(k).is_some() || empty;
     member.started || view.is_labelled_for(k, id) || !unused
 }
 

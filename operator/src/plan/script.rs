@@ -197,6 +197,7 @@ impl Script {
             ["lead", id] => world.raft.leader = number(id)?,
             ["delete-set"] => world.set = None,
             ["delete-volume", k] => world.delete_volume(number(k)?),
+            ["blur-labels", k] => world.blur_labels(number(k)?),
             ["shrink-set", replicas] => world.set_replicas(number(replicas)?),
             ["lose-status"] => world.lose_status(),
             _ => return Err("no such change".into()),

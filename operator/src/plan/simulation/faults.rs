@@ -64,6 +64,15 @@ impl World {
         }
     }
 
+    /// A human takes one of the volume's labels away.
+    pub(crate) fn blur_labels(&mut self, k: u32) {
+        let version = self.next_text();
+        if let Some(volume) = self.volumes.get_mut(&k) {
+            (volume.object.marker, volume.object.unclear) = (None, true);
+            volume.object.resource_version = version;
+        }
+    }
+
     /// A human deletes the volumes that no label tells the owner of and that no pod can ever use again.
     pub(crate) fn drop_unlabelled_lost_volumes(&mut self) {
         for volume in self.volumes.values_mut() {
