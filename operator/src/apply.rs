@@ -9,6 +9,7 @@ use std::fmt::Debug;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -149,11 +150,7 @@ pub async fn apply(client: &Client, desired: Desired, live: &Live, held: bool) -
     }
     one(client, &config_map, live_config_map.as_ref(), kinds).await?;
     one(client, &peer_service, live_peers.as_ref(), kinds).await?;
-    match (&budget, live_budget) {
-        (Some(budget), live) => _ = one(client, budget, live.as_ref(), kinds).await?,
-        (None, Some(live)) => prune(client, live, kinds).await?,
-        (None, None) => {}
-    }
+    bound(client, budget.as_ref(), live_budget.as_ref(), kinds).await?;
     if !(held && live_set.is_some()) {
         keep_replicas(&mut stateful_set, live_set.as_ref());
         written.stateful_set = one(client, &stateful_set, live_set.as_ref(), kinds).await?;
@@ -162,6 +159,36 @@ pub async fn apply(client: &Client, desired: Desired, live: &Live, held: bool) -
         one(client, service, live_clients.as_ref(), kinds).await?;
     }
     Ok(written)
+}
+
+/// Applies the disruption budget alone: repairs wait for it, and evictions are bounded by it, whatever the spec says.
+///
+/// # Errors
+/// [`ApplyError`].
+pub async fn apply_budget(
+    client: &Client,
+    budget: Option<&PodDisruptionBudget>,
+    live: &Live,
+) -> Result<Written, ApplyError> {
+    let instance = budget.and_then(|budget| budget.labels().get(INSTANCE).cloned()).unwrap_or_default();
+    check_ours(&instance, live.budget.as_ref().filter(|_| budget.is_some()))?;
+    let mut written = Written::default();
+    bound(client, budget, live.budget.as_ref(), &mut written.kinds).await?;
+    Ok(written)
+}
+
+async fn bound(
+    client: &Client,
+    budget: Option<&PodDisruptionBudget>,
+    live: Option<&PodDisruptionBudget>,
+    kinds: &mut Vec<&'static str>,
+) -> Result<(), ApplyError> {
+    match (budget, live) {
+        (Some(budget), live) => _ = one(client, budget, live, kinds).await?,
+        (None, Some(live)) => prune(client, live, kinds).await?,
+        (None, None) => {}
+    }
+    Ok(())
 }
 
 /// The count of an existing set is written as it was read, on the version it was read at, so it never changes here.

@@ -3,7 +3,7 @@
 //! | step     | needs a client | |
 //! |----------|----------------|--|
 //! | observe  | yes | everything is read live |
-//! | validate | no  | an invalid spec changes nothing |
+//! | validate | no  | an invalid spec changes nothing; what runs is kept alive |
 //! | build    | no  | what should exist |
 //! | apply    | yes | makes it exist |
 //! | plan     | no  | the one next step |
@@ -30,8 +30,8 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::apply::{ApplyError, FIELD_MANAGER, apply, is_conflict};
-use crate::build::{build, is_template_held};
+use crate::apply::{ApplyError, FIELD_MANAGER, Written, apply, apply_budget, is_conflict};
+use crate::build::{budget, build, is_template_held};
 use crate::execute::{ExecuteError, Hands, describe};
 use crate::lanes::Lanes;
 use crate::members::Dial;
@@ -43,7 +43,7 @@ use crate::plan;
 use crate::status::{self, Seen, StatusError};
 use crate::step::{Plan, Step, WaitReason};
 use crate::valid::ValidCluster;
-use crate::validate::{for_deletion, validate};
+use crate::validate::{for_deletion, for_repairs, validate};
 
 /// As many passes as there are clusters: [`Lanes`] bounds them. The library's own bound picks among those that wait by
 /// their hash, not by their turn, so stuck clusters that come again and again could keep another one out for good.
@@ -220,9 +220,15 @@ pub(crate) async fn pass(cached: &RaftCluster, context: &Context) -> Result<Acti
     let Some(resource) = read else { return Ok(Action::await_change()) };
     let (mut observed, live) = observe(&context.client, &*context.dial, &resource, (context.clock)()).await?;
     let deleting = resource.metadata.deletion_timestamp.is_some();
-    let cluster = match if deleting { for_deletion(&resource) } else { validate(&resource) } {
-        Ok(cluster) => cluster,
-        Err(invalid) => return refuse(context, &resource, &observed, &invalid.to_string()).await,
+    let (cluster, invalid) = match if deleting { for_deletion(&resource) } else { validate(&resource) } {
+        Ok(cluster) => (cluster, None),
+        Err(invalid) => {
+            let message = brief(&invalid.to_string());
+            let Some(cluster) = to_keep_alive(&resource, &observed) else {
+                return refuse(context, &resource, &observed, message).await;
+            };
+            (cluster, Some(message))
+        }
     };
     context.still_leads()?;
     if deleting && !observed.resource.finalizer {
@@ -233,17 +239,44 @@ pub(crate) async fn pass(cached: &RaftCluster, context: &Context) -> Result<Acti
             add_finalizer(&clusters, &resource).await?;
             return Ok(Action::requeue(SOON));
         }
-        let brought = bring_about(context, &cluster, &mut observed, &live).await;
+        let brought = match invalid {
+            Some(_) => keep_budget(context, &cluster, &observed, &live).await,
+            None => bring_about(context, &cluster, &mut observed, &live).await,
+        };
         if let Err(ReconcileError::Apply(error)) = &brought
             && let Some(advice) = error.for_a_human()
         {
             warn!(namespace, name, reason = error.reason(), %error, "refused");
-            return refuse(context, &resource, &observed, &advice).await;
+            return refuse(context, &resource, &observed, brief(&advice)).await;
         }
         brought?;
     }
-    let plan = plan::plan(&cluster, &observed);
-    act(context, &resource, &cluster, &observed, &live, plan).await
+    let plan = match &invalid {
+        Some(message) => plan::repairs(&cluster, &observed, message.clone()),
+        None => plan::plan(&cluster, &observed),
+    };
+    let invalid = invalid.as_deref();
+    act(context, &live, plan, Told { resource: &resource, cluster: &cluster, observed: &observed, invalid }).await
+}
+
+/// What can be planned for a cluster that runs although its spec cannot be carried out.
+fn to_keep_alive(resource: &RaftCluster, observed: &Observed) -> Option<ValidCluster> {
+    let mut cluster = for_repairs(resource).ok().filter(|_| plan::is_founded(observed))?;
+    cluster.want = plan::kept_size(&cluster, observed);
+    Some(cluster)
+}
+
+/// What stays of build and apply while the spec cannot be carried out.
+async fn keep_budget(
+    context: &Context,
+    cluster: &ValidCluster,
+    observed: &Observed,
+    live: &Live,
+) -> Result<(), ReconcileError> {
+    let budget = budget::build(cluster, observed);
+    let written = apply_budget(&context.client, budget.as_ref(), live).await?;
+    count_applied(context, cluster, &written);
+    Ok(())
 }
 
 /// Build and apply.
@@ -265,22 +298,29 @@ async fn bring_about(
         }
         set.template_held = held;
     }
-    for kind in written.kinds {
-        context.metrics.applied(kind);
-        info!(namespace = cluster.namespace, name = cluster.name, kind, "applied");
-    }
+    count_applied(context, cluster, &written);
     Ok(())
 }
 
+fn count_applied(context: &Context, cluster: &ValidCluster, written: &Written) {
+    for kind in &written.kinds {
+        context.metrics.applied(kind);
+        info!(namespace = cluster.namespace, name = cluster.name, kind, "applied");
+    }
+}
+
+/// What a pass knows when it acts.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    resource: &'a RaftCluster,
+    cluster: &'a ValidCluster,
+    observed: &'a Observed,
+    invalid: Option<&'a str>,
+}
+
 /// Execute and status.
-async fn act(
-    context: &Context,
-    resource: &RaftCluster,
-    cluster: &ValidCluster,
-    observed: &Observed,
-    live: &Live,
-    mut plan: Plan,
-) -> Result<Action, ReconcileError> {
+async fn act(context: &Context, live: &Live, mut plan: Plan, told: Told<'_>) -> Result<Action, ReconcileError> {
+    let Told { resource, cluster, observed, invalid } = told;
     let (client, dial, addresses) = (&context.client, &*context.dial, &live.addresses);
     let hands = Hands { client, dial, resource, cluster, observed, addresses };
     context.still_leads()?;
@@ -295,7 +335,7 @@ async fn act(
     if executed && matches!(plan.step, Step::Bootstrap(_) | Step::DropFinalizer { .. }) {
         return Ok(Action::requeue(SOON));
     }
-    report(context, Seen { resource, cluster: Some(cluster), observed, plan: &plan }).await?;
+    report(context, Seen { resource, cluster: Some(cluster), observed, plan: &plan, invalid }).await?;
     // A budget that refuses does not change its mind at once.
     let refused = result.is_err() && plan.step == Step::Wait;
     Ok(Action::requeue(next_pass(observed, &plan, executed || (result.is_err() && !refused))))
@@ -306,10 +346,10 @@ async fn refuse(
     context: &Context,
     resource: &RaftCluster,
     observed: &Observed,
-    message: &str,
+    message: String,
 ) -> Result<Action, ReconcileError> {
-    let plan = plan::invalid_spec(observed, brief(message));
-    report(context, Seen { resource, cluster: None, observed, plan: &plan }).await?;
+    let plan = plan::invalid_spec(observed, message);
+    report(context, Seen { resource, cluster: None, observed, plan: &plan, invalid: None }).await?;
     Ok(Action::requeue(REST))
 }
 

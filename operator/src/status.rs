@@ -59,6 +59,8 @@ pub struct Seen<'a> {
     pub observed: &'a Observed,
     /// As planned.
     pub plan: &'a Plan,
+    /// Why the spec cannot be carried out, where the plan keeps the cluster alive all the same.
+    pub invalid: Option<&'a str>,
 }
 
 /// Writes the status, if it changed. Returns whether it did.
@@ -80,7 +82,7 @@ pub async fn write(client: &Client, seen: Seen<'_>) -> Result<bool, StatusError>
 
 /// The whole status.
 pub fn compute(seen: Seen<'_>) -> RaftClusterStatus {
-    let Seen { resource, cluster, observed, plan } = seen;
+    let Seen { resource, cluster, observed, plan, .. } = seen;
     let old = resource.status.clone().unwrap_or_default();
     let facts = Facts::new(seen);
     RaftClusterStatus {
@@ -264,6 +266,7 @@ fn phase(seen: Seen<'_>, facts: &Facts) -> Phase {
         (StepName::Settled, _) => Phase::Running,
         _ if !observed.resource.bootstrapped => Phase::Bootstrapping,
         _ if !facts.available => Phase::Unavailable,
+        _ if seen.invalid.is_some() => Phase::Repairing,
         _ if resizing => Phase::Scaling,
         _ if !facts.to_be_told.is_empty() => Phase::Updating,
         _ if facts.voters >= count(want) && !facts.outdated.is_empty() => Phase::Updating,

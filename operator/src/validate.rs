@@ -116,10 +116,7 @@ pub fn validate(resource: &RaftCluster) -> Result<ValidCluster, Invalid> {
     if !(0..=30).contains(&spec.drain_delay_seconds) {
         return Err(Invalid::DrainDelay(spec.drain_delay_seconds));
     }
-    let want = u32::try_from(spec.replicas)
-        .ok()
-        .filter(|want| (1..=MEMBERS_MAX).contains(want))
-        .ok_or(Invalid::Replicas(spec.replicas))?;
+    let want = want(spec.replicas)?;
     let replace_member = match resource.annotations().get(REPLACE_MEMBER) {
         Some(text) => Some(names::parse_id(text).ok_or_else(|| Invalid::ReplaceMember(text.clone()))?),
         None => None,
@@ -136,6 +133,23 @@ pub fn validate(resource: &RaftCluster) -> Result<ValidCluster, Invalid> {
 /// [`Invalid::Metadata`] for an object that no API server has stored.
 pub fn for_deletion(resource: &RaftCluster) -> Result<ValidCluster, Invalid> {
     unchecked(resource)
+}
+
+/// Only what keeping a founded cluster alive needs: its name and its size are good, whatever else is wrong. How pods shall
+/// be is not in it.
+///
+/// # Errors
+/// The first of these that is not good.
+pub fn for_repairs(resource: &RaftCluster) -> Result<ValidCluster, Invalid> {
+    check_name(&resource.name_any())?;
+    let want = want(resource.spec.replicas)?;
+    let replace_member = resource.annotations().get(REPLACE_MEMBER).and_then(|text| names::parse_id(text));
+    Ok(ValidCluster { want, replace_member, ..unchecked(resource)? })
+}
+
+fn want(replicas: i32) -> Result<u32, Invalid> {
+    let want = u32::try_from(replicas).ok().filter(|want| (1..=MEMBERS_MAX).contains(want));
+    want.ok_or(Invalid::Replicas(replicas))
 }
 
 /// Carries over every field that needs no check.

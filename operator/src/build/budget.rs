@@ -15,7 +15,7 @@ use crate::plan::min_available;
 use crate::valid::ValidCluster;
 
 /// None for one voter: it would only block its node's drain.
-pub(super) fn build(cluster: &ValidCluster, observed: &Observed) -> Option<PodDisruptionBudget> {
+pub fn build(cluster: &ValidCluster, observed: &Observed) -> Option<PodDisruptionBudget> {
     let minimum = min_available(cluster, observed)?;
     let selector = LabelSelector { match_labels: Some(names::labels(&cluster.name)), ..LabelSelector::default() };
     Some(PodDisruptionBudget {

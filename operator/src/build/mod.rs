@@ -3,7 +3,7 @@
 //! Nothing here is ever written by itself; `apply` is the only reader. Objects carry no UID and no resourceVersion:
 //! `apply` adds those it has read.
 
-mod budget;
+pub mod budget;
 mod config_map;
 mod fingerprint;
 mod service_account;

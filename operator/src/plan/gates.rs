@@ -10,7 +10,7 @@ pub(super) fn deleted_or_paused(view: &View<'_>, notes: &mut Notes) -> Row {
     if view.cluster.deleting {
         return delete::rows(view, notes);
     }
-    // G2: an invalid spec never gets here, see `invalid_spec`.
+    // G2: of an invalid spec only its size gets here, see `repairs`.
     if view.cluster.paused {
         return Decision::wait("G2", WaitReason::Paused, "spec.paused is true").now();
     }

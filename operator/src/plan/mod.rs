@@ -13,6 +13,7 @@ mod learner;
 mod prepare;
 mod proofs;
 mod quorum;
+mod repairs;
 mod replace;
 mod roll;
 mod scale_in;
@@ -30,6 +31,7 @@ use std::ops::ControlFlow;
 pub use self::bootstrap::initial_replicas;
 use self::proofs::View;
 pub use self::proofs::min_available;
+pub use self::repairs::{is_founded, kept_size, repairs};
 pub use self::settings::wanted_settings;
 use crate::observed::{Observed, PlanLatch, UnixSeconds};
 use crate::step::{Blocked, Plan, RestartMode, Step, StepName, Target, WaitReason};
@@ -64,7 +66,8 @@ pub fn plan(cluster: &ValidCluster, observed: &Observed) -> Plan {
     finish(&view, decision, notes.first)
 }
 
-/// The plan for a resource that did not pass validation (gate G2): nothing is done, observing goes on.
+/// The plan for a resource that did not pass validation (gate G2): nothing is done, observing goes on. A cluster that runs is
+/// kept alive all the same, see [`repairs`].
 pub fn invalid_spec(observed: &Observed, message: String) -> Plan {
     let cluster = ValidCluster::default();
     let view = View::new(&cluster, observed);

@@ -7,7 +7,7 @@
 //! - `do …` changes the world, and what is observed with it; `walk` lets operator and world run until nothing happens.
 //! - `cluster …` changes what the user asks for.
 //! - everything else edits what this one pass observes; `plan` plans on it. `plan refused` plans an eviction that the budget
-//!   refuses, and writes the status that the next pass reads.
+//!   refuses, and writes the status that the next pass reads. `plan invalid` plans for a spec that cannot be carried out.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -94,6 +94,11 @@ impl Script {
     fn command(&mut self, words: &[&str]) -> Result<Vec<String>, String> {
         match words {
             ["plan"] => return Ok(describe(&plan(&self.world.cluster, &self.observed))),
+            ["plan", "invalid"] => {
+                let mut cluster = self.world.cluster.clone();
+                cluster.want = super::kept_size(&cluster, &self.observed);
+                return Ok(describe(&super::repairs(&cluster, &self.observed, "a flag does not exist".to_owned())));
+            }
             ["plan", "refused"] => {
                 let mut plan = plan(&self.world.cluster, &self.observed);
                 let message = "the disruption budget refuses".to_owned();

@@ -205,6 +205,37 @@ fn m29_settings_with_which_no_node_would_start_touch_nothing() {
     }
 }
 
+/// G2: a cluster that runs is kept alive while its spec is invalid: a lost member is replaced, and one that a person
+/// wants replaced, from the template and the settings that were applied last. The size waits.
+#[test]
+fn g2_a_lost_member_is_replaced_although_the_spec_is_invalid() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        lock(&stage).edit(&json!({"replicas": 5, "config": {"extra": {"max-txn-opps": "9"}}}));
+        lock(&stage).world.wipe_disk(1);
+        pass_for(&operator, &stage, 60).await;
+        {
+            let stage = lock(&stage);
+            assert_eq!(stage.world.raft.members.keys().copied().collect::<Vec<_>>(), [1, 3, 4], "{}", stage.planned());
+            assert_eq!(stage.resource["status"]["readyReplicas"], 3);
+            assert!(stage.planned().contains("max-txn-opps is no flag of the node"), "{}", stage.planned());
+            assert_eq!(stage.condition("Updated"), ("False".to_owned(), "InvalidSpec".to_owned()));
+            let spec = |write: &&String| write.contains("statefulsets") || write.contains("configmaps");
+            assert_eq!(stage.writes.iter().find(spec), None);
+        }
+        // A member that serves needs the budget raised before it goes.
+        lock(&stage).annotate("balsa.dev/replace-member", "1");
+        pass_for(&operator, &stage, 60).await;
+        let members: Vec<u64> = lock(&stage).world.raft.members.keys().copied().collect();
+        assert_eq!(members, [3, 4, 5], "{}", lock(&stage).planned());
+        lock(&stage).edit(&json!({"config": null}));
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(lock(&stage).world.raft.members.len(), 5);
+        assert_eq!(lock(&stage).condition("Updated"), ("True".to_owned(), "UpToDate".to_owned()));
+    });
+}
+
 /// M29: what the StatefulSet may ask for and no pod may be, only its controller hears; the conditions have its words.
 #[test]
 fn m29_why_a_pod_cannot_be_made_is_told_in_its_controllers_words() {

@@ -152,6 +152,9 @@ fn bootstrapped(seen: Seen<'_>) -> Verdict {
 fn updated(seen: Seen<'_>, facts: &Facts) -> Verdict {
     let kind = "Updated";
     let holds = [WaitReason::DisruptionBudget, WaitReason::RolloutStalled];
+    if let Some(message) = seen.invalid {
+        return Verdict::new(kind, false, WaitReason::InvalidSpec.as_str(), message);
+    }
     if seen.observed.set.as_ref().is_some_and(|set| set.template_held) {
         let message = "a new release of the operator would restart the pods; \
                        annotate the RaftCluster with balsa.dev/roll-operator-template=true to let it";

@@ -24,7 +24,8 @@ fn condition<'a>(status: &'a RaftClusterStatus, kind: &str) -> (&'a str, &'a str
 fn three_ready_voters_are_available_and_settled() {
     let (resource, cluster, observed) = (minimal(), valid("{image: balsa}"), observed_three());
     let plan = settled(100);
-    let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    let status =
+        compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: None });
     assert_eq!(status.ready.as_deref(), Some("3/3"));
     assert_eq!((status.ready_replicas, status.replicas), (3, 3));
     assert_eq!(status.leader.as_deref(), Some("db-0"));
@@ -49,7 +50,8 @@ fn the_planner_settles_on_the_same_observation() {
 fn settled_writes_nothing_however_the_logs_and_the_clock_move() {
     let (mut resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
     let plan = settled(100);
-    let first = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    let first =
+        compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: None });
     resource.status = Some(first.clone());
     observed.now += 1000;
     for node in observed.nodes.values_mut() {
@@ -63,7 +65,8 @@ fn settled_writes_nothing_however_the_logs_and_the_clock_move() {
             progress.match_index += 77;
         }
     }
-    let second = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    let second =
+        compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: None });
     assert_eq!(patch::changes(&first, &second).expect("JSON"), None);
 }
 
@@ -74,7 +77,8 @@ fn without_a_list_it_is_unavailable_and_says_why() {
     let mut plan = settled(100);
     plan.step = Step::Wait;
     plan.blocked_by = Some(Blocked { reason: WaitReason::NoQuorum, message: "1 of 3 voters answers".into() });
-    let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    let status =
+        compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: None });
     assert_eq!(condition(&status, "Available"), ("False", "NoQuorum"));
     assert_eq!(condition(&status, "Progressing"), ("True", "NoQuorum"));
     assert_eq!(status.phase, Some(Phase::Unavailable));
@@ -86,7 +90,8 @@ fn a_list_of_another_cluster_makes_nothing_available() {
     let (resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
     observed.members.as_mut().expect("a list").cluster_id = 99;
     let plan = settled(100);
-    let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    let status =
+        compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: None });
     assert_eq!(condition(&status, "Available").0, "False");
     assert!(status.members.is_empty() && status.leader.is_none());
 }
@@ -95,11 +100,13 @@ fn a_list_of_another_cluster_makes_nothing_available() {
 fn a_condition_keeps_the_time_of_its_last_change() {
     let (mut resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
     let plan = settled(100);
-    let first = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    let first =
+        compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: None });
     resource.status = Some(first.clone());
     observed.now += 60;
     observed.nodes.insert(2, crate::observed::NodeReport::Unreachable);
-    let second = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    let second =
+        compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: None });
     let at = |status: &RaftClusterStatus, kind: &str| {
         status.conditions.iter().find(|c| c.type_ == kind).map(|c| c.last_transition_time.clone())
     };
@@ -113,7 +120,8 @@ fn a_held_template_is_told_with_what_to_do() {
     let (resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
     observed.set.as_mut().expect("a set").template_held = true;
     let plan = settled(100);
-    let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    let status =
+        compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: None });
     assert_eq!(condition(&status, "Updated"), ("False", "OperatorTemplateChanged"));
 }
 
@@ -123,7 +131,7 @@ fn m29_an_invalid_spec_is_in_the_conditions() {
     let observed = Observed { now: 5, ..Observed::default() };
     let invalid = crate::validate::validate(&resource).expect_err("invalid");
     let plan = crate::plan::invalid_spec(&observed, invalid.to_string());
-    let status = compute(Seen { resource: &resource, cluster: None, observed: &observed, plan: &plan });
+    let status = compute(Seen { resource: &resource, cluster: None, observed: &observed, plan: &plan, invalid: None });
     assert_eq!(condition(&status, "Progressing"), ("False", "InvalidSpec"));
     assert_eq!(condition(&status, "QuorumAdvice"), ("True", "EvenReplicas"));
     assert_eq!(status.phase, Some(Phase::Invalid));
@@ -136,7 +144,13 @@ fn an_even_number_says_what_it_means_and_two_that_drains_wait() {
     let (cluster, observed, plan) = (valid("{image: balsa}"), observed_three(), settled(100));
     let told = |replicas: i32| {
         let resource = crate::fixtures::cluster_from(&format!("{{image: balsa, replicas: {replicas}}}"));
-        let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+        let status = compute(Seen {
+            resource: &resource,
+            cluster: Some(&cluster),
+            observed: &observed,
+            plan: &plan,
+            invalid: None,
+        });
         let found = status.conditions.into_iter().find(|condition| condition.type_ == "QuorumAdvice").expect("advice");
         (found.status == "True", found.message)
     };
@@ -153,10 +167,12 @@ fn pods_of_one_template_and_two_versions_are_not_updated() {
         state.version = "0.2.0".into();
     }
     let plan = settled(100);
-    let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    let status =
+        compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: None });
     assert_eq!(condition(&status, "Updated"), ("False", "VersionsDiffer"));
     assert_eq!(status.version, None);
     observed.pods.get_mut(&1).expect("pod 1").revision = Some("db-0".into());
-    let status = compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan });
+    let status =
+        compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: None });
     assert_eq!(condition(&status, "Updated"), ("False", "RollingOut"), "it is on its way");
 }
