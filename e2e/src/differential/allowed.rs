@@ -101,10 +101,21 @@ pub const TABLE: &[Row] = &[
         "in order of names and URLs, of types and members",
         "etcd's orders are that of random ids and that of a map",
     ),
+    ("a lock or a campaign that names no lease", "not sent", "the server draws a lease, which is part of the key"),
     (
-        "a lock or a campaign that would wait for another owner, or that names no lease",
+        "a lock or a campaign that waits from its first moment and changes nothing",
         "not sent",
-        "the answer would not come; the server draws a lease, which is part of the key",
+        "when it begins to wait cannot be seen; who waits otherwise is seen to take its place",
+    ),
+    (
+        "a compaction beyond the revision from which a waiting call or an observer may watch",
+        "these go away first",
+        "when a server begins to watch cannot be seen, and a compaction before that ends the call",
+    ),
+    (
+        "the place of a waiting caller that goes away",
+        "it may stay once in a sequence",
+        "a caller that goes away before its place is waited for leaves it to its lease, in both programs",
     ),
     (
         "a request that a server gives up with `request timed out`",

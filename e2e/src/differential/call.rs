@@ -43,15 +43,17 @@ macro_rules! calls {
         }
 
         impl Call {
-            /// Sends it; a token that comes back is the second of the pair.
-            pub async fn send(&self, client: &mut RawClient, identity: &mut Identity) -> (Reply, Option<String>) {
+            /// Its path and its message, with the server's own ids.
+            pub fn encode(&self, identity: &Identity) -> (&'static str, Bytes) {
                 match self.clone().named(identity) {
-                    $(
-                        Call::$name(request) => {
-                            let body = request.encode_to_vec().into();
-                            reply::<$response>(client.unary($path, body).await, identity)
-                        }
-                    )*
+                    $(Call::$name(request) => ($path, request.encode_to_vec().into()),)*
+                }
+            }
+
+            /// What came back; a token in it is the second of the pair.
+            pub fn decode(&self, result: Result<Bytes, Status>, identity: &mut Identity) -> (Reply, Option<String>) {
+                match self {
+                    $(Call::$name(_) => reply::<$response>(result, identity),)*
                 }
             }
         }
@@ -110,6 +112,12 @@ impl Call {
         self
     }
 
+    /// Sends it; a token that comes back is the second of the pair.
+    pub async fn send(&self, client: &mut RawClient, identity: &mut Identity) -> (Reply, Option<String>) {
+        let (path, body) = self.encode(identity);
+        self.decode(client.unary(path, body).await, identity)
+    }
+
     /// The prefix of the keys that a lock or an election waits for, and the key of its own.
     pub fn waits_for(&self) -> Option<(Bytes, Bytes)> {
         let (name, lease) = match self {
@@ -117,10 +125,15 @@ impl Call {
             Call::Campaign(request) => (&request.name, request.lease),
             _ => return None,
         };
-        let prefix = [&name[..], b"/"].concat();
-        let own = [&prefix[..], format!("{lease:x}").as_bytes()].concat();
-        Some((prefix.into(), own.into()))
+        let queue = queue_of(name);
+        let own = [&queue[..], format!("{lease:x}").as_bytes()].concat();
+        Some((queue, own.into()))
     }
+}
+
+/// The prefix of the keys of all who want a lock or an office.
+pub fn queue_of(name: &[u8]) -> Bytes {
+    [name, b"/"].concat().into()
 }
 
 fn reply<T: Answer>(result: Result<Bytes, Status>, identity: &mut Identity) -> (Reply, Option<String>) {

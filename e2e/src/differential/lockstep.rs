@@ -14,12 +14,14 @@ use pb::watch_request::RequestUnion;
 use tonic::Code;
 
 use super::allowed;
+use super::call::Call;
 use super::history::History;
 use super::reply::Reply;
 use super::revision::Revisions;
 use super::side::{Side, is_progress_request};
 use super::step::Step;
 use super::streams::{Record, mod_revision};
+use super::turns::{Prospect, Turns};
 use super::watching::Watching;
 
 /// The stream that sees everything; sequences use small numbers.
@@ -121,6 +123,10 @@ fn is_given_up(reply: &Reply) -> bool {
     matches!(reply, Reply::Failed { code, message } if message == GAVE_UP || (*code, message.as_str()) == NOT_TAKEN)
 }
 
+fn differing(at: usize, sent: &Step, (etcd, balsa): (String, String)) -> Difference {
+    Difference { at, step: sent.to_string(), etcd, balsa }
+}
+
 /// What every sequence ends with: the whole store, and its hash.
 fn ending() -> Vec<Step> {
     let all = pb::RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
@@ -139,6 +145,7 @@ struct Lockstep {
     behind: BTreeSet<usize>,
     watching: Vec<Watching>,
     history: History,
+    turns: Turns,
 }
 
 impl Lockstep {
@@ -157,6 +164,7 @@ impl Lockstep {
             behind: BTreeSet::new(),
             watching: Vec::new(),
             history: History::default(),
+            turns: Turns::default(),
         };
         let audit = Step::Watch { stream: AUDIT, request: audit_request() };
         match lockstep.step(0, &audit).await {
@@ -185,36 +193,112 @@ impl Lockstep {
     }
 
     async fn step(&mut self, at: usize, step: &Step) -> Result<(), Stop> {
-        let mut sent = self.revisions.resolve(step);
-        if let Step::Call(call) = sent.parts().1
-            && self.etcd.would_wait(call).await
-        {
+        let sent = self.revisions.resolve(step);
+        if self.turns.concern(sent.parts().1) {
+            self.read_revision().await;
+        }
+        let (current, sides) = (self.revisions.current, (&mut self.etcd, &mut self.balsa));
+        match &sent {
+            Step::GiveUp { name } => {
+                let after = self.turns.give_up(name, current, sides).await;
+                self.revisions.current = after.map_err(|both| differing(at, &sent, both))?;
+            }
+            Step::Observe { number, name } => self.turns.observe(*number, name.as_ref(), current, sides),
+            _ => self.request(at, &sent).await?,
+        }
+        self.take_turns(at, &sent).await
+    }
+
+    async fn request(&mut self, at: usize, sent: &Step) -> Result<(), Stop> {
+        let prospect = match sent.parts().1 {
+            Step::Call(call) => self.turns.prospect(call, &mut self.etcd).await,
+            _ => Prospect::Served,
+        };
+        if prospect == Prospect::Unclear || !self.prepare(at, sent).await? {
             return Ok(());
         }
-        let differ = |sent: &Step, (etcd, balsa)| Difference { at, step: sent.to_string(), etcd, balsa };
-        if needs_settled_watchers(sent.parts().1) || at % SETTLE_EVERY == SETTLE_EVERY - 1 {
-            self.settle().await.map_err(|both| differ(&sent, both))?;
+        let replies = match sent.parts().1 {
+            Step::Call(call) if prospect == Prospect::Waits => self.begin(at, call).await,
+            _ => Some(self.ask(at, sent).await),
+        };
+        let Some((etcd, balsa)) = replies else { return Ok(()) };
+        self.compare(at, sent, &etcd, &balsa)
+    }
+
+    /// Does what must be done before a step; false when the step is not sent.
+    async fn prepare(&mut self, at: usize, sent: &Step) -> Result<bool, Stop> {
+        let differ = |both| differing(at, sent, both);
+        let compaction = match sent.parts().1 {
+            Step::Compact(request) => Some(request.revision),
+            _ => None,
+        };
+        if let Some(revision) = compaction {
+            let (current, sides) = (self.revisions.current, (&mut self.etcd, &mut self.balsa));
+            match self.turns.make_way(revision, current, sides).await.map_err(differ)? {
+                Some(current) => self.revisions.current = current,
+                None => return Ok(false),
+            }
+            self.take_turns(at, sent).await?;
         }
-        if let Some(compaction) = sent.compaction() {
-            if self.history.breaks_etcd(compaction.revision) {
-                return Ok(());
+        if needs_settled_watchers(sent.parts().1) || at % SETTLE_EVERY == SETTLE_EVERY - 1 {
+            self.settle().await.map_err(differ)?;
+        }
+        if let Some(revision) = compaction {
+            if self.history.breaks_etcd(revision) {
+                return Ok(false);
             }
             self.catch_up().await;
         }
-        let (etcd, balsa) = self.ask(at, &sent).await;
+        Ok(true)
+    }
+
+    /// Both answers; None when the call waits.
+    async fn begin(&mut self, at: usize, call: &Call) -> Option<(Reply, Reply)> {
+        let (current, sides) = (self.revisions.current, (&mut self.etcd, &mut self.balsa));
+        let replies = self.turns.begin(at, call, current, sides).await;
+        if replies.is_none() {
+            self.revisions.current += 1;
+        }
+        replies
+    }
+
+    fn compare(&mut self, at: usize, sent: &Step, etcd: &Reply, balsa: &Reply) -> Result<(), Stop> {
         let (_, step) = sent.parts();
-        let given_up = (is_given_up(&etcd), is_given_up(&balsa));
+        let given_up = (is_given_up(etcd), is_given_up(balsa));
         if given_up != (false, false) {
             return Err(Stop::Inconclusive(GivenUp { at, by_balsa_alone: !given_up.0 }));
         }
         if self.is_of_a_compaction(step) {
             return Ok(());
         }
-        if let Some(both) = allowed::differ(step, &etcd, &balsa) {
-            return Err(differ(&sent, both).into());
+        if let Some(both) = allowed::differ(step, etcd, balsa) {
+            return Err(differing(at, sent, both).into());
         }
-        self.learn(step, &etcd);
+        self.learn(step, etcd);
         Ok(())
+    }
+
+    /// An answer need not tell of all that its request changed: that of a campaign is from before it proclaims.
+    async fn read_revision(&mut self) {
+        self.revisions.current = self.revisions.current.max(self.etcd.revision().await);
+    }
+
+    /// What the step before means for those who wait and those who look on.
+    async fn take_turns(&mut self, at: usize, sent: &Step) -> Result<(), Stop> {
+        if self.turns.is_empty() {
+            return Ok(());
+        }
+        self.read_revision().await;
+        let current = self.revisions.current;
+        let served = self.turns.served(current, (&mut self.etcd, &mut self.balsa)).await;
+        for (call, etcd, balsa) in served {
+            self.compare(at, &Step::Call(call), &etcd, &balsa)?;
+        }
+        let told = self.turns.told(current, (&mut self.etcd, &mut self.balsa)).await;
+        told.map_err(|(who, (etcd, balsa))| {
+            let step = format!("{sent}, and {who}");
+            Stop::Differs(Difference { at, step, etcd, balsa })
+        })
     }
 
     async fn ask(&mut self, at: usize, sent: &Step) -> (Reply, Reply) {

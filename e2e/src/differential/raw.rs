@@ -9,6 +9,7 @@ use tonic::{Code, Request, Status};
 use super::token::Wire;
 
 /// A client that neither encodes nor decodes.
+#[derive(Clone)]
 pub struct RawClient {
     grpc: Grpc<Wire>,
 }

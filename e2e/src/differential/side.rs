@@ -5,15 +5,20 @@ use std::path::Path;
 use std::time::Duration;
 
 use balsa_proto::etcdserverpb as pb;
+use balsa_proto::mvccpb::KeyValue;
+use balsa_proto::v3electionpb::election_client::ElectionClient;
+use bytes::Bytes;
 use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
 use pb::watch_request::RequestUnion;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Response, Status};
 
 use super::call::Call;
+use super::observing::Observed;
 use super::raw::RawClient;
 use super::reply::{Identity, Reply};
 use super::step::{Bearer, Step};
@@ -42,6 +47,7 @@ struct Member {
     maintenance: MaintenanceClient<Wire>,
     cluster: ClusterClient<Wire>,
     lease: LeaseClient<Wire>,
+    election: ElectionClient<Wire>,
     raw: RawClient,
 }
 
@@ -125,15 +131,91 @@ impl Side {
         }
     }
 
-    /// Whether a lock or an election would wait for another owner.
-    pub async fn would_wait(&mut self, call: &Call) -> bool {
-        let Some((prefix, own)) = call.waits_for() else { return false };
-        let range_end = super::generate::prefix_end(&prefix);
-        let all = pb::RangeRequest { key: prefix, range_end, ..Default::default() };
-        match self.members[0].kv.range(all).await {
-            Ok(reply) => reply.into_inner().kvs.iter().any(|kv| kv.key != own),
-            Err(_) => true,
+    /// Begins a call that is not waited for, and waits until it has done what it does before it waits: an answer, or the
+    /// next revision. False when neither comes.
+    pub async fn begin(&mut self, turn: usize, call: &Call, revision: i64) -> (Pending, bool) {
+        let turn = turn % self.members.len();
+        let (path, body) = call.encode(&self.identity);
+        let mut raw = self.members[turn].raw.clone();
+        let answer = tokio::spawn(async move { raw.unary(path, body).await });
+        let pending = Pending { turn, answer: Own(answer) };
+        let begun = self.until(revision, PATIENCE, || pending.is_answered()).await;
+        (pending, begun)
+    }
+
+    /// Waits for what such a call answers.
+    pub async fn end(&mut self, call: &Call, pending: Pending) -> Reply {
+        let Pending { turn, mut answer } = pending;
+        let Ok(Ok(answer)) = timeout(PATIENCE, &mut answer.0).await else { return Reply::Silent };
+        let (reply, _) = call.decode(answer, &mut self.identity);
+        self.identity.normalise(turn, reply)
+    }
+
+    /// Waits until the store is at a revision, or for something else; false when neither comes.
+    pub async fn until(&mut self, revision: i64, patience: Duration, other: impl Fn() -> bool) -> bool {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            let reached = self.revision().await >= revision;
+            if other() || reached {
+                return true;
+            }
+            sleep(Duration::from_millis(1)).await;
         }
+        false
+    }
+
+    /// The revision of the store; 0 when it cannot be read.
+    pub async fn revision(&mut self) -> i64 {
+        let one = pb::RangeRequest { key: "\0".into(), count_only: true, ..Default::default() };
+        let header = self.members[0].kv.range(one).await.ok().and_then(|reply| reply.into_inner().header);
+        header.map_or(0, |header| header.revision)
+    }
+
+    /// Deletes a key; when that fails, the next step tells.
+    pub async fn delete(&mut self, key: &Bytes) {
+        let _ =
+            self.members[0].kv.delete_range(pb::DeleteRangeRequest { key: key.clone(), ..Default::default() }).await;
+    }
+
+    /// Follows an election.
+    pub fn observe(&mut self, number: usize, name: &Bytes) -> Observed {
+        let turn = number % self.members.len();
+        Observed::open(turn, self.members[turn].election.clone(), name.clone())
+    }
+
+    /// All pairs of a queue; None when it cannot be read.
+    pub async fn pairs(&mut self, queue: &Bytes) -> Option<Vec<KeyValue>> {
+        let range_end = super::generate::prefix_end(queue);
+        let all = pb::RangeRequest { key: queue.clone(), range_end, ..Default::default() };
+        self.members[0].kv.range(all).await.ok().map(|reply| reply.into_inner().kvs)
+    }
+
+    /// Whether nothing may be written because members are told to disagree.
+    pub async fn is_corrupt(&mut self) -> bool {
+        let request = pb::AlarmRequest { alarm: pb::AlarmType::Corrupt.into(), ..Default::default() };
+        self.members[0].maintenance.alarm(request).await.map_or(true, |reply| !reply.into_inner().alarms.is_empty())
+    }
+}
+
+/// A call that was begun and has not ended. When it is dropped, the caller has gone away.
+pub struct Pending {
+    turn: usize,
+    answer: Own<Result<Bytes, Status>>,
+}
+
+impl Pending {
+    /// Whether there is an answer.
+    pub fn is_answered(&self) -> bool {
+        self.answer.0.is_finished()
+    }
+}
+
+/// A task that ends with its owner.
+pub struct Own<T>(pub JoinHandle<T>);
+
+impl<T> Drop for Own<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -151,6 +233,7 @@ impl Member {
             maintenance: MaintenanceClient::new(wire.clone()),
             cluster: ClusterClient::new(wire.clone()),
             lease: LeaseClient::new(wire.clone()),
+            election: ElectionClient::new(wire.clone()),
             raw: RawClient::new(wire),
             token,
             server,
@@ -185,7 +268,9 @@ impl Member {
             Step::LeaseLeases => answer(self.lease.lease_leases(pb::LeaseLeasesRequest {}).await, Reply::LeaseLeases),
             Step::Raw { path, body } => Reply::Raw(self.raw.call(path, body).await),
             Step::Watch { stream, request } => self.streams.stream(stream).await.ask(request).await,
-            Step::Call(_) | Step::As { .. } => unreachable!("the side has taken them apart"),
+            Step::Call(_) | Step::As { .. } | Step::GiveUp { .. } | Step::Observe { .. } => {
+                unreachable!("others have taken them apart")
+            }
         }
     }
 

@@ -50,6 +50,18 @@ pub enum Step {
     LeaseLeases,
     /// Any call with one message there and one back.
     Call(Call),
+    /// Whoever has waited longest for this lock or office goes away.
+    GiveUp {
+        /// Its name.
+        name: Bytes,
+    },
+    /// Election.Observe: an observer that goes on listening. The same number again ends the one before.
+    Observe {
+        /// Which observer.
+        number: usize,
+        /// What it observes; None: it goes away.
+        name: Option<Bytes>,
+    },
     /// A step with a token.
     As {
         /// Whose.
@@ -81,15 +93,6 @@ impl Step {
         match self {
             Step::As { bearer, step } => (Some(*bearer), step),
             step => (None, step),
-        }
-    }
-
-    /// The compaction that it is.
-    pub fn compaction(&mut self) -> Option<&mut pb::CompactionRequest> {
-        match self {
-            Step::Compact(request) => Some(request),
-            Step::As { step, .. } => step.compaction(),
-            _ => None,
         }
     }
 
