@@ -51,7 +51,7 @@ scenarios! {
     "kill-operator", scale::kill_operator, "the operator dies in the middle of a scale: its successor picks it up";
     "takeover", takeover::vanish, "an operator that vanishes with its lease is succeeded within its duration, and may not act when it wakes up";
     "roll", rollout::roll, "a changed template reaches every pod, the leader last";
-    "settings", settings::change, "a setting that changes at run time reaches every member without a restart, and those that start later; a wrong one is refused";
+    "settings", settings::change, "a setting that changes at run time reaches every member without a restart, and those that start later; a wrong one is refused, and lost members are replaced all the same; with a new size in one edit both are reached";
     "bad-image", rollout::bad_image, "a broken image stops at one pod, and a good one heals it without a hand";
     "evict", rollout::evict, "evictions never take the quorum";
     "prometheus", metrics::prometheus, "Prometheus scrapes every member, and the operator";

@@ -38,18 +38,50 @@ pub(super) async fn change(cluster: Cluster) -> anyhow::Result<()> {
         .await?;
     have(&cluster, "7").await?;
     ensure!(processes(&cluster).await? == before, "a process was restarted");
+    // A member that is lost meanwhile is replaced, with the settings that were taken last.
+    lose(&cluster, before.keys().last().context("a pod")?).await?;
+    have(&cluster, "7").await?;
+    let before = processes(&cluster).await?;
 
     // Who starts later has them from its ConfigMap; who wants the default again gets it.
     cluster.patch_spec(&json!({ "config": { "extra": { OPERATIONS: "9" } } })).await?;
     cluster.settled(3).await?;
     restart(&cluster, before.keys().last().context("a pod")?).await?;
     have(&cluster, "9").await?;
-    cluster.patch_spec(&json!({ "config": { "extra": { OPERATIONS: null } } })).await?;
+    // Five members that log every frame would be slow on two cores.
+    cluster.patch_spec(&json!({ "config": { "logLevel": null, "extra": { OPERATIONS: null } } })).await?;
     cluster.settled(3).await?;
     have(&cluster, "128").await?;
+
+    // Both at once: first the settings, then the size, and nobody is restarted for either.
+    let before = processes(&cluster).await?;
+    let started = Instant::now();
+    cluster.patch_spec(&json!({ "replicas": 5, "config": { "extra": { OPERATIONS: "11" } } })).await?;
+    cluster.settled(5).await?;
+    println!("    settings and 3 → 5 in one edit: {:.1} s", started.elapsed().as_secs_f32());
+    have(&cluster, "11").await?;
+    let after = processes(&cluster).await?;
+    ensure!(
+        after.len() == 5 && before.iter().all(|(name, process)| after.get(name) == Some(process)),
+        "a process was restarted"
+    );
     let history = writer.finish().await?;
     ensure!(history.unknown == 0, "writes were left unknown: {:?}", history.errors);
     cluster.assert_hashes_agree().await
+}
+
+/// Deletes a pod with its volume, and waits until another member serves in its place.
+async fn lose(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let before = cluster.raft_ids().await?;
+    cluster.volumes().delete(&format!("data-{name}"), &DeleteParams::default()).await?;
+    cluster.pods().delete(name, &DeleteParams::default()).await?;
+    cluster
+        .until("the lost member is replaced although the spec is invalid", |resource| {
+            let status = resource.status.clone().unwrap_or_default();
+            let now = status.members.iter().find(|member| member.name == name).map(|member| &member.raft_id);
+            status.ready_replicas == 3 && now.is_some() && now != before.get(name)
+        })
+        .await
 }
 
 /// Deletes a pod, and waits until its successor is ready.
