@@ -48,13 +48,18 @@ fn main() {
         }
     }
     let ended = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime.block_on(async {
-            tokio::spawn(level.follow(hot.clone()));
-            if let Some(file) = config.file.clone() {
-                tokio::spawn(SettingsFile::new(file, hot.clone(), config.data_dir.clone()).follow());
-            }
-            run(&config, &hot).await
-        }),
+        Ok(runtime) => {
+            let ended = runtime.block_on(async {
+                tokio::spawn(level.follow(hot.clone()));
+                if let Some(file) = config.file.clone() {
+                    tokio::spawn(SettingsFile::new(file, hot.clone(), config.data_dir.clone()).follow());
+                }
+                run(&config, &hot).await
+            });
+            // What still works for a client may hang on the disk that is the reason for the end.
+            runtime.shutdown_background();
+            ended
+        }
         Err(error) => Err(failed(error)),
     };
     match ended {

@@ -1,8 +1,8 @@
 //! Puts a member together from its disk: opens both stores, repairs the log from the key space, starts the threads.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use balsa_proto::log::{Marker, Membership};
@@ -23,6 +23,7 @@ use super::node::{NodeConfig, StartError};
 use super::snapshot::Snapshots;
 use super::space::{self, Space};
 use super::status::Status;
+use super::stuck_disk;
 use super::waiters::Waiters;
 use super::watch::{ViewSource, WatchHub};
 use super::{Failure, Store};
@@ -182,6 +183,7 @@ impl Disk<'_> {
         let ports = self.ports(&parts, fatal, &runtime, to_applier, leader);
         let driver = Driver::new(replica, ports, self.machine.applied().index);
         let shared = self.shared(&parts, fatal, leader_seen);
+        let log = Arc::downgrade(&self.log);
         let applier = self.applier(&parts, fatal, work);
         let keeping = parts.keeper.clone();
         *shared.threads.lock() = vec![
@@ -192,6 +194,7 @@ impl Disk<'_> {
         let handle = Handle(Arc::new(shared));
         runtime.spawn(keep_read_index(handle.clone()));
         runtime.spawn(space::watch(handle.clone()));
+        runtime.spawn(stuck_disk::watch(fatal.clone(), refusal_of(log, handle.clone())));
         runtime.spawn(leases::keep(handle.clone()));
         Ok(handle)
     }
@@ -340,6 +343,11 @@ impl Disk<'_> {
         Replica::open(config, self.log.clone(), applied.index, applied.conf_state.clone(), &logger)
             .map_err(|error| StartError::Corrupt(format!("the log in {}: {error}", self.layout.log().display())))
     }
+}
+
+/// Why one of the two stores takes no writes, if it takes none.
+fn refusal_of(log: Weak<RocksLog>, handle: Handle) -> impl Fn() -> Option<StorageError> {
+    move || log.upgrade().and_then(|log| log.refuses_writes()).or_else(|| handle.store().refuses_writes())
 }
 
 /// Readiness is fed in the background, so that a probe only looks.

@@ -26,6 +26,7 @@ mod snapshot;
 mod space;
 mod standstill;
 pub mod status;
+mod stuck_disk;
 mod supervisor;
 mod waiters;
 pub mod watch;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::Result;
+use super::{Result, StorageError};
 
 /// The tables of the key space. The encodings of keys and values are the model's (`domain/mvcc/encoding.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,6 +108,12 @@ pub trait KeySpace: Send + Sync + 'static {
     /// Bytes held (on disk, or in memory until the next flush), and how many of them are live as far as the engine can
     /// tell; the second is never above the first.
     fn size_bytes(&self) -> (u64, u64);
+
+    /// Why the engine takes no writes, when it holds them back after its own work on the files failed. A writer that waits
+    /// then waits for ever, and is told nothing. A moment of this may be a coincidence; minutes of it are none.
+    fn refuses_writes(&self) -> Option<StorageError> {
+        None
+    }
 }
 
 /// What a scan calls with each key and its value; `Break` ends the scan.

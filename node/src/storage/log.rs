@@ -62,6 +62,11 @@ pub trait LogStore: Send + Sync + 'static {
     /// them back, which does no harm. Nothing happens when the log begins there or later already; a point behind the
     /// last entry is `Failed`.
     fn trim(&self, point: &SnapshotPoint) -> Result<()>;
+
+    /// As [`KeySpace::refuses_writes`](super::KeySpace::refuses_writes).
+    fn refuses_writes(&self) -> Option<StorageError> {
+        None
+    }
 }
 
 /// The engines' common check before an append: entries follow one another, begin at or above `first`, and leave no gap

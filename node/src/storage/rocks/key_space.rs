@@ -168,6 +168,10 @@ impl KeySpace for RocksKeySpace {
         let live = self.sum_of(properties::ESTIMATE_LIVE_DATA_SIZE) + in_memory;
         (held, live.min(held))
     }
+
+    fn refuses_writes(&self) -> Option<StorageError> {
+        super::refuses_writes(&self.tables.database, "key space", &self.tables.directory)
+    }
 }
 
 /// The open database and its directory, shared by the key space and its views.

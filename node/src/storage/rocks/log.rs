@@ -70,7 +70,10 @@ impl RocksLog {
     /// the snapshot point and the last one is missing, or a synced write is. An unfinished write at the very end is cut
     /// off.
     pub fn open(directory: &Path) -> Result<Self> {
-        let mut options = bounded_options();
+        Self::open_with(bounded_options(), directory)
+    }
+
+    fn open_with(mut options: Options, directory: &Path) -> Result<Self> {
         options.create_if_missing(may_create(directory)?);
         options.set_wal_recovery_mode(WAL_RECOVERY);
         options.set_recycle_log_file_num(0);
@@ -280,6 +283,10 @@ impl LogStore for RocksLog {
         self.database
             .delete_file_in_range_cf(self.family(ENTRIES)?, rubbish.0, rubbish.1)
             .map_err(|error| storage_error("drop of trimmed files of log", &self.directory, &error))
+    }
+
+    fn refuses_writes(&self) -> Option<StorageError> {
+        super::refuses_writes(&self.database, "log", &self.directory)
     }
 }
 

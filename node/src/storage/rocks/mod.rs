@@ -12,7 +12,7 @@ mod view;
 use std::fs;
 use std::path::Path;
 
-use rocksdb::{DBRecoveryMode, ErrorKind, LogLevel, Options};
+use rocksdb::{DB, DBRecoveryMode, ErrorKind, LogLevel, Options, properties};
 
 pub use key_space::{KeySpaceOptions, RocksKeySpace};
 pub use log::RocksLog;
@@ -84,6 +84,21 @@ fn storage_error(action: &str, directory: &Path, error: &rocksdb::Error) -> Stor
         ErrorKind::Corruption => StorageError::Corrupt { what: format!("{what}: {error}") },
         _ => StorageError::Failed { what, cause: error.to_string() },
     }
+}
+
+/// Whether the database holds its writers back although a flush or a compaction of it has failed, which is what makes
+/// room for them.
+///
+/// RocksDB takes a full disk for something that passes: it waits for space, looks again every 5 s, and lets a writer
+/// that was held back before the failure wait with it, without a bound and without a word (`DBImpl::DelayWrite`). Neither
+/// that recovery nor the waiting can be switched off from here. A write that comes later is refused at once.
+fn refuses_writes(database: &DB, what: &str, directory: &Path) -> Option<StorageError> {
+    let value = |property| database.property_int_value(property).ok().flatten().unwrap_or_default();
+    let failures = value(properties::BACKGROUND_ERRORS);
+    (value(properties::IS_WRITE_STOPPED) != 0 && failures != 0).then(|| StorageError::Failed {
+        what: format!("write to {what} {}", directory.display()),
+        cause: format!("held back because flushes or compactions failed ({failures} times): is the disk full?"),
+    })
 }
 
 /// What is believed of a WAL at open: everything up to a cut in its tail, which is what a crash in the middle of a

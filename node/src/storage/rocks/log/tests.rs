@@ -174,3 +174,59 @@ fn a_read_that_is_overtaken_by_writes_is_whole_or_empty() {
     }
     writer.join().unwrap();
 }
+
+/// Set in a process that this test has put onto a full disk: its directory.
+const FULL_DISK: &str = "BALSA_TEST_FULL_DISK";
+/// What that process ends with when all is as it should be: the code of a disk that failed.
+const ENDED: i32 = 74;
+const NO_MOUNT: i32 = 97;
+
+/// Flushes slower than appends: the memtables are full, and their writer waits, before the first flush finds no space.
+/// RocksDB leaves it waiting. This must be told, and must not keep the process from ending.
+#[test]
+fn a_writer_that_a_full_disk_holds_back_is_known_and_lets_the_process_end() {
+    match std::env::var_os(FULL_DISK) {
+        Some(directory) => fill_up(Path::new(&directory)),
+        None => on_a_small_disk(
+            "storage::rocks::log::tests::a_writer_that_a_full_disk_holds_back_is_known_and_lets_the_process_end",
+        ),
+    }
+}
+
+/// Runs the test `name` in a process of its own, over a tmpfs that has room for the WALs of three memtables and no table.
+fn on_a_small_disk(name: &str) {
+    let place = tempfile::tempdir().unwrap();
+    let mount =
+        format!("mount -t tmpfs -o size=56m tmpfs \"$1\" || exit {NO_MOUNT}; exec timeout 60 \"$0\" --exact \"$2\"");
+    let mut unshare = std::process::Command::new("unshare");
+    unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c", &mount]).arg(std::env::current_exe().unwrap());
+    let output = unshare.arg(place.path()).arg(name).env(FULL_DISK, place.path()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    match output.status.code() {
+        Some(NO_MOUNT | 1) => eprintln!("SKIPPED, no file system can be mounted here: {said}"),
+        code => assert_eq!(code, Some(ENDED), "{said}"),
+    }
+}
+
+fn fill_up(directory: &Path) {
+    let mut options = bounded_options();
+    options.set_ratelimiter(4 << 20, 10_000, 10);
+    let log = std::sync::Arc::new(RocksLog::open_with(options, directory).unwrap());
+    let appended = log.clone();
+    let writer = std::thread::spawn(move || {
+        for index in 1..=100 {
+            append(&appended, index..=index, 1 << 20, false);
+        }
+    });
+    let began = std::time::Instant::now();
+    let error = loop {
+        if let Some(error) = log.refuses_writes() {
+            break error;
+        }
+        assert!(!writer.is_finished() && began.elapsed().as_secs() < 30, "the writer is not held back");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    assert!(error.to_string().contains("is the disk full?"), "{error}");
+    assert!(!writer.is_finished());
+    std::process::exit(ENDED);
+}
