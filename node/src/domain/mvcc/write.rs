@@ -20,6 +20,9 @@ use crate::storage::{StorageError, View};
 
 /// Keys of a lease whose versions are read in one go; each may be as large as a request.
 const KEYS_READ_AT_ONCE: usize = if cfg!(test) { 3 } else { 16 };
+/// A delete of less than this share of a part goes key by key, whatever the command deleted before: alone it is not worth a
+/// part, a mark and a deletion of a range.
+const SMALL_SHARE: usize = 128;
 
 /// Executes a put command.
 pub(crate) fn put(run: &mut Overlay<impl View>, request: &pb::PutRequest) -> Result<pb::PutResponse, ReadError> {
@@ -36,15 +39,17 @@ pub(crate) fn delete_range(
     delete_up_to(run, request, &mut room)
 }
 
-/// Deletes. What takes more than `room`, of which the rest is left there, is written in parts. That may only be when no
-/// other change of the revision is of one of the keys.
+/// Deletes. What takes more than `room`, of which the rest is left there, is written in parts; small deletes together, when
+/// they have used it up. Then there is room again. That may only be when no other change of the revision is of one of the
+/// keys.
 fn delete_up_to(
     run: &mut Overlay<impl View>,
     request: &pb::DeleteRangeRequest,
     room: &mut usize,
 ) -> Result<pb::DeleteRangeResponse, StorageError> {
-    let (mut doomed, mut rest) = keys_of(run, &KeyRange::of(&request.key, &request.range_end), *room)?;
     let part_bytes = run.part_bytes();
+    let limit = (*room).max(part_bytes / SMALL_SHARE);
+    let (mut doomed, mut rest) = keys_of(run, &KeyRange::of(&request.key, &request.range_end), limit)?;
     let mut prev_kvs = Vec::new();
     let mut deleted = doomed.len() as u64;
     if rest.is_none() {
@@ -52,6 +57,10 @@ fn delete_up_to(
             *room = room.saturating_sub(bytes_of(key, &version.value));
             run.know(key, version);
             run.delete(key)?;
+        }
+        if *room == 0 {
+            run.write_small_deletes()?;
+            *room = part_bytes;
         }
     }
     let large = rest.is_some();
@@ -67,6 +76,7 @@ fn delete_up_to(
     }
     if large {
         deleted = run.end_parts(Leave::Range);
+        *room = part_bytes;
     }
     let deleted = i64::try_from(deleted).unwrap_or(i64::MAX);
     Ok(pb::DeleteRangeResponse { header: header(run.revisions().revision), deleted, prev_kvs })

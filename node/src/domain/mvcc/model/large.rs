@@ -166,6 +166,47 @@ fn large_deletes_beside_other_changes_of_a_transaction_are_whole_or_not_there() 
     check(&Command::Txn(txn(ops)));
 }
 
+/// Deletes of one key each, as ranges and as keys, after one that leaves no room beside it.
+fn small_deletes() -> Command {
+    let whole = pb::DeleteRangeRequest { key: key(0), range_end: key(262), prev_kv: false };
+    let one = |number: usize| match number % 5 {
+        0 => pb::DeleteRangeRequest { key: key(number), ..Default::default() },
+        _ => pb::DeleteRangeRequest { key: key(number), range_end: key(number + 1), prev_kv: true },
+    };
+    let deletes = [whole].into_iter().chain((262..2900).map(one)).map(Request::RequestDeleteRange);
+    let past = pb::RangeRequest {
+        key: "k".into(),
+        range_end: "l".into(),
+        revision: KEYS as i64 + 1000,
+        count_only: true,
+        ..Default::default()
+    };
+    let now = pb::RangeRequest { revision: 0, ..past.clone() };
+    Command::Txn(txn([put_op("a")].into_iter().chain(deletes).chain([past, now].map(Request::RequestRange))))
+}
+
+#[test]
+fn small_deletes_of_a_transaction_are_whole_or_not_there() {
+    check(&small_deletes());
+}
+
+#[test]
+fn small_deletes_of_a_transaction_are_written_together() {
+    let mut replica = Replica::in_parts(MemoryKeySpace::default(), 20_000);
+    replica.state.apply(&base()).unwrap();
+    let parts = Arc::new(AtomicUsize::new(0));
+    let written = Arc::clone(&parts);
+    replica.state.between_parts(move || {
+        written.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    });
+    let effects = replica.state.apply(&[entry_of(3, vec![small_deletes()])]).unwrap();
+    assert_eq!(effects.unlisted.iter().map(|passed| (passed.deleted, passed.put)).collect::<Vec<_>>(), [(2900, 1)]);
+    // 2900 keys of 75 bytes.
+    let parts = parts.load(Ordering::Relaxed);
+    assert!((9..=12).contains(&parts), "{parts}");
+}
+
 #[test]
 fn a_delete_whose_keys_the_transaction_changes_again_is_not_written_in_parts() {
     let again = || Request::RequestTxn(txn([put_op("k0007")]));

@@ -7,6 +7,7 @@
 //! them from the store. What else the command changes goes with the run's own batch, as ever; only its place in the rows
 //! comes from here, because rows have the changes of a revision in order.
 
+use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 
 use balsa_proto::log::Version;
@@ -34,11 +35,13 @@ pub(crate) type WritePart<V> = Box<dyn FnMut(WriteBatch) -> Result<V, StorageErr
 /// What a run has written ahead.
 pub(super) struct Ahead<V> {
     part_bytes: usize,
+    /// The revision that the store had before the run.
+    stored: i64,
     write: WritePart<V>,
     /// Number of keys of each part of the key space, without those that were deleted from a range.
     counts: Option<Counts>,
-    /// Ranges of `live` of which nothing stored is left, `low` included, `high` not.
-    cleared: Vec<(Bytes, Bytes)>,
+    /// Ranges of `live` of which nothing stored is left, `low` included to `high`, which is not. They lie apart.
+    cleared: BTreeMap<Bytes, Bytes>,
     under_way: Option<UnderWay>,
     done: Vec<Unlisted>,
 }
@@ -76,6 +79,25 @@ pub(crate) enum Leave {
     Range,
     /// Each goes by itself; others stand between them.
     Keys,
+}
+
+impl<V> Ahead<V> {
+    /// Notes a range of which nothing stored is left, as one with those that it overlaps.
+    fn clear(&mut self, mut low: Bytes, mut high: Bytes) {
+        while let Some((other, end)) =
+            self.cleared.range::<Bytes, _>(..=&high).next_back().filter(|(_, end)| **end >= low)
+        {
+            let (other, end) = (other.clone(), end.clone());
+            self.cleared.remove(&other);
+            (low, high) = (low.min(other), high.max(end));
+        }
+        self.cleared.insert(low, high);
+    }
+
+    fn is_cleared(&self, key: &[u8]) -> bool {
+        let mut below = self.cleared.range::<[u8], _>((Bound::Unbounded, Bound::Included(key)));
+        below.next_back().is_some_and(|(_, high)| key < &high[..])
+    }
 }
 
 impl UnderWay {
@@ -126,8 +148,9 @@ fn widen(range: &mut Option<KeyRange>, by: KeyRange) {
 impl<V: View> Overlay<V> {
     /// Lets large deletes be written in parts of about `part_bytes`. `counts` are those of the view.
     pub(crate) fn write_ahead(&mut self, part_bytes: usize, counts: Option<Counts>, write: WritePart<V>) {
-        let (cleared, done) = (Vec::new(), Vec::new());
-        self.ahead = Some(Ahead { part_bytes, write, counts, cleared, under_way: None, done });
+        let (cleared, done) = (BTreeMap::new(), Vec::new());
+        let stored = self.revisions.revision;
+        self.ahead = Some(Ahead { part_bytes, stored, write, counts, cleared, under_way: None, done });
     }
 
     /// Bytes, as [`bytes_of`] counts them, that a delete may take before it must be written in parts.
@@ -142,23 +165,34 @@ impl<V: View> Overlay<V> {
 
     /// Whether the store's version of `key` was deleted with a range.
     pub(super) fn is_cleared(&self, key: &[u8]) -> bool {
-        let cleared = self.ahead.as_ref().map(|ahead| &ahead.cleared[..]).unwrap_or_default();
-        cleared.iter().any(|(low, high)| &low[..] <= key && key < &high[..])
+        self.ahead.as_ref().is_some_and(|ahead| ahead.is_cleared(key))
     }
 
     /// Deletes keys, which are there and follow those of the part before, and writes what their deletion leaves behind.
     /// [`end_parts`](Self::end_parts) ends the delete. No other change of the command may be of one of these keys.
     pub(crate) fn delete_part(&mut self, doomed: &[(Bytes, Version)], leave: Leave) -> Result<(), StorageError> {
+        if doomed.is_empty() { Ok(()) } else { self.write_part(doomed, leave) }
+    }
+
+    /// Writes what the small deletes of the command so far leave behind. No other change of the command may be of one of
+    /// their keys.
+    pub(crate) fn write_small_deletes(&mut self) -> Result<(), StorageError> {
+        self.write_part(&[], Leave::Keys)
+    }
+
+    fn write_part(&mut self, doomed: &[(Bytes, Version)], leave: Leave) -> Result<(), StorageError> {
         let revision = self.revisions.revision + 1;
-        let (Some((first, _)), Some((last, _))) = (doomed.first(), doomed.last()) else { return Ok(()) };
         let Some(mut ahead) = self.ahead.take() else { return Ok(()) };
         let mut under_way = ahead.under_way.take().unwrap_or_default();
-        under_way.tell_others(&mut self.rows, revision, self.events.drain(..).zip(self.marks.drain(..)));
-        let begin = || Delete { first: first.clone(), last: last.clone(), deleted: 0 };
-        let delete = under_way.delete.get_or_insert_with(begin);
-        delete.last = last.clone();
-        delete.deleted += doomed.len() as u64;
         let mut part = WriteBatch::default();
+        self.move_small_deletes(revision, ahead.stored, &mut part);
+        under_way.tell_others(&mut self.rows, revision, self.events.drain(..).zip(self.marks.drain(..)));
+        if let (Some((first, _)), Some((last, _))) = (doomed.first(), doomed.last()) {
+            let begin = || Delete { first: first.clone(), last: last.clone(), deleted: 0 };
+            let delete = under_way.delete.get_or_insert_with(begin);
+            delete.last = last.clone();
+            delete.deleted += doomed.len() as u64;
+        }
         for (key, version) in doomed {
             let previous = match self.slots.contains_key(key) {
                 true => self.delete_changed(key, revision)?,
@@ -182,6 +216,22 @@ impl<V: View> Overlay<V> {
         ahead.under_way = Some(under_way);
         self.ahead = Some(ahead);
         Ok(())
+    }
+
+    /// Takes into a part what the deletes among the changes so far leave behind. Only their keys stay in memory. What is
+    /// left of a key that the run changed before goes with the run's own batch, as that change does.
+    fn move_small_deletes(&mut self, revision: i64, stored: i64, part: &mut WriteBatch) {
+        for (event, mark) in self.events.iter().zip(&self.marks).filter(|(_, mark)| mark.previous <= stored) {
+            let Some(kv) = event.kv.as_ref().filter(|_| event.r#type() == EventType::Delete) else { continue };
+            for made in [mark.previous, revision] {
+                if let Some((key, row)) = self.history.remove_entry(&history_key(&kv.key, made)[..]) {
+                    part.put(Table::History, key, row);
+                }
+            }
+            if let Some(slot) = self.slots.get_mut(&kv.key) {
+                slot.before = None;
+            }
+        }
     }
 
     /// Deletes a key that the run has looked at before; what it leaves behind goes with the run's own batch. Answers the
@@ -210,7 +260,7 @@ impl<V: View> Overlay<V> {
         let high = after(&last);
         widen(&mut under_way.sum.deletes, KeyRange::Span { low: first.clone(), high: Some(high.clone()) });
         if leave == Leave::Range {
-            ahead.cleared.push((first, high));
+            ahead.clear(first, high);
             // They are of the view, which still has the keys.
             self.counts = None;
         }
