@@ -92,6 +92,8 @@ struct Pieces<'a> {
     /// Keys of a piece.
     size: usize,
     chunk: Vec<KeyValue>,
+    /// Of the keys in it.
+    bytes: usize,
     emitted: usize,
     /// The first key over the limit.
     over: Option<Bytes>,
@@ -106,7 +108,7 @@ impl<'a> Pieces<'a> {
         emit: &'a mut dyn FnMut(pb::RangeResponse) -> ControlFlow<()>,
     ) -> Self {
         let (chunk, over) = (Vec::new(), None);
-        Self { request, chunk_bytes, emit, size: FIRST_CHUNK, chunk, emitted: 0, over, closed: false }
+        Self { request, chunk_bytes, emit, size: FIRST_CHUNK, chunk, bytes: 0, emitted: 0, over, closed: false }
     }
 
     fn add(&mut self, key: &[u8], version: VersionRef<'_>) -> ControlFlow<()> {
@@ -115,29 +117,38 @@ impl<'a> Pieces<'a> {
             self.over = Some(Bytes::copy_from_slice(key));
             return ControlFlow::Break(());
         }
-        if self.chunk.len() >= self.size {
+        if self.chunk.len() >= self.size || self.bytes >= self.most_bytes() {
             self.send()?;
         }
         let keys_only = self.request.keys_only;
-        self.chunk.push(KeyValue {
+        let kv = KeyValue {
             key: Bytes::copy_from_slice(key),
             create_revision: version.create_revision,
             mod_revision: version.mod_revision,
             version: version.version,
             value: if keys_only { Bytes::new() } else { Bytes::copy_from_slice(version.value) },
             lease: if keys_only { 0 } else { version.lease },
-        });
+        };
+        self.bytes += kv.encoded_len();
+        self.chunk.push(kv);
         ControlFlow::Continue(())
+    }
+
+    /// Bytes from which a piece takes no further key: the number of its keys is a guess by the piece before it, and large
+    /// values may come after many small ones.
+    fn most_bytes(&self) -> usize {
+        self.chunk_bytes.saturating_mul(2)
     }
 
     fn send(&mut self) -> ControlFlow<()> {
         let kvs = std::mem::take(&mut self.chunk);
+        self.bytes = 0;
         self.emitted += kvs.len();
         let response = pb::RangeResponse { kvs, ..Default::default() };
         let bytes = response.encoded_len();
         if bytes < self.chunk_bytes / 2 {
             self.size = self.size.saturating_mul(2);
-        } else if bytes > self.chunk_bytes.saturating_mul(2) {
+        } else if bytes > self.most_bytes() {
             self.size = (self.size / 2).max(1);
         }
         let flow = (self.emit)(response);
@@ -165,11 +176,16 @@ mod tests {
     use crate::storage::memory::{MemoryKeySpace, MemoryView};
 
     fn view(keys: usize) -> MemoryView {
+        view_of((0..keys).map(|_| 50))
+    }
+
+    /// Keys with values of so many bytes.
+    fn view_of(sizes: impl Iterator<Item = usize>) -> MemoryView {
         let key_space = Arc::new(MemoryKeySpace::default());
         let mut machine = StateMachine::open(key_space.clone()).unwrap();
-        let proposals = (0..keys).map(|number| {
-            let put =
-                pb::PutRequest { key: format!("k{number:04}").into(), value: vec![7; 50].into(), ..Default::default() };
+        let proposals = sizes.enumerate().map(|(number, bytes)| {
+            let (key, value) = (format!("k{number:04}").into(), vec![7; bytes].into());
+            let put = pb::PutRequest { key, value, ..Default::default() };
             balsa_proto::log::Proposal { command: Some(Command::Put(put)), ..Default::default() }
         });
         let batch = balsa_proto::log::Batch { proposals: proposals.collect() };
@@ -217,7 +233,17 @@ mod tests {
         let sizes =
             |chunk_bytes| pieces(&view, &all(0), chunk_bytes).iter().map(|piece| piece.kvs.len()).collect::<Vec<_>>();
         assert_eq!(sizes(1 << 20)[..4], [10, 20, 40, 80]);
-        assert_eq!(sizes(100)[..5], [10, 5, 2, 2, 2]);
+        assert_eq!(sizes(100)[..5], [4, 4, 2, 2, 2]);
+    }
+
+    #[test]
+    fn large_values_after_small_ones_are_not_one_piece() {
+        let view = view_of((0..800).map(|number| if number < 600 { 1 } else { 5_000 }));
+        let pieces = pieces(&view, &all(0), 20_000);
+        assert!(pieces.iter().any(|piece| piece.kvs.len() > 200));
+        let largest = pieces.iter().map(Message::encoded_len).max().unwrap();
+        assert!(largest < 2 * 20_000 + 5_100, "{largest}");
+        assert_eq!(pieces.iter().map(|piece| piece.kvs.len()).sum::<usize>(), 800);
     }
 
     #[test]
