@@ -16,6 +16,8 @@ use tower::ServiceExt;
 
 /// Flag and length before each message.
 const PREFIX: usize = 5;
+/// Messages that are larger take the memory of their buffer with them.
+const KEPT_BYTES: usize = 64 << 10;
 
 /// How a call ended that brought no answer, or no further one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +120,34 @@ impl Reply {
             return None;
         }
         self.buffer.advance(PREFIX);
-        Some(self.buffer.split_to(length).freeze())
+        Some(take_first(&mut self.buffer, length))
+    }
+}
+
+/// Takes the first `length` bytes of a buffer that lives as long as its stream. The memory of many goes with them: the buffer
+/// would else stay as large as the largest message was.
+pub(super) fn take_first(buffer: &mut BytesMut, length: usize) -> Bytes {
+    let first = buffer.split_to(length).freeze();
+    if length > KEPT_BYTES {
+        *buffer = BytesMut::from(&buffer[..]);
+    }
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_gives_the_memory_of_large_messages_away() {
+        let mut buffer = BytesMut::new();
+        for length in [KEPT_BYTES + 1, 100, 8 << 20, 7] {
+            buffer.extend_from_slice(&vec![1; length]);
+            buffer.extend_from_slice(b"rest");
+            assert_eq!(take_first(&mut buffer, length), vec![1; length]);
+            assert_eq!(take_first(&mut buffer, 4), "rest");
+            // Nothing else holds what it had, so it could have all of it again.
+            assert!(!buffer.try_reclaim(2 * KEPT_BYTES), "after {length}");
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::call::take_first;
+
 /// Go's bound on brackets in brackets.
 const MAX_DEPTH: usize = 10_000;
 
@@ -285,7 +287,7 @@ impl Values {
 
     fn cut(&mut self, length: usize) -> Bytes {
         (self.scanned, self.scanner) = (0, Scanner::default());
-        self.buffer.split_to(length).freeze()
+        take_first(&mut self.buffer, length)
     }
 }
 

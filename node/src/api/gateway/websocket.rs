@@ -14,19 +14,22 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures::stream::{SplitSink, SplitStream};
-use futures::{SinkExt, StreamExt};
+use futures::{Sink, SinkExt, StreamExt};
 use hyper::upgrade::OnUpgrade;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use super::super::decode_limit::decode_limit;
 use super::super::http::plain_error;
 use super::super::listener::{Connection, Stream};
+use super::call::take_first;
 use super::{Gateway, JSON_FACTOR};
 
 /// The only version of the protocol.
@@ -37,6 +40,8 @@ const BEARER: &str = "Bearer";
 const TOKEN_COOKIE: &str = "token";
 /// Messages that wait to be read by the call. When it does not read, the client is not read either.
 const MESSAGES: usize = 1;
+/// Bytes of the largest frame.
+const FRAME_BYTES: usize = 64 << 10;
 
 type Socket = WebSocketStream<Stream>;
 
@@ -150,9 +155,9 @@ async fn send(gateway: Gateway, call: Request<Body>, sink: &mut SplitSink<Socket
             None => rest.extend_from_slice(b"\n"),
         }
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            let line = rest.split_to(end + 1).freeze().slice(..end);
+            let line = take_first(&mut rest, end + 1).slice(..end);
             let Ok(line) = Utf8Bytes::try_from(line) else { return };
-            if !line.is_empty() && sink.send(Message::Text(line)).await.is_err() {
+            if !line.is_empty() && send_line(line, sink).await.is_err() {
                 return;
             }
         }
@@ -160,6 +165,22 @@ async fn send(gateway: Gateway, call: Request<Body>, sink: &mut SplitSink<Socket
             return;
         }
     }
+}
+
+/// Sends a message, a large one in frames: the socket's own buffer stays as large as the largest frame was, and moves what
+/// is left in it at each write.
+async fn send_line<S: Sink<Message> + Unpin>(line: Utf8Bytes, sink: &mut S) -> Result<(), S::Error> {
+    if line.len() <= FRAME_BYTES {
+        return sink.send(Message::Text(line)).await;
+    }
+    let (mut rest, mut kind) = (Bytes::from(line), Data::Text);
+    while !rest.is_empty() {
+        let piece = rest.split_to(rest.len().min(FRAME_BYTES));
+        let frame = Frame::message(piece, OpCode::Data(kind), rest.is_empty());
+        sink.send(Message::Frame(frame)).await?;
+        kind = Data::Continue;
+    }
+    Ok(())
 }
 
 /// Whether a header's list has a word, in any case.
@@ -190,6 +211,23 @@ mod tests {
         assert!(!asked("keep-alive", "websocket"));
         assert!(!asked("upgrade", "h2c"));
         assert!(!is_asked_for(&HeaderMap::new()));
+    }
+
+    #[tokio::test]
+    async fn a_large_line_is_one_message_in_frames() {
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        let mut server = WebSocketStream::from_raw_socket(ours, Role::Server, None).await;
+        let mut client = WebSocketStream::from_raw_socket(theirs, Role::Client, None).await;
+        for length in [1, FRAME_BYTES, FRAME_BYTES + 1, 5 * FRAME_BYTES] {
+            // Frames cut letters of two bytes.
+            let line = "x".to_owned() + &"\u{e9}".repeat(length / 2);
+            let (sent, received) = tokio::join!(send_line(line.clone().into(), &mut server), client.next());
+            sent.unwrap();
+            assert_eq!(received.unwrap().unwrap(), Message::Text(line.into()));
+        }
+        let mut frames = Vec::new();
+        send_line("x".repeat(3 * FRAME_BYTES + 5).into(), &mut frames).await.unwrap();
+        assert!(frames.len() == 4 && frames.iter().all(|frame| frame.len() < FRAME_BYTES + 16));
     }
 
     #[test]
