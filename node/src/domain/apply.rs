@@ -24,6 +24,10 @@ use crate::storage::{KeySpace, SnapshotPoint, StorageError, Table, View, WriteBa
 
 pub use super::mvcc::{RevisionEvents, Unlisted};
 
+/// Bytes of superseded values from which a run takes no further entry: a small put may supersede a large value, and all are in
+/// memory until the run is written.
+const SUPERSEDED_BYTES: usize = 16 << 20;
+
 /// Why applying cannot go on. The process stops.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
@@ -234,7 +238,8 @@ impl<K: KeySpace> StateMachine<K> {
     }
 
     /// Applies committed entries, in order, as one atomic write. Entries at or below the applied index are passed over:
-    /// they come again after a crash. The tables are the same in whatever runs the entries are given.
+    /// they come again after a crash. If they supersede much, only the first ones are applied, at least one: the effects
+    /// say how far it went. The tables are the same in whatever runs the entries are given.
     ///
     /// # Errors
     /// See [`ApplyError`]. After an error the state machine is not used any more.
@@ -253,7 +258,7 @@ impl<K: KeySpace> StateMachine<K> {
         announce: impl FnOnce(&Effects),
     ) -> Result<Effects, ApplyError> {
         let fresh: Vec<&Entry> = entries.iter().filter(|entry| entry.index > self.applied.index).collect();
-        let Some(last) = fresh.last() else {
+        let Some(mut last) = fresh.last() else {
             return Ok(Effects { index: self.applied.index, term: self.applied.term, ..Effects::default() });
         };
         let decoded = decode_run(self.applied.index, &fresh)?;
@@ -264,6 +269,10 @@ impl<K: KeySpace> StateMachine<K> {
         for (entry, decoded) in fresh.iter().zip(decoded) {
             run.index = entry.index;
             run.entry(entry.term, decoded)?;
+            if run.overlay.superseded_bytes() >= SUPERSEDED_BYTES {
+                last = entry;
+                break;
+            }
         }
         let (index, term) = (last.index, last.term);
         let created_and_deleted = run.overlay.created_and_deleted();
@@ -591,6 +600,29 @@ mod tests {
         let effects = state.apply(&[put(2), put(3)]).unwrap();
         assert_eq!((effects.index, effects.outcomes.len(), state.revision()), (3, 1, 4));
         assert_eq!(effects.outcomes[0].0.sequence, 3);
+    }
+
+    #[test]
+    fn small_values_over_large_ones_are_several_runs() {
+        let put = |index: u64, key: u64, bytes: usize| {
+            let (key, value) = (key.to_be_bytes().to_vec().into(), vec![7; bytes].into());
+            let put = pb::PutRequest { key, value, ..Default::default() };
+            let proposal = log::Proposal { sequence: index, command: Some(Command::Put(put)), ..Default::default() };
+            entry(index, log::Batch { proposals: vec![proposal] })
+        };
+        let mut state = machine();
+        let large: Vec<_> = (1..=24).map(|index| put(index, index, 1 << 20)).collect();
+        assert_eq!(state.apply(&large).unwrap().index, 24);
+        let small: Vec<_> = (25..=48).map(|index| put(index, index - 24, 1)).collect();
+        for (from, to) in [(24, 40), (40, 48)] {
+            let effects = state.apply(&small).unwrap();
+            assert_eq!((effects.index, state.applied().index, state.revision()), (to, to, to as i64 + 1));
+            assert_eq!(
+                effects.outcomes.iter().map(|(id, _)| id.sequence).collect::<Vec<_>>(),
+                Vec::from_iter(from + 1..=to)
+            );
+            assert_eq!(effects.events.len(), effects.outcomes.len());
+        }
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Applier {
         while let Ok(mut work) = self.work.recv() {
             loop {
                 let (done, next) = match work {
-                    Work::Apply(entries) => self.apply_run(entries),
+                    Work::Apply(entries) => self.apply_some(entries),
                     Work::Install { name, point } => (self.install(&name, &point), None),
                 };
                 if let Err(error) = done {
@@ -110,7 +110,7 @@ impl Applier {
     }
 
     /// Applies `entries` together with what else waits, up to the bound. Hands back work of another kind.
-    fn apply_run(&mut self, mut entries: Vec<Entry>) -> (Result<(), ApplyError>, Option<Work>) {
+    fn apply_some(&mut self, mut entries: Vec<Entry>) -> (Result<(), ApplyError>, Option<Work>) {
         let mut bytes = size(&entries);
         let mut next = None;
         while bytes < RUN_BYTES {
@@ -126,14 +126,25 @@ impl Applier {
                 Err(_) => break,
             }
         }
-        (self.apply(&entries, bytes), next)
+        (self.apply(&entries), next)
     }
 
-    fn apply(&mut self, entries: &[Entry], bytes: usize) -> Result<(), ApplyError> {
+    /// In one run, or in several if they supersede much.
+    fn apply(&mut self, mut entries: &[Entry]) -> Result<(), ApplyError> {
+        while !entries.is_empty() {
+            entries = self.apply_run(entries)?;
+        }
+        Ok(())
+    }
+
+    /// Hands back the entries that are left.
+    fn apply_run<'e>(&mut self, entries: &'e [Entry]) -> Result<&'e [Entry], ApplyError> {
         let started = Instant::now();
         failpoint::hit("apply-before-write")?;
         let effects = self.machine.apply_announced(entries, |effects| self.credentials.announce(effects))?;
         failpoint::hit("apply-after-write")?;
+        let (done, left) = entries.split_at(entries.partition_point(|entry| entry.index <= effects.index));
+        let bytes = size(done);
         metrics::APPLY_COMMIT.observe(started.elapsed().as_secs_f64());
         if started.elapsed() > SLOW_APPLY {
             metrics::SLOW_APPLIES.inc();
@@ -158,7 +169,7 @@ impl Applier {
         }
         let report = Report { index, term, conf_changes, changes, membership, bytes, installed: false };
         self.inbox.report(Input::Applied(report));
-        Ok(())
+        Ok(left)
     }
 
     /// Answers what was proposed here, but for membership changes: those the driver answers, once Raft knows them too.

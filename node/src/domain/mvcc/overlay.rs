@@ -24,6 +24,11 @@ use crate::domain::lease::changes::LeaseChanges;
 use crate::storage::{StorageError, Table, View, WriteBatch};
 use large::Ahead;
 
+/// Bytes of values that a run reads before it needs them. What it needs beside, it reads then.
+const READ_AHEAD_BYTES: usize = 4 << 20;
+/// Keys that are read ahead at once, at most; so many RocksDB reads at once. How large a value is shows when it is read.
+const KEYS_AT_ONCE: usize = 32;
+
 /// What is known of one key.
 #[derive(Debug, Default)]
 struct Slot {
@@ -31,6 +36,8 @@ struct Slot {
     stored: bool,
     /// The newest version.
     now: Option<Version>,
+    /// Its row in the store, if it has been read: the same bytes stand in `history` once it is superseded.
+    row: Option<Bytes>,
     /// The revision of this run that last changed it; 0 while it is as stored.
     changed_at: i64,
     /// The version before that revision.
@@ -53,6 +60,8 @@ pub(crate) struct Overlay<V> {
     /// Ordered, so that ranges see them in order and the store gets them in order.
     slots: BTreeMap<Bytes, Slot>,
     history: BTreeMap<Bytes, Bytes>,
+    /// Bytes of the values that the run superseded.
+    superseded: usize,
     arena: Arena,
     rows: RowWriter,
     batch: WriteBatch,
@@ -91,6 +100,7 @@ impl<V: View> Overlay<V> {
             revisions,
             slots: BTreeMap::new(),
             history: BTreeMap::new(),
+            superseded: 0,
             arena: Arena::default(),
             rows: RowWriter::default(),
             batch: WriteBatch::default(),
@@ -107,16 +117,36 @@ impl<V: View> Overlay<V> {
         self.counts = counts;
     }
 
-    /// Reads many keys at once; each is read from the store once in a run.
+    /// Reads many keys at once, as far as that takes little memory; each is read from the store once in a run. What is read
+    /// in one go at most doubles, and only while it is small.
     pub(crate) fn prefetch(&mut self, mut keys: Vec<Bytes>) -> Result<(), StorageError> {
         keys.retain(|key| !self.slots.contains_key(key) && !self.is_cleared(key));
         keys.sort_unstable();
         keys.dedup();
-        let slices: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
-        let found = self.view.multi_get(Table::Live, &slices)?;
-        let slots = keys.into_iter().zip(found).map(|(key, found)| Ok((key, Slot::of(found)?)));
-        self.slots.append(&mut slots.collect::<Result<_, StorageError>>()?);
+        let (mut rest, mut at_once, mut bytes) = (&keys[..], 1, 0);
+        while !rest.is_empty() && bytes < READ_AHEAD_BYTES {
+            let (now, later) = rest.split_at(at_once.min(rest.len()));
+            let slices: Vec<&[u8]> = now.iter().map(|key| &key[..]).collect();
+            let mut largest = 0;
+            for (key, found) in now.iter().zip(self.view.multi_get(Table::Live, &slices)?) {
+                let length = found.as_ref().map_or(0, Bytes::len);
+                (bytes, largest) = (bytes + length, largest.max(length));
+                self.slots.insert(key.clone(), Slot::of(found)?);
+            }
+            at_once = (at_once * 2).min(KEYS_AT_ONCE).min(READ_AHEAD_BYTES / 4 / largest.max(1)).max(1);
+            rest = later;
+        }
         Ok(())
+    }
+
+    /// Bytes of the values that the run superseded. They are in memory until it ends, but for those of large deletes.
+    pub(crate) fn superseded_bytes(&self) -> usize {
+        self.superseded
+    }
+
+    #[cfg(test)]
+    pub(crate) fn view(&self) -> &V {
+        &self.view
     }
 
     /// The newest versions of keys, in the order asked.
@@ -196,7 +226,7 @@ impl<V: View> Overlay<V> {
             Entry::Vacant(vacant) if cleared => vacant.insert(Slot::default()),
             Entry::Vacant(vacant) => vacant.insert(Slot::of(self.view.get(Table::Live, key)?)?),
         };
-        let now = slot.now.take();
+        let (now, row) = (slot.now.take(), slot.row.take());
         if slot.changed_at == revision {
             let mut earlier = self.events.iter().zip(&mut self.marks).rev();
             if let Some((_, mark)) = earlier.find(|(event, _)| event.kv.as_ref().is_some_and(|kv| kv.key == key)) {
@@ -209,8 +239,9 @@ impl<V: View> Overlay<V> {
             slot.changed_at = revision;
             slot.before.clone_from(&now);
             if let Some(old) = &now {
-                let row = self.arena.history_key(key, old.mod_revision);
-                self.history.insert(row, self.arena.version(old));
+                self.superseded += old.value.len();
+                let row = row.unwrap_or_else(|| self.arena.version(old));
+                self.history.insert(self.arena.history_key(key, old.mod_revision), row);
             }
         }
         let previous = slot.before.as_ref().map_or(0, |before| before.mod_revision);
@@ -269,8 +300,8 @@ impl<V: View> Overlay<V> {
 
 impl Slot {
     fn of(stored: Option<Bytes>) -> Result<Self, StorageError> {
-        let now: Option<Version> = stored.map(|bytes| decode("a version", bytes)).transpose()?;
-        Ok(Self { stored: now.is_some(), now, ..Self::default() })
+        let now: Option<Version> = stored.clone().map(|bytes| decode("a version", bytes)).transpose()?;
+        Ok(Self { stored: now.is_some(), now, row: stored, ..Self::default() })
     }
 }
 

@@ -1,13 +1,19 @@
-//! What one read of the store for watchers holds in memory, whatever the values before it were.
+//! What one read of the store for watchers, or ahead for a run, holds in memory, whatever the values before it were.
 
 use std::cell::Cell;
 
+use super::super::overlay::Overlay;
 use super::*;
 use crate::storage::Visit;
 
 const LARGE: usize = 300_000;
 /// Of the row around a value.
 const ROW: usize = 100;
+
+/// Keys that a run reads at once.
+const KEYS_AT_ONCE: usize = 32;
+/// What a run reads ahead.
+const READ_AHEAD: usize = 4 << 20;
 
 /// A view that measures the batched reads.
 struct Measured<V> {
@@ -18,6 +24,13 @@ struct Measured<V> {
     most: Cell<usize>,
     /// Bytes of all reads.
     sum: Cell<usize>,
+}
+
+impl<V: View> Measured<V> {
+    fn new(view: V) -> Self {
+        let [reads, rows, most, sum] = std::array::from_fn(|_| Cell::default());
+        Self { view, reads, rows, most, sum }
+    }
 }
 
 impl<V: View> View for Measured<V> {
@@ -54,13 +67,7 @@ fn put(key: String, bytes: usize) -> Command {
 fn read_back(commands: Vec<Command>, prev_kv: bool) -> Measured<impl View> {
     let (mut replica, events) = (Replica::over(MemoryKeySpace::default()), commands.len());
     let applied = replica.state.apply(&[entry_of(1, commands)]).unwrap().events;
-    let view = Measured {
-        view: replica.view(),
-        reads: Cell::default(),
-        rows: Cell::default(),
-        most: Cell::default(),
-        sum: Cell::default(),
-    };
+    let view = Measured::new(replica.view());
     let most = Most { bytes: usize::MAX, ..Most::default() };
     let ranges = [KeyRange::of(&"k".into(), &"l".into())];
     let read = changes(&view, &Wanted { ranges: &ranges, from: 2, to: i64::MAX, prev_kv, most }).unwrap();
@@ -98,4 +105,33 @@ fn small_values_are_read_many_at_once() {
     let view = read_back((0..2000).map(|n| put(format!("k{n}"), 10)).collect(), true);
     assert_eq!(view.rows.get(), 2000);
     assert!(view.reads.get() < 100, "{}", view.reads.get());
+}
+
+/// A run that has read ahead the keys of values of so many bytes.
+fn read_ahead(sizes: impl Iterator<Item = usize>) -> Overlay<Measured<impl View>> {
+    let key = |number: usize| format!("k{number:05}");
+    let puts: Vec<_> = sizes.enumerate().map(|(number, bytes)| put(key(number), bytes)).collect();
+    let (mut replica, keys) = (Replica::over(MemoryKeySpace::default()), puts.len());
+    replica.state.apply(&[entry_of(1, puts)]).unwrap();
+    let mut run = Overlay::new(Measured::new(replica.view()), Revisions { revision: keys as i64 + 1, compacted: -1 });
+    run.prefetch((0..keys).map(|number| key(number).into()).collect()).unwrap();
+    run
+}
+
+#[test]
+fn a_run_reads_little_of_large_values_ahead() {
+    for small in [0, 1000] {
+        let run = read_ahead((0..small + 100).map(|number| if number < small { 10 } else { LARGE }));
+        let view = run.view();
+        let at_once = if small == 0 { READ_AHEAD / 4 } else { KEYS_AT_ONCE * (LARGE + ROW) };
+        assert!(view.most.get() <= at_once, "{}", view.most.get());
+        assert!(view.sum.get() <= READ_AHEAD + at_once + small * ROW, "{}", view.sum.get());
+    }
+}
+
+#[test]
+fn a_run_reads_small_values_ahead_many_at_once() {
+    let run = read_ahead((0..2000).map(|_| 10));
+    assert_eq!(run.view().rows.get(), 2000);
+    assert!(run.view().reads.get() < 2000 / KEYS_AT_ONCE + 10, "{}", run.view().reads.get());
 }
