@@ -161,7 +161,7 @@ impl Leases {
             ids.iter().zip(renewals).filter(|(_, renewal)| **renewal == Renewal::Checkpointed).collect();
         propose(checkpointed.iter().map(|(id, _)| (**id, 0)).collect()).await?;
         let again = |clock: &mut LeaseClock, now| {
-            checkpointed.iter_mut().for_each(|(id, renewal)| **renewal = clock.renew(now, **id));
+            checkpointed.iter_mut().for_each(|(id, renewal)| **renewal = clock.renew_taken_back(now, **id));
         };
         self.ask(term, again).ok_or(Failure::NotLeader { leader: None })
     }
@@ -472,6 +472,47 @@ mod tests {
             assert_eq!(renewals, [Renewal::Renewed { ttl: 600 }]);
             ended.into()
         }
+    }
+
+    /// The renewal is given up with what takes the checkpoint back on its way into the log, before the next checkpoint.
+    #[tokio::test]
+    async fn a_renewal_that_was_given_up_takes_back_no_later_checkpoint() {
+        let checkpointing = Checkpointing::new();
+        let leases = &checkpointing.leases;
+        let (_never, waits) = oneshot::channel();
+        let mut renewals = [Renewal::Checkpointed];
+        let mut given_up =
+            Box::pin(leases.renew_checkpointed(4, &[1], &mut renewals, |rests| checkpointing.commit(waits, rests)));
+        assert!(futures::poll!(&mut given_up).is_pending());
+        drop(given_up);
+        let (goes, waits) = oneshot::channel();
+        let mut round = Box::pin(leases.write_checkpoints(4, |rests| checkpointing.commit(waits, rests)));
+        assert!(futures::poll!(&mut round).is_pending());
+        leases.applied(&[LeaseChange::Checkpointed { id: 1, remaining_ttl: 0 }]);
+        let renewed = leases.ask(4, |clock, now| clock.renew(now, 1));
+        assert_eq!(renewed, Some(Renewal::Checkpointed), "the log is about to say that it was not renewed");
+
+        goes.send(()).expect("waits");
+        round.await.expect("logged");
+        let (goes, waits) = oneshot::channel();
+        goes.send(()).expect("waits");
+        let again = leases.renew_checkpointed(4, &[1], &mut renewals, |rests| checkpointing.commit(waits, rests));
+        again.await.expect("renewed");
+        assert_eq!((renewals, &checkpointing.log.lock()[..]), ([Renewal::Renewed { ttl: 600 }], &[11, 0][..]));
+    }
+
+    /// Nobody knows of a checkpoint that found no outcome in time whether it will be applied.
+    #[tokio::test]
+    async fn a_renewal_after_a_checkpoint_without_an_outcome_has_the_last_word() {
+        let checkpointing = Checkpointing::new();
+        let leases = &checkpointing.leases;
+        let timed_out = leases.write_checkpoints(4, |_| async { Err(Failure::TimedOut) });
+        assert_eq!(timed_out.await, Err(Failure::TimedOut));
+        let (goes, waits) = oneshot::channel();
+        goes.send(()).expect("waits");
+        let mut renewals = [Renewal::Checkpointed];
+        let renewal = leases.renew_checkpointed(4, &[1], &mut renewals, |rests| checkpointing.commit(waits, rests));
+        assert_eq!((renewal.await, renewals), (Ok(()), [Renewal::Renewed { ttl: 600 }]));
     }
 
     #[tokio::test]

@@ -51,6 +51,8 @@ struct Timed {
     /// When it is to be handed out: then, and again later while it is still there.
     hand_out: Duration,
     checkpoint: Option<Duration>,
+    /// `remaining_ttl` is decided and not applied yet: until then the log says what was decided before it.
+    unapplied: bool,
 }
 
 /// See the module.
@@ -104,11 +106,21 @@ impl LeaseClock {
                 self.take(id);
             }
             LeaseChange::Checkpointed { id, remaining_ttl } => {
-                if let Some(timed) = self.leases.get(&id).copied() {
+                // A renewal that was given up may have left something in the log that was decided before this checkpoint.
+                let earlier = |timed: &Timed| timed.unapplied && remaining_ttl != timed.remaining_ttl;
+                if let Some(timed) = self.leases.get(&id).copied().filter(|timed| !earlier(timed)) {
                     self.set(now, id, timed.ttl, remaining_ttl, timed.expires);
                 }
             }
         }
+    }
+
+    /// Renews a lease whose checkpoint was taken back by the last word of the log.
+    pub fn renew_taken_back(&mut self, now: Duration, id: i64) -> Renewal {
+        if let Some(timed) = self.leases.get_mut(&id) {
+            (timed.remaining_ttl, timed.unapplied) = (0, false);
+        }
+        self.renew(now, id)
     }
 
     /// Renews a lease.
@@ -165,7 +177,7 @@ impl LeaseClock {
             let Some(left) = timed.expires.checked_sub(now).filter(|left| !left.is_zero()) else { continue };
             let left = whole_seconds(left + Duration::from_nanos(999_999_999));
             if left < timed.ttl {
-                timed.remaining_ttl = left;
+                (timed.remaining_ttl, timed.unapplied) = (left, true);
                 due.push((id, left));
             }
         }
@@ -197,7 +209,8 @@ impl LeaseClock {
         let checkpoint = every.map(|every| scheduled.unwrap_or(now + every));
         // One that is being revoked stays so.
         let kept = before.filter(|before| before.expires == expires).map(|before| before.hand_out);
-        let timed = Timed { ttl, remaining_ttl, expires, hand_out: kept.unwrap_or(expires), checkpoint };
+        let hand_out = kept.unwrap_or(expires);
+        let timed = Timed { ttl, remaining_ttl, expires, hand_out, checkpoint, unapplied: false };
         self.order.insert((timed.hand_out, id));
         if let Some(at) = checkpoint {
             self.checkpoints.insert((at, id));

@@ -220,5 +220,20 @@ fn long_leases_are_written_down_at_their_interval_and_short_ones_never() {
     assert_eq!(clock.renew(secs(302), 7), Renewal::Checkpointed);
     assert_eq!(clock.take_checkpoints(millis(601_000), 9), [(7, 400)]);
     clock.apply(secs(602), LeaseChange::Checkpointed { id: 7, remaining_ttl: 0 });
+    assert_eq!(clock.renew(secs(602), 7), Renewal::Checkpointed, "that was logged before it");
+    clock.apply(secs(602), LeaseChange::Checkpointed { id: 7, remaining_ttl: 400 });
+    assert_eq!(clock.renew(secs(602), 7), Renewal::Checkpointed);
+    clock.apply(secs(602), LeaseChange::Checkpointed { id: 7, remaining_ttl: 0 });
     assert_eq!(clock.renew(secs(602), 7), Renewal::Renewed { ttl: 1_000 });
+}
+
+#[test]
+fn a_checkpoint_that_is_never_applied_is_taken_back_like_one_that_is() {
+    let options = ClockOptions { checkpoint_every: Some(secs(300)), ..OPTIONS };
+    let mut clock = LeaseClock::start(1, options, Duration::ZERO, [(7, 1_000, 0)]);
+    assert_eq!(clock.take_checkpoints(millis(300_500), 9), [(7, 701)]);
+    clock.apply(secs(301), LeaseChange::Checkpointed { id: 7, remaining_ttl: 0 });
+    assert_eq!(clock.renew_taken_back(secs(302), 7), Renewal::Renewed { ttl: 1_000 });
+    assert_eq!(clock.renew(secs(303), 7), Renewal::Renewed { ttl: 1_000 });
+    assert_eq!(clock.renew_taken_back(secs(303), 8), Renewal::NotFound);
 }
