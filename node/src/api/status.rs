@@ -32,9 +32,12 @@ pub fn node(error: Error) -> Status {
 }
 
 /// The status of locks and elections: etcd serves them by a client of its own and passes on the text of what that one
-/// gets, without the code.
+/// gets, without the code; but gRPC itself gives a deadline its code.
 pub fn untyped(error: Error) -> Status {
-    Status::unknown(error.row().text)
+    match error {
+        Error::Failed(Failure::NotTaken) => etcd(error),
+        error => Status::unknown(error.row().text),
+    }
 }
 
 /// What a peer's status means here. One that no peer of ours made comes from the transport: the call may have arrived.

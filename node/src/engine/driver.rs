@@ -97,6 +97,7 @@ pub(crate) struct Driver {
     next_tick: Instant,
     install_name: Option<String>,
     leader_changes: u64,
+    elected: Option<Instant>,
     round_trips: RoundTrips,
     heard: Heard,
     standstill: Standstill,
@@ -122,6 +123,7 @@ impl Driver {
             next_tick: Instant::now() + ports.tick,
             install_name: None,
             leader_changes: 0,
+            elected: None,
             round_trips: RoundTrips::default(),
             heard: Heard::default(),
             standstill: Standstill::default(),
@@ -633,6 +635,7 @@ impl Driver {
         if before != (role.leader, role.term) {
             if before.0 != role.leader && role.leader != 0 {
                 self.leader_changes += 1;
+                self.elected = Some(Instant::now());
                 info!(leader = format!("{:x}", role.leader), term = role.term, "leader changed");
             }
             self.ports.leader.send_replace((role.leader, role.term));
@@ -675,6 +678,7 @@ impl Driver {
         status.transferring = self.replica.transferring();
         status.change_in_flight = self.replica.change_in_flight();
         status.leader_changes = self.leader_changes;
+        status.elected = self.elected;
         status.turned = Some(Instant::now());
     }
 }

@@ -32,6 +32,13 @@ pub enum Failure {
     /// No answer in time. The outcome of a write is unknown: it may still be applied.
     #[error("request timed out")]
     TimedOut,
+    /// From the beginning to the end of its time there was no leader to take it. It may have been taken all the same, by one
+    /// that led for a moment between.
+    #[error("no leader took the request in time")]
+    NotTaken,
+    /// As `TimedOut`; a leader was lost just before it was asked for.
+    #[error("request timed out, a leader was lost")]
+    LeaderLost,
     /// A read was not confirmed before the leader changed.
     #[error("leader changed")]
     LeaderChanged,

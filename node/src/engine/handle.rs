@@ -16,13 +16,15 @@ use super::inbox::{Inbox, Input, Reply};
 use super::keeper::Keeper;
 use super::leases::Leases;
 use super::space::Space;
+use super::status::{Progress, Status};
 use super::waiters::Waiters;
 use super::watch::WatchHub;
-use super::{Failure, Limit, Status, Store};
+use super::{Failure, Limit, Store};
 use crate::domain::auth::{AuthState, Identity};
 use crate::domain::command::{Command, Outcome};
 use crate::metrics;
 use crate::storage::{KeySpace, SnapshotPoint, StorageError};
+use crate::transport::Peers;
 
 pub use log::membership_change::Change;
 
@@ -35,6 +37,7 @@ const SLOW_READ_INDEX: Duration = Duration::from_millis(500);
 /// What all handles of one member share.
 pub(crate) struct Shared {
     pub(crate) inbox: Arc<Inbox>,
+    pub(crate) peers: Arc<dyn Peers>,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) store: Arc<RwLock<Arc<Store>>>,
     pub(crate) status: Arc<RwLock<Arc<Status>>>,
@@ -91,7 +94,7 @@ impl Handle {
     ///
     /// # Errors
     /// `Refused` by the model or by this member's quota; `TooManyRequests`, `TooLarge`: not in the log and never will be;
-    /// `TimedOut`, `Stopped`: unknown.
+    /// `TimedOut`, `LeaderLost`, `NotTaken`, `Stopped`: unknown.
     pub async fn propose(&self, command: Command, who: Option<Identity>) -> Result<Outcome, Failure> {
         self.admit(&command).await?;
         let Identity { username, revision } = who.unwrap_or_default();
@@ -119,7 +122,8 @@ impl Handle {
         // Looked at after registering: whoever registers earlier is answered when the removal is applied.
         self.check_not_removed()?;
         shared.inbox.request(Input::Propose { sequence, data })?;
-        let result = self.await_reply(answer).await;
+        let (asked, led) = (Instant::now(), self.leader_now().0 != 0);
+        let result = self.await_reply(answer).await.map_err(|failure| self.reason(failure, asked, led));
         if result.is_err() {
             shared.failed.fetch_add(1, Ordering::Relaxed);
         }
@@ -142,6 +146,16 @@ impl Handle {
             Err(_) => metrics::READ_INDEXES_FAILED.inc(),
         }
         result
+    }
+
+    /// As [`read_index`](Self::read_index), for what etcd sends through its log although it is read: without a leader it fails
+    /// as a command does.
+    ///
+    /// # Errors
+    /// Those of [`read_index`](Self::read_index); `NotTaken`, `LeaderLost`.
+    pub async fn read_index_as_command(&self) -> Result<(), Failure> {
+        let (asked, led) = (Instant::now(), self.leader_now().0 != 0);
+        self.read_index().await.map_err(|failure| self.reason(failure, asked, led))
     }
 
     /// A consistent view of the applied state.
@@ -223,6 +237,13 @@ impl Handle {
     /// (leader, term) at present; the leader is 0 while none is known.
     pub(crate) fn leader_now(&self) -> (u64, u64) {
         *self.0.leader.borrow()
+    }
+
+    /// This member's own view of the members, whoever leads: itself and those to which a connection is up are active.
+    pub fn reached(&self) -> Vec<Progress> {
+        let active = |id| id == self.0.member_id || self.0.peers.reaches(id);
+        let membership = self.status().membership;
+        membership.members.iter().map(|m| Progress { id: m.id, active: active(m.id), ..Progress::default() }).collect()
     }
 
     /// When a background read index last succeeded; readiness is "within the last 2 s".
@@ -328,6 +349,28 @@ impl Handle {
             Err(_) => Err(Failure::TimedOut),
         }
     }
+
+    /// Why a command that was `asked` for has no outcome, `led` or not at that time.
+    fn reason(&self, failure: Failure, asked: Instant, led: bool) -> Failure {
+        if failure != Failure::TimedOut {
+            return failure;
+        }
+        let status = self.0.status.read();
+        if !led && status.leader == 0 {
+            Failure::NotTaken
+        } else {
+            late(asked, status.elected, self.0.election_timeout)
+        }
+    }
+}
+
+/// etcd's guess: what was asked for up to two election time-outs before a leader was elected went to the one before.
+fn late(asked: Instant, elected: Option<Instant>, election_timeout: Duration) -> Failure {
+    let before = elected.and_then(|elected| elected.checked_duration_since(asked)).filter(|before| !before.is_zero());
+    match before {
+        Some(before) if before < 2 * election_timeout => Failure::LeaderLost,
+        _ => Failure::TimedOut,
+    }
 }
 
 /// One more pending proposal, for as long as this lives.
@@ -386,5 +429,20 @@ fn request_type(command: &Command) -> &'static str {
         Command::RoleDelete(_) => "AuthRoleDelete",
         Command::RoleGrantPermission(_) => "AuthRoleGrantPermission",
         Command::RoleRevokePermission(_) => "AuthRoleRevokePermission",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_without_an_outcome_blames_the_leader_that_was_lost_just_after_it_was_asked_for() {
+        let (asked, second) = (Instant::now(), Duration::from_secs(1));
+        let after = |millis| Some(asked + Duration::from_millis(millis));
+        assert_eq!(late(asked, None, second), Failure::TimedOut);
+        assert_eq!(late(asked, asked.checked_sub(second), second), Failure::TimedOut, "it was asked of this leader");
+        assert_eq!(late(asked, after(1_999), second), Failure::LeaderLost);
+        assert_eq!(late(asked, after(2_000), second), Failure::TimedOut);
     }
 }

@@ -290,6 +290,7 @@ impl Disk<'_> {
         let election_timeout = self.config.tick * self.config.election_ticks;
         Shared {
             inbox: parts.inbox.clone(),
+            peers: parts.peers.clone(),
             waiters: parts.waiters.clone(),
             store: parts.store.clone(),
             status: parts.status.clone(),

@@ -18,6 +18,8 @@ pub struct Status {
     pub incarnation: u64,
     /// The leader, 0 while none is known.
     pub leader: u64,
+    /// When a leader became known last that was not the one before.
+    pub elected: Option<Instant>,
     /// Raft term.
     pub term: u64,
     /// Committed index.

@@ -308,7 +308,7 @@ impl Auth {
     /// A handle whose state is current, and who calls.
     async fn reader(&self, caller: &Caller) -> Result<(Handle, Identity), Error> {
         let handle = self.member.voter()?;
-        handle.read_index().await?;
+        handle.read_index_as_command().await?;
         let who = self.member.identify(&handle, caller).await?;
         Ok((handle, who.unwrap_or_default()))
     }

@@ -4,15 +4,17 @@
 use std::sync::Arc;
 
 use balsa_proto::{etcdserverpb as pb, log};
+use tokio::time::{Instant, sleep};
 
 use super::caller::Caller;
 use super::failure::Error;
-use super::forward::{Leader, Place, place};
+use super::forward::{ASK_AGAIN, Answer, Leader, Place, place};
 use super::member::{Member, header};
 use super::reconfigure;
 use crate::config::url;
 use crate::domain::membership;
 use crate::engine::handle::Change;
+use crate::engine::status::Progress;
 use crate::engine::{Failure, Handle};
 use crate::metrics;
 
@@ -72,15 +74,17 @@ impl Cluster {
         let peer_urls = peer_urls(&request.peer_ur_ls)?;
         let handle = self.member.voter()?;
         self.require_root(&handle, origin).await?;
-        if let Place::At(urls) = place(&handle, origin.is_forwarded())? {
-            return self.leader.member_add(urls, request).await;
+        let may_add = |membership: &log::Membership, progress: &[Progress]| match request.is_learner {
+            _ if !self.strict() => Ok(()),
+            true => reconfigure::bears_one_more(membership, progress),
+            false => reconfigure::may_add_voter(membership, progress),
+        };
+        let ask = |urls| self.leader.member_add(urls, request.clone());
+        if let Some(answer) = at_leader(&handle, origin, may_add, ask).await? {
+            return Ok(answer);
         }
         let status = handle.status();
-        if self.strict() && request.is_learner {
-            reconfigure::bears_one_more(&status.membership, &status.progress)?;
-        } else if self.strict() {
-            reconfigure::may_add_voter(&status.membership, &status.progress)?;
-        }
+        may_add(&status.membership, &status.progress)?;
         if request.is_learner {
             // Of two reasons etcd says this one.
             membership::urls_are_free(&status.membership, 0, &peer_urls)?;
@@ -113,8 +117,14 @@ impl Cluster {
     ) -> Result<pb::MemberRemoveResponse, Error> {
         let handle = self.member.voter()?;
         self.require_root(&handle, origin).await?;
-        if let Place::At(urls) = place(&handle, origin.is_forwarded())? {
-            return self.leader.member_remove(urls, request).await;
+        let may_wait = |membership: &log::Membership, reached: &[Progress]| match self.strict() {
+            true => reconfigure::may_wait_to_remove(membership, reached, request.id),
+            false => Ok(()),
+        };
+        if let Some(answer) =
+            at_leader(&handle, origin, may_wait, |urls| self.leader.member_remove(urls, request)).await?
+        {
+            return Ok(answer);
         }
         let status = handle.status();
         if self.strict() {
@@ -153,8 +163,12 @@ impl Cluster {
     ) -> Result<pb::MemberPromoteResponse, Error> {
         let handle = self.member.voter()?;
         self.require_root(&handle, origin).await?;
-        if let Place::At(urls) = place(&handle, origin.is_forwarded())? {
-            return self.leader.member_promote(urls, request).await;
+        match at_leader(&handle, origin, |_, _| Ok(()), |urls| self.leader.member_promote(urls, request)).await {
+            // etcd looks for the leader itself here, and its Raft in the other calls.
+            Err(Error::Failed(Failure::NotTaken)) => return Err(Failure::NoLeader.into()),
+            Err(error) => return Err(error),
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => {}
         }
         let promoted = self.promote_here(&handle, request.id).await;
         match &promoted {
@@ -187,8 +201,9 @@ impl Cluster {
         let peer_urls = peer_urls(&request.peer_ur_ls)?;
         let handle = self.member.voter()?;
         self.require_root(&handle, origin).await?;
-        if let Place::At(urls) = place(&handle, origin.is_forwarded())? {
-            return self.leader.member_update(urls, request).await;
+        let ask = |urls| self.leader.member_update(urls, request.clone());
+        if let Some(answer) = at_leader(&handle, origin, |_, _| Ok(()), ask).await? {
+            return Ok(answer);
         }
         let change = Change::Update(log::UpdateMember { id: request.id, peer_urls });
         let membership = handle.change_membership(change, 0).await?;
@@ -204,6 +219,33 @@ impl Cluster {
 
     fn strict(&self) -> bool {
         self.member.settings().strict_reconfig_check
+    }
+}
+
+/// What the leader answers; None when this member leads. While there is none, or none that can be connected to, nothing has
+/// been asked: then `may` looks at what this member itself can reach, and with its consent a leader is waited for, as long
+/// as a request may take.
+async fn at_leader<T>(
+    handle: &Handle,
+    origin: &Origin,
+    may: impl Fn(&log::Membership, &[Progress]) -> Result<(), Error>,
+    ask: impl Fn(Vec<String>) -> Answer<T>,
+) -> Result<Option<T>, Error> {
+    let until = Instant::now() + handle.request_timeout();
+    loop {
+        let asked = match place(handle, origin.is_forwarded()) {
+            Ok(Place::Here) => return Ok(None),
+            Ok(Place::At(urls)) => ask(urls).await,
+            Err(error) => Err(error),
+        };
+        match asked {
+            Err(Error::Failed(Failure::NoLeader)) => may(&handle.status().membership, &handle.reached())?,
+            answered => return answered.map(Some),
+        }
+        if Instant::now() >= until {
+            return Err(Failure::NotTaken.into());
+        }
+        sleep(ASK_AGAIN).await;
     }
 }
 

@@ -274,6 +274,13 @@ fn failure_row(failure: &Failure) -> Row {
             row(Code::InvalidArgument, "etcdserver: request is too large", Refused, Reason::InvalidRequest)
         }
         Failure::TimedOut => row(Code::Unavailable, "etcdserver: request timed out", Unknown, Reason::TimedOut),
+        Failure::NotTaken => row(Code::DeadlineExceeded, "context deadline exceeded", Unknown, Reason::TimedOut),
+        Failure::LeaderLost => row(
+            Code::Unavailable,
+            "etcdserver: request timed out, possibly due to previous leader failure",
+            Unknown,
+            Reason::TimedOut,
+        ),
         Failure::LeaderChanged => row(Code::Unavailable, "etcdserver: leader changed", Refused, Reason::NoLeader),
         Failure::Stopped => row(Code::Unavailable, "etcdserver: server stopped", Unknown, Reason::TimedOut),
         Failure::ChangeInFlight => {
@@ -462,6 +469,8 @@ pub(crate) fn all() -> Vec<Error> {
         Failure::TooManyRequests,
         Failure::TooLarge,
         Failure::TimedOut,
+        Failure::NotTaken,
+        Failure::LeaderLost,
         Failure::LeaderChanged,
         Failure::Stopped,
         Failure::ChangeInFlight,
@@ -516,9 +525,14 @@ mod tests {
     #[test]
     fn only_a_write_that_may_be_in_the_log_is_unknown() {
         let unknown: Vec<_> = all().into_iter().filter(|e| e.row().class == Class::Unknown).collect();
-        let expected: Vec<Error> =
-            vec![Failure::TimedOut.into(), Failure::Stopped.into(), Failure::Storage("disk".into()).into()];
-        assert_eq!(unknown, expected);
+        let expected = [
+            Failure::TimedOut,
+            Failure::NotTaken,
+            Failure::LeaderLost,
+            Failure::Stopped,
+            Failure::Storage("disk".into()),
+        ];
+        assert_eq!(unknown, expected.map(Error::from));
     }
 
     #[test]
@@ -528,7 +542,7 @@ mod tests {
         for error in all() {
             let row = error.row();
             // These etcd itself sends bare.
-            let bare = matches!(error, Error::StreamSorted | Error::StreamFiltered)
+            let bare = matches!(error, Error::StreamSorted | Error::StreamFiltered | Error::Failed(Failure::NotTaken))
                 || above.contains(&error)
                 || ["auth: ", "bcrypt: "].iter().any(|prefix| row.text.starts_with(prefix));
             assert!(bare != row.text.starts_with("etcdserver: "), "{error:?}: {}", row.text);

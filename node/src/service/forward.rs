@@ -1,11 +1,16 @@
 //! The port through which a member passes a call on to the leader. The presenter side of the wire implements it, because
 //! a service knows no tonic.
 
+use std::time::Duration;
+
 use balsa_proto::{etcdserverpb as pb, node};
 use futures::future::BoxFuture;
 
 use super::failure::Error;
 use crate::engine::{Failure, Handle};
+
+/// Between two attempts to reach a leader.
+pub(super) const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The answer to a forwarded call.
 pub type Answer<T> = BoxFuture<'static, Result<T, Error>>;

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::caller::{Caller, refused};
 use super::failure::Error;
-use super::forward::{Answer, Place, place};
+use super::forward::{ASK_AGAIN, Answer, Place, place};
 use super::kv::read_error;
 use super::member::{Member, complete, header};
 use crate::domain::auth::{Identity, LeasesOf, Need};
@@ -17,8 +17,6 @@ use crate::domain::command::{Command, Outcome};
 use crate::domain::lease::Renewal;
 use crate::engine::{Failure, Handle, node};
 
-/// Between two attempts to reach a leader.
-const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// The TTL in the answer for a lease that does not exist.
 const NO_LEASE: i64 = -1;
 

@@ -129,7 +129,7 @@ impl Maintenance {
         };
         let action = action.map_err(|_| Error::UnknownMethod)?;
         let alarms = if action == AlarmAction::Get {
-            handle.read_index().await?;
+            handle.read_index_as_command().await?;
             maintenance::list(&handle.status().maintenance, request.alarm)
         } else {
             match handle.propose(Command::Alarm(request), who).await? {

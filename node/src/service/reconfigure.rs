@@ -57,6 +57,18 @@ pub fn may_remove(membership: &Membership, id: u64) -> Result<(), Error> {
     if remaining == 0 || started < quorum(remaining) { Err(Error::NotEnoughStarted) } else { Ok(()) }
 }
 
+/// Whether this member, which knows no leader, waits for one to take a voter out: without one that it `reached` there must
+/// still be a quorum of those that it reached; one that is away is no loss.
+///
+/// # Errors
+/// `Unhealthy`; those of [`may_remove`].
+pub fn may_wait_to_remove(membership: &Membership, reached: &[Progress], id: u64) -> Result<(), Error> {
+    may_remove(membership, id)?;
+    let voters = voters(membership);
+    let leaves = voters.iter().any(|member| member.id == id) && reached.iter().any(|peer| peer.id == id && peer.active);
+    if leaves && active(&voters, reached) <= quorum(voters.len() - 1) { Err(Error::Unhealthy) } else { Ok(()) }
+}
+
 /// Whether one more learner is within the bound.
 ///
 /// # Errors
@@ -132,6 +144,18 @@ mod tests {
         assert_eq!(may_remove(&members("Vv"), 2), Ok(()));
         assert_eq!(may_remove(&members("Vv"), 1), Err(Error::NotEnoughStarted));
         assert_eq!(may_remove(&members("VvL"), 3), Ok(()), "learners never count");
+    }
+
+    #[test]
+    fn without_a_leader_only_a_member_that_is_away_may_be_removed_from_a_lost_quorum() {
+        let three = members("VVVL");
+        assert_eq!(may_wait_to_remove(&three, &progress(&[1]), 1), Err(Error::Unhealthy));
+        assert_eq!(may_wait_to_remove(&three, &progress(&[1]), 2), Ok(()));
+        assert_eq!(may_wait_to_remove(&three, &progress(&[1, 2]), 2), Err(Error::Unhealthy), "as etcd counts");
+        assert_eq!(may_wait_to_remove(&three, &progress(&[1, 2, 3]), 2), Ok(()), "they are about to elect a leader");
+        assert_eq!(may_wait_to_remove(&three, &progress(&[1, 4]), 4), Ok(()), "a learner");
+        assert_eq!(may_wait_to_remove(&three, &progress(&[1]), 9), Ok(()), "the leader knows that there is none");
+        assert_eq!(may_wait_to_remove(&members("V"), &progress(&[1]), 1), Err(Error::NotEnoughStarted));
     }
 
     #[test]

@@ -16,6 +16,9 @@ pub trait Peers: Send + Sync + 'static {
     /// the first ones may be.
     fn send(&self, to: u64, body: peer::frame::Body) -> bool;
 
+    /// Whether a connection to `to` is up.
+    fn reaches(&self, to: u64) -> bool;
+
     /// Replaces the list of peers by (id, peer URLs). The own id may be in it and is ignored. A peer that is no longer
     /// listed still gets what is queued for it, within a second, so that it may learn of its removal.
     fn update(&self, peers: &[(u64, Vec<String>)]);

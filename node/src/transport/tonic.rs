@@ -108,6 +108,10 @@ impl Peers for TonicPeers {
         taken
     }
 
+    fn reaches(&self, to: u64) -> bool {
+        self.links.read().get(&to).is_some_and(|link| link.queue.is_up())
+    }
+
     fn update(&self, peers: &[(u64, Vec<String>)]) {
         let mut links = self.links.write();
         let listed: HashSet<u64> = peers.iter().map(|(id, _)| *id).collect();

@@ -26,6 +26,7 @@ mod maintenance;
 mod membership;
 mod metrics;
 mod nemesis;
+mod quorum;
 mod restart;
 mod settings;
 mod snapshot;
