@@ -111,10 +111,10 @@ impl Handle {
         let sequence = shared.sequence.fetch_add(1, Ordering::Relaxed);
         let proposal =
             log::Proposal { origin: shared.member_id, incarnation: shared.incarnation, sequence, ..proposal };
-        let data = log::Batch { proposals: vec![proposal] }.encode_to_vec();
-        if data.len() > shared.max_request_bytes.get() {
+        if counted_bytes(&proposal) > shared.max_request_bytes.get() {
             return Err(Failure::TooLarge);
         }
+        let data = log::Batch { proposals: vec![proposal] }.encode_to_vec();
         let _counted = Counted::new(&shared.pending)?;
         let data = bytes::Bytes::from(data);
         let answer = shared.waiters.register(sequence, data.clone());
@@ -242,7 +242,7 @@ impl Handle {
     /// This member's own view of the members, whoever leads: itself and those to which a connection is up are active.
     pub fn reached(&self) -> Vec<Progress> {
         let active = |id| id == self.0.member_id || self.0.peers.reaches(id);
-        let membership = self.status().membership;
+        let membership = self.status().membership.clone();
         membership.members.iter().map(|m| Progress { id: m.id, active: active(m.id), ..Progress::default() }).collect()
     }
 
@@ -404,6 +404,18 @@ impl Drop for Registered<'_> {
     }
 }
 
+/// etcd's header in its log: who asks, and an id, which has the length that most of etcd's members give it.
+const HEADER_BYTES: usize = 3;
+const ID_BYTES: usize = 11;
+
+/// The bytes of a command as etcd counts them: those of its own log, where a header takes the place of our names.
+fn counted_bytes(proposal: &log::Proposal) -> usize {
+    let &log::Proposal { origin, incarnation, sequence, auth_revision, internal, .. } = proposal;
+    let who = log::Proposal { username: proposal.username.clone(), auth_revision, ..Default::default() };
+    let without = log::Proposal { origin, incarnation, sequence, internal, ..who.clone() };
+    HEADER_BYTES + ID_BYTES + who.encoded_len() + proposal.encoded_len() - without.encoded_len()
+}
+
 /// etcd's word for a command, in its metrics.
 fn request_type(command: &Command) -> &'static str {
     match command {
@@ -434,7 +446,26 @@ fn request_type(command: &Command) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use balsa_proto::etcdserverpb as pb;
+
     use super::*;
+
+    #[test]
+    fn a_command_is_as_long_as_in_etcds_log_whatever_it_is_called_in_ours() {
+        let put = |sequence, username: &str| {
+            let put = pb::PutRequest { key: "k".into(), value: vec![0; 200].into(), ..Default::default() };
+            counted_bytes(&log::Proposal {
+                sequence,
+                username: username.to_owned(),
+                command: Some(Command::Put(put)),
+                ..Default::default()
+            })
+        };
+        // The header, the id in it; tag and length of the put, its key and its value.
+        assert_eq!(put(1, ""), 3 + 11 + (1 + 2) + 3 + (1 + 2 + 200));
+        assert_eq!(put(u64::MAX, ""), put(1, ""));
+        assert_eq!(put(1, "alice"), put(1, "") + 7);
+    }
 
     #[test]
     fn a_command_without_an_outcome_blames_the_leader_that_was_lost_just_after_it_was_asked_for() {
