@@ -33,6 +33,7 @@ use tracing::{debug, info, warn};
 use crate::apply::{ApplyError, FIELD_MANAGER, Written, apply, apply_budget, is_conflict};
 use crate::build::{budget, build, is_template_held};
 use crate::execute::{ExecuteError, Hands, describe};
+use crate::failures::Memory;
 use crate::lanes::Lanes;
 use crate::members::Dial;
 use crate::metrics::Metrics;
@@ -124,6 +125,8 @@ pub struct Context {
     pub dial: Box<dyn Dial>,
     /// Whose turn it is.
     pub lanes: Lanes,
+    /// Which calls failed, so that the rest of a plan does not wait for them.
+    pub failures: Memory,
     /// What time it is; the only clock of a pass.
     pub clock: Clock,
     /// Whether this process may still write: asked before objects are applied, and before a step.
@@ -135,6 +138,14 @@ impl Context {
     fn forget(&self, namespace: &str, name: &str) {
         self.metrics.forget(namespace, name);
         self.lanes.forget(namespace, name);
+        self.failures.forget(namespace, name);
+    }
+
+    /// Remembers what became of a step.
+    fn note(&self, resource: &RaftCluster, observed: &Observed, step: &Step, failed: Option<&ExecuteError>) {
+        let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+        let failed = failed.map(ToString::to_string);
+        self.failures.note((&namespace, &name), observed, step, failed.as_deref(), (self.clock)());
     }
 
     fn still_leads(&self) -> Result<(), ReconcileError> {
@@ -219,6 +230,7 @@ pub(crate) async fn pass(cached: &RaftCluster, context: &Context) -> Result<Acti
     // What waits for nothing but a change is gone, or is left to others to be taken away.
     let Some(resource) = read else { return Ok(Action::await_change()) };
     let (mut observed, live) = observe(&context.client, &*context.dial, &resource, (context.clock)()).await?;
+    observed.failures = context.failures.of(&namespace, &name);
     let deleting = resource.metadata.deletion_timestamp.is_some();
     let (cluster, invalid) = match if deleting { for_deletion(&resource) } else { validate(&resource) } {
         Ok(cluster) => (cluster, None),
@@ -251,12 +263,8 @@ pub(crate) async fn pass(cached: &RaftCluster, context: &Context) -> Result<Acti
         }
         brought?;
     }
-    let plan = match &invalid {
-        Some(message) => plan::repairs(&cluster, &observed, message.clone()),
-        None => plan::plan(&cluster, &observed),
-    };
-    let invalid = invalid.as_deref();
-    act(context, &live, plan, Told { resource: &resource, cluster: &cluster, observed: &observed, invalid }).await
+    let told = Told { resource: &resource, cluster: &cluster, observed: &observed, invalid: invalid.as_deref() };
+    act(context, &live, told).await
 }
 
 /// What can be planned for a cluster that runs although its spec cannot be carried out.
@@ -318,25 +326,37 @@ struct Told<'a> {
     invalid: Option<&'a str>,
 }
 
-/// Execute and status.
-async fn act(context: &Context, live: &Live, mut plan: Plan, told: Told<'_>) -> Result<Action, ReconcileError> {
+impl Told<'_> {
+    /// Plan, on this observation.
+    fn plan(&self, observed: &Observed) -> Plan {
+        match self.invalid {
+            Some(message) => plan::repairs(self.cluster, observed, message.to_owned()),
+            None => plan::plan(self.cluster, observed),
+        }
+    }
+}
+
+/// Plan, execute and status.
+async fn act(context: &Context, live: &Live, told: Told<'_>) -> Result<Action, ReconcileError> {
     let Told { resource, cluster, observed, invalid } = told;
+    let mut plan = told.plan(observed);
     let (client, dial, addresses) = (&context.client, &*context.dial, &live.addresses);
     let hands = Hands { client, dial, resource, cluster, observed, addresses };
     context.still_leads()?;
     let result = hands.execute(&plan.step).await;
     let executed = matches!(result, Ok(true));
+    context.note(resource, observed, &plan.step, result.as_ref().err());
     match &result {
         Ok(true) => done(context, resource, &plan).await,
         Ok(false) => {}
-        Err(error) => not_done(context, &hands, &mut plan, error),
+        Err(error) => plan = not_done(context, told, plan, error),
     }
     // These steps have changed the resource itself: its status is told by the next pass, which begins at once.
     if executed && matches!(plan.step, Step::Bootstrap(_) | Step::DropFinalizer { .. }) {
         return Ok(Action::requeue(SOON));
     }
     report(context, Seen { resource, cluster: Some(cluster), observed, plan: &plan, invalid }).await?;
-    // A budget that refuses does not change its mind at once.
+    // A budget that refuses does not change its mind at once, and what is tried again after a pause waits for it.
     let refused = result.is_err() && plan.step == Step::Wait;
     Ok(Action::requeue(next_pass(observed, &plan, executed || (result.is_err() && !refused))))
 }
@@ -410,15 +430,19 @@ fn action(plan: &Plan) -> String {
     action
 }
 
-fn not_done(context: &Context, hands: &Hands<'_>, plan: &mut Plan, error: &ExecuteError) {
-    let Hands { resource, cluster, observed, .. } = *hands;
+/// What is told of a plan whose step failed.
+fn not_done(context: &Context, told: Told<'_>, mut plan: Plan, error: &ExecuteError) -> Plan {
+    let Told { resource, cluster, observed, .. } = told;
     let step = plan.step.name().as_str();
     context.metrics.step(step, error.reason());
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
     info!(namespace, name, step, row = plan.row, reason = error.reason(), %error, "not executed");
+    let failed = plan.step.clone();
     if let ExecuteError::Budget(_) = error {
-        plan::refused_by_budget(plan, cluster, observed, error.to_string());
+        plan::refused_by_budget(&mut plan, cluster, observed, error.to_string());
     }
+    let failures = context.failures.of(&namespace, &name);
+    plan::after_failure(&failed, plan, told.plan(&Observed { failures, ..observed.clone() }))
 }
 
 /// An event that cannot be published is no reason to stop: what happened stands in the log and in the status.

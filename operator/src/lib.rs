@@ -8,6 +8,7 @@ pub mod arguments;
 pub mod build;
 pub mod controller;
 pub mod execute;
+pub mod failures;
 pub mod health;
 pub mod lanes;
 pub mod lease;

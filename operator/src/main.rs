@@ -58,6 +58,7 @@ async fn operate(run: Run) -> anyhow::Result<()> {
         metrics,
         dial: Box::new(Network),
         lanes: Lanes::default(),
+        failures: balsa_operator::failures::Memory::default(),
         clock: controller::system_clock(),
         leads: Box::new(move || steady.is_steady()),
     });

@@ -34,6 +34,32 @@ pub struct Observed {
     pub members: Option<MemberList>,
     /// The PodDisruptionBudget; `None` means that there is none.
     pub budget: Option<ObservedBudget>,
+    /// Calls of earlier passes that brought nothing about: not read, and only for choosing when to try again.
+    pub failures: Failures,
+}
+
+/// See [`crate::failures`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failures {
+    /// Members that were told their settings and may not have taken them over, by ordinal.
+    pub settings: BTreeMap<u32, Failure>,
+    /// Pods that could not be restarted, or whose leader would not move for it, by ordinal.
+    pub restarts: BTreeMap<u32, Failure>,
+}
+
+/// A call that brings nothing about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failure {
+    /// UID of the pod that it was about.
+    pub pod: String,
+    /// What the member was told; nothing where it is about a restart.
+    pub told: BTreeMap<String, String>,
+    /// When it failed first.
+    pub since: UnixSeconds,
+    /// When it failed last.
+    pub last: UnixSeconds,
+    /// What the last error said.
+    pub message: String,
 }
 
 /// The parts of the `RaftCluster`'s metadata and status that planning remembers by.

@@ -397,6 +397,10 @@ named! {
         Fault,
         /// A member refuses the settings that it was told to change to.
         ConfigRefused,
+        /// A member could not be told its settings; it is told again after a while.
+        ConfigNotTaken,
+        /// A pod could not be restarted, though nothing in the plan stands against it.
+        RestartFails,
     }
 }
 

@@ -108,6 +108,12 @@ fn ways_out(reason: WaitReason) -> &'static [&'static str] {
         }
         WaitReason::Fault => &["look at the log of {pod}"],
         WaitReason::ConfigRefused => &["correct spec.config as the message says", "look at the log of {pod}"],
+        WaitReason::ConfigNotTaken => {
+            &["look at the log and the disk of {pod}", "restart {pod}, which then reads spec.config"]
+        }
+        WaitReason::RestartFails => {
+            &["look for what refuses to let {pod} go: a second disruption budget, or a webhook"]
+        }
         WaitReason::DataLost => &["restore from a backup into a new RaftCluster"],
         WaitReason::QuorumLost => &["bring a majority of the disks back", "restore from a backup"],
         WaitReason::KubernetesLagging => &["look whether the kube-controller-manager runs"],

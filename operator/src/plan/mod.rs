@@ -3,7 +3,8 @@
 //! `plan` is pure and remembers nothing: anything it must know of earlier passes is in the cluster, on a volume's
 //! labels, or in the status. The rows are those of the reference (`B1` … `D1`); each family of rows is a file, and
 //! `search` below is their order. A family either breaks with a decision or notes a wait and goes on; the first wait
-//! noted is the answer when no row acts. Nothing here may know a client, a clock, or the resource's schema.
+//! noted is the answer when no row acts, unless nothing waits for it and there is another. Nothing here may know a client,
+//! a clock, or the resource's schema.
 
 mod advice;
 mod bootstrap;
@@ -49,6 +50,8 @@ pub const LEARNER_DEADLINE_SECONDS: i64 = 600;
 pub const REJOIN_DEADLINE_SECONDS: i64 = 600;
 /// A wait that has lasted so long names a way out, although it should pass by itself.
 pub const LASTING_WAIT_SECONDS: i64 = 60;
+/// Longest pause before a call that others do not wait for is tried again.
+pub const RETRY_SECONDS: i64 = 30;
 /// A majority must have been proven lost this long.
 pub const QUORUM_LOST_GRACE_SECONDS: i64 = 60;
 
@@ -58,12 +61,12 @@ pub fn plan(cluster: &ValidCluster, observed: &Observed) -> Plan {
     let mut notes = Notes::default();
     let decision = match search(&view, &mut notes) {
         ControlFlow::Break(decision) => decision,
-        ControlFlow::Continue(()) => match notes.first.take() {
+        ControlFlow::Continue(()) => match notes.first.take().or_else(|| notes.last.take()) {
             Some(wait) => wait,
             None => Decision::act("Settled", Step::Settled),
         },
     };
-    finish(&view, decision, notes.first)
+    finish(&view, decision, notes.first.or(notes.last))
 }
 
 /// The plan for a resource that did not pass validation (gate G2): nothing is done, observing goes on. A cluster that runs is
@@ -87,6 +90,13 @@ pub fn refused_by_budget(plan: &mut Plan, cluster: &ValidCluster, observed: &Obs
     plan.human_may.splice(..0, std::iter::once(advice::BUDGET_REFUSES.to_owned()).chain(advice));
     plan.step = Step::Wait;
     plan.blocked_by = Some(Blocked { reason, message });
+}
+
+/// The plan that is told after its step failed. Where others do not wait for that step its failure takes no clock (P7) from
+/// their waits, so what is told is `next`, what comes now that it has failed; that is the next pass's to do. `told` says of the
+/// step itself what there is to say, for when it comes again at once.
+pub fn after_failure(step: &Step, told: Plan, next: Plan) -> Plan {
+    if next.step == *step { told } else { next }
 }
 
 /// The order of the rows. What holds back what is in `Notes`.
@@ -163,6 +173,8 @@ impl Decision {
 struct Notes {
     /// The first wait found.
     first: Option<Decision>,
+    /// The first wait found that nothing waits for: the answer when there is no other.
+    last: Option<Decision>,
     /// No new ordinal and no new learner.
     hold_scale_out: bool,
     /// No ordinal less.
@@ -175,6 +187,11 @@ impl Notes {
     /// Notes a wait; the search goes on.
     fn wait(&mut self, wait: Decision) {
         self.first.get_or_insert(wait);
+    }
+
+    /// Notes a wait that no row waits for, and that takes the clock (P7) from no other.
+    fn wait_last(&mut self, wait: Decision) {
+        self.last.get_or_insert(wait);
     }
 
     /// Notes a wait during which neither scale-out nor roll may begin anything.

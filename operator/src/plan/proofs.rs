@@ -4,10 +4,11 @@
 
 use std::collections::BTreeMap;
 
+use super::RETRY_SECONDS;
 use crate::names;
 use crate::observed::{
-    ContainerState, ExitKind, HostState, Marker, Member, MemberList, NodeExit, NodeState, Observed, ObservedPod,
-    ObservedSet, ObservedVolume,
+    ContainerState, ExitKind, Failure, HostState, Marker, Member, MemberList, NodeExit, NodeState, Observed,
+    ObservedPod, ObservedSet, ObservedVolume,
 };
 use crate::step::{ObjectRef, PodRef, VolumeRef};
 use crate::valid::ValidCluster;
@@ -234,6 +235,25 @@ impl<'a> View<'a> {
         let pinned = self.volume(k).and_then(|volume| volume.pinned.as_ref());
         // An out-of-service host may come back with its disk; only a deleted Node object gives a local volume up.
         pinned.is_some_and(|host| host.state == HostState::Gone)
+    }
+
+    /// A failure of the present pod of `k`.
+    fn failure<'b>(&'b self, failures: &'b BTreeMap<u32, Failure>, k: u32) -> Option<&'b Failure> {
+        failures.get(&k).filter(|failure| self.pod(k).is_some_and(|pod| pod.uid == failure.pod))
+    }
+
+    /// That the member of `k` was told exactly these settings.
+    pub(super) fn failure_of_settings(&self, k: u32, wanted: &BTreeMap<String, String>) -> Option<&Failure> {
+        self.failure(&self.observed.failures.settings, k).filter(|failure| failure.told == *wanted)
+    }
+
+    /// Why the pod of `k` could not be restarted, when that was tried for so long that others do not wait for it any more,
+    /// and until it is tried again.
+    pub(super) fn failure_of_restart(&self, k: u32) -> Option<&str> {
+        let failure = self.failure(&self.observed.failures.restarts, k)?;
+        let long = failure.last.saturating_sub(failure.since) >= RETRY_SECONDS;
+        let recent = self.observed.now.saturating_sub(failure.last) < RETRY_SECONDS;
+        (long && recent).then_some(failure.message.as_str())
     }
 
     pub(super) fn pod_ref(&self, k: u32) -> Option<PodRef> {

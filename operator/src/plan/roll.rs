@@ -55,6 +55,13 @@ pub(super) fn settings(view: &View<'_>, notes: &mut Notes) -> Row {
         notes.hold_scale_in = first.is_some_and(|reason| on_its_way.contains(&reason));
         return NEXT;
     }
+    // A pod that cannot be restarted is tried again and again by the rows after scaling, which does not wait for it for ever.
+    let failing = view.voters().filter(|(k, ..)| due(*k));
+    if let Some((k, id, why)) = failing.filter_map(|(k, id, _)| Some((k, id, view.failure_of_restart(k)?))).next() {
+        let message = format!("pod {k} could not be restarted: {why}");
+        notes.wait_last(Decision::wait("U5", WaitReason::RestartFails, message).on(k, Some(id)));
+        return NEXT;
+    }
     restarts(view, notes, &due)
 }
 

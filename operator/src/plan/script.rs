@@ -4,7 +4,8 @@
 //! `UPDATE_GOLDEN=1`. Commands:
 //!
 //! - `world N` is a settled cluster of N, made by the planner itself; `world new N` is one just created.
-//! - `do …` changes the world, and what is observed with it; `walk` lets operator and world run until nothing happens.
+//! - `do …` changes the world, and what is observed with it; `walk` lets operator and world run until nothing happens. What
+//!   it did several times in succession it tells once.
 //! - `cluster …` changes what the user asks for.
 //! - everything else edits what this one pass observes; `plan` plans on it. `plan refused` plans an eviction that the budget
 //!   refuses, and writes the status that the next pass reads. `plan invalid` plans for a spec that cannot be carried out.
@@ -17,15 +18,15 @@ use super::plan;
 use super::simulation::{Crash, World, latch};
 use crate::names;
 use crate::observed::{
-    Alarm, ContainerState, ExitKind, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport, NodeState,
-    Observed, ObservedPod, ObservedVolume, PlanLatch, PodPhase, Progress, Settings,
+    Alarm, ContainerState, ExitKind, Failures, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport,
+    NodeState, Observed, ObservedPod, ObservedVolume, PlanLatch, PodPhase, Progress, Settings,
 };
 use crate::step::{BootstrapStep, Plan, Step, VolumeLabel};
 use crate::valid::Retention;
 
 /// Most passes of one `walk`.
 const WALK_PASSES_MAX: usize = 300;
-/// A walk ends when it has waited for the same thing this often.
+/// A walk ends when it has waited, or was refused, this often.
 const WALK_WAITS_MAX: usize = 30;
 
 struct Script {
@@ -125,7 +126,7 @@ impl Script {
     }
 
     fn walk(&mut self) -> Result<Vec<String>, String> {
-        let mut lines: Vec<String> = Vec::new();
+        let mut lines: Vec<(String, usize)> = Vec::new();
         let mut waits = 0;
         for _ in 0..WALK_PASSES_MAX {
             let pass = self.world.pass(Crash::None);
@@ -135,26 +136,32 @@ impl Script {
             let mut line = headline(&pass.plan);
             match pass.plan.step {
                 Step::Settled => {
-                    lines.push(line);
+                    lines.push((line, 1));
                     break;
                 }
                 Step::Wait => waits += 1,
                 _ => {
-                    waits = 0;
+                    waits = if pass.outcome.is_ok() { 0 } else { waits + 1 };
                     if let Err(refused) = pass.outcome {
                         write!(line, " refused: {refused:?}").map_err(|error| error.to_string())?;
                     }
-                    lines.push(line.clone());
+                    match lines.last_mut().filter(|(last, _)| *last == line) {
+                        Some((_, times)) => *times += 1,
+                        None => lines.push((line.clone(), 1)),
+                    }
                 }
             }
             if waits > WALK_WAITS_MAX {
-                lines.push(line);
+                if pass.plan.step == Step::Wait {
+                    lines.push((line, 1));
+                }
                 break;
             }
             self.world.tick();
         }
         self.observed = self.world.observe();
-        Ok(lines)
+        let times = |(line, times)| if times == 1 { line } else { format!("{line}, {times} times") };
+        Ok(lines.into_iter().map(times).collect())
     }
 
     fn cluster(&mut self, words: &[&str]) -> Result<(), String> {
@@ -198,6 +205,15 @@ impl Script {
             ["wrong-setting", value] => {
                 world.wrong_settings.insert((*value).to_owned());
             }
+            ["deaf", k] => {
+                world.deaf.insert(number(k)?);
+            }
+            ["hear", "all"] => world.deaf.clear(),
+            ["forget"] => world.failures = Failures::default(),
+            ["keep", k] => {
+                world.kept.insert(number(k)?);
+            }
+            ["let-go"] => world.kept.clear(),
             ["stubborn"] => world.raft.stubborn = true,
             ["lead", id] => world.raft.leader = number(id)?,
             ["delete-set"] => world.set = None,

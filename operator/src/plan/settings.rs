@@ -3,16 +3,23 @@
 
 use std::collections::BTreeMap;
 
-use super::{Decision, NEXT, Notes, Row, View};
-use crate::observed::{ObservedPod, Settings};
+use super::{Decision, NEXT, Notes, RETRY_SECONDS, Row, View};
+use crate::observed::{Failure, ObservedPod, Settings};
 use crate::step::{Step, WaitReason};
 use crate::valid::ValidCluster;
+
+/// No version above it is given to other members than its own.
+const VERSION_SHARED_MAX: u64 = u64::MAX / 2;
 
 /// S1: a running member has other settings than are wanted. P2.
 ///
 /// S2: it has refused exactly these. They are not pushed again, and what comes after may go on: a member with its former
 /// settings serves as before. Other settings, or a new process, are another matter.
+///
+/// A member that could not be told is told again after a pause, and neither the others nor any other row waits for it: it
+/// may be of a release that refuses and does not say so, which only the roll after this ends.
 pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
+    let mut failed = Vec::new();
     for (k, id, is) in members(view) {
         let wanted = wanted_settings(view.cluster, is);
         if is.are(&wanted) {
@@ -20,13 +27,42 @@ pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
         }
         if let Some(why) = is.refusal_of(&wanted) {
             let message = format!("member {id:x} on pod {k} refuses the settings and keeps its own: {why}");
-            notes.wait(Decision::wait("S2", WaitReason::ConfigRefused, message).on(k, Some(id)));
-        } else if let Some(pod) = view.pod_ref(k) {
-            let step = Step::SetConfig { pod, raft_id: id, version: version(view, is), settings: wanted };
-            return Decision::act("S1", step).now();
+            notes.wait_last(Decision::wait("S2", WaitReason::ConfigRefused, message).on(k, Some(id)));
+            continue;
+        }
+        let (Some(version), Some(pod)) = (version(view, is), view.pod_ref(k)) else {
+            notes.wait_last(not_told(k, id, "its settings have the highest version that there is"));
+            continue;
+        };
+        let failure = view.failure_of_settings(k, &wanted);
+        let step = Step::SetConfig { pod, raft_id: id, version, settings: wanted };
+        match failure {
+            None => return Decision::act("S1", step).now(),
+            Some(failure) => failed.push((failure, k, id, step)),
         }
     }
-    NEXT
+    tell_again(view, notes, failed)
+}
+
+/// One member that was told in vain and differs still: why, its ordinal, its id, and how it is told again.
+type Failed<'a> = (&'a Failure, u32, u64, Step);
+
+/// One of them at a time, the one that has waited longest, and never without a pause since the last: each call may last
+/// until its deadline, and many together would leave the rows after this no pass. The pauses of a member double.
+fn tell_again(view: &View<'_>, notes: &mut Notes, failed: Vec<Failed<'_>>) -> Row {
+    let newest = failed.iter().map(|(failure, ..)| failure.last).max().unwrap_or_default();
+    for (failure, k, id, _) in &failed {
+        notes.wait_last(not_told(*k, *id, &failure.message));
+    }
+    let oldest = failed.into_iter().min_by_key(|(failure, k, ..)| (failure.last, *k));
+    let Some((failure, .., step)) = oldest else { return NEXT };
+    let pause = failure.last.saturating_sub(failure.since).clamp(1, RETRY_SECONDS);
+    if view.observed.now.saturating_sub(newest) < pause { NEXT } else { Decision::act("S1", step).now() }
+}
+
+fn not_told(k: u32, id: u64, why: &str) -> Decision {
+    let message = format!("member {id:x} on pod {k} could not be told the settings: {why}");
+    Decision::wait("S1", WaitReason::ConfigNotTaken, message).on(k, Some(id))
 }
 
 /// What a member shall have: all that it can change, and whatever else the user asks for. A member of an older release is
@@ -46,7 +82,10 @@ fn members<'a>(view: &'a View<'_>) -> impl Iterator<Item = (u32, u64, &'a Settin
 }
 
 /// Above its own, and the highest that any member has, so that members with the same settings come to the same version.
-fn version(view: &View<'_>, own: &Settings) -> u64 {
-    let highest = members(view).map(|(_, _, settings)| settings.version).max().unwrap_or_default();
-    highest.max(own.version.saturating_add(1))
+/// One that somebody gave by hand and that is near the end of all versions is no example to the others.
+fn version(view: &View<'_>, own: &Settings) -> Option<u64> {
+    let next = own.version.checked_add(1)?;
+    let versions = members(view).map(|(_, _, settings)| settings.version);
+    let highest = versions.filter(|version| *version <= VERSION_SHARED_MAX).max().unwrap_or_default();
+    Some(highest.max(next))
 }

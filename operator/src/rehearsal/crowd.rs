@@ -240,6 +240,7 @@ fn operate(
         metrics: Arc::new(Metrics::new().expect("registers")),
         dial: Box::new(Streets { crowd: Arc::clone(crowd), silent, calls: Arc::clone(calls) }),
         lanes: Lanes::default(),
+        failures: crate::failures::Memory::default(),
         clock: Box::new(move || now),
         leads: Box::new(|| true),
     });

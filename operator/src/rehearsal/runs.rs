@@ -46,6 +46,7 @@ impl Operator {
             metrics: Arc::new(Metrics::new().expect("registers")),
             dial: Box::new(Nodes(Arc::clone(stage))),
             lanes: Lanes::default(),
+            failures: crate::failures::Memory::default(),
             clock: Box::new(move || lock(&clock).world.now),
             leads: Box::new(move || !lock(&asleep).asleep),
         };

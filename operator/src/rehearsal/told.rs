@@ -122,6 +122,30 @@ fn an_alarm_is_told_with_the_way_out() {
     }
 }
 
+/// A member that cannot be told its settings holds nothing up. What is told of it is as old as it is, however often it is
+/// tried again, so that the way out is told too.
+#[test]
+fn a_member_that_cannot_be_told_its_settings_holds_nothing_up() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        lock(&stage).world.deaf.insert(1);
+        lock(&stage).edit(&json!({"replicas": 4, "config": {"extra": {"max-txn-ops": "9"}}}));
+        let seconds = 400;
+        pass_for(&operator, &stage, seconds).await;
+        assert_eq!(lock(&stage).world.raft.members.values().filter(|member| !member.learner).count(), 4);
+        let plan = lock(&stage).resource["status"]["plan"].clone();
+        assert_eq!((&plan["step"], &plan["blockedBy"]["reason"]), (&json!("Wait"), &json!("ConfigNotTaken")), "{plan}");
+        assert!(plan["humanMay"].to_string().contains("restart pod db-1"), "{plan}");
+        assert_eq!(lock(&stage).condition("Updated"), ("False".to_owned(), "SettingsPending".to_owned()));
+        let calls = lock(&stage).writes.iter().filter(|write| write.contains("set config")).count();
+        assert!((10..30).contains(&calls), "{calls} calls in {seconds} s");
+        lock(&stage).world.deaf.clear();
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(lock(&stage).condition("Updated"), ("True".to_owned(), "UpToDate".to_owned()));
+    });
+}
+
 /// A setting that changes at run time reaches every member without a restart, and the ConfigMap that the next process reads;
 /// taken back, it goes to its default again.
 #[test]

@@ -214,6 +214,9 @@ impl World {
         if !self.runs(pod.ordinal) {
             return Err(Refused::Node("unreachable"));
         }
+        if self.deaf.contains(&pod.ordinal) {
+            return Err(Refused::Settings);
+        }
         let wrong = settings.values().find(|value| self.wrong_settings.contains(*value)).cloned();
         let is = &mut self.pods.get_mut(&pod.ordinal).ok_or(Refused::Conflict)?.settings;
         if let Some(wrong) = wrong {
@@ -291,6 +294,9 @@ impl World {
         let is = self.pods.get(&pod.ordinal).ok_or(Refused::Conflict)?;
         if is.object.resource_version != pod.resource_version {
             return Err(Refused::Conflict);
+        }
+        if mode == RestartMode::Evict && self.kept.contains(&pod.ordinal) {
+            return Err(Refused::Budget);
         }
         let least = self.budget.as_ref().and_then(|budget| budget.min_available).unwrap_or(0);
         if mode == RestartMode::Evict && is.object.ready && ready <= least as usize {

@@ -2,8 +2,9 @@
 
 use super::world::image_of;
 use super::{Refused, World};
-use crate::observed::{Observed, ObservedBudget, ObservedSet, PlanLatch};
-use crate::plan::{initial_replicas, min_available, plan, refused_by_budget};
+use crate::failures::note;
+use crate::observed::{Failures, Observed, ObservedBudget, ObservedSet, PlanLatch};
+use crate::plan::{after_failure, initial_replicas, min_available, plan, refused_by_budget};
 use crate::step::{Plan, Step};
 
 /// What only the one who is asked can know.
@@ -43,6 +44,7 @@ impl World {
         }
         let plan = plan(&cluster, &observed);
         if crash == Crash::BeforeCall {
+            self.failures = Failures::default();
             return Pass { plan, outcome: Ok(()) };
         }
         let outcome = self.execute(&plan.step, fresh);
@@ -53,12 +55,13 @@ impl World {
             }
             _ => {}
         }
+        // A crash forgets what failed.
         if crash == Crash::None {
-            let mut told = plan.clone();
-            if outcome == Err(Refused::Budget) {
-                refused_by_budget(&mut told, &cluster, &observed, "the budget refuses".to_owned());
-            }
-            self.write_status(&told);
+            let failed = outcome.err().map(|refused| format!("{refused:?}"));
+            note(&mut self.failures, &observed, &plan.step, failed.as_deref(), self.now);
+            self.write_status(&self.told(&observed, plan.clone(), outcome));
+        } else {
+            self.failures = Failures::default();
         }
         Pass { plan, outcome }
     }
@@ -97,6 +100,17 @@ impl World {
                 min_available: Some(least),
             });
         }
+    }
+
+    /// What the status tells of the plan.
+    fn told(&self, observed: &Observed, planned: Plan, outcome: Result<(), Refused>) -> Plan {
+        let Err(refused) = outcome else { return planned };
+        let (step, mut told) = (planned.step.clone(), planned);
+        if refused == Refused::Budget {
+            refused_by_budget(&mut told, &self.cluster, observed, "the budget refuses".to_owned());
+        }
+        let next = plan(&self.cluster, &Observed { failures: self.failures.clone(), ..observed.clone() });
+        after_failure(&step, told, next)
     }
 
     /// One patch, skipped when equal.

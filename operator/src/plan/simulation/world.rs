@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::names;
 use crate::observed::{
-    Alarm, ContainerState, ExitKind, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport, NodeState,
-    Observed, ObservedBudget, ObservedPod, ObservedResource, ObservedSet, ObservedVolume, PodPhase, Progress, Settings,
-    UnixSeconds,
+    Alarm, ContainerState, ExitKind, Failures, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport,
+    NodeState, Observed, ObservedBudget, ObservedPod, ObservedResource, ObservedSet, ObservedVolume, PodPhase,
+    Progress, Settings, UnixSeconds,
 };
 use crate::plan::proofs::quorum;
 use crate::valid::ValidCluster;
@@ -38,6 +38,12 @@ pub(crate) struct World {
     pub(crate) config: BTreeMap<String, String>,
     /// Values of settings that every node refuses.
     pub(crate) wrong_settings: BTreeSet<String>,
+    /// Ordinals whose nodes can be told no settings, and do not say why afterwards.
+    pub(crate) deaf: BTreeSet<u32>,
+    /// Ordinals whose pods somebody else lets nobody evict.
+    pub(crate) kept: BTreeSet<u32>,
+    /// What the operator remembers.
+    pub(crate) failures: Failures,
     pub(crate) pods: BTreeMap<u32, Pod>,
     pub(crate) volumes: BTreeMap<u32, Volume>,
     pub(crate) budget: Option<ObservedBudget>,
@@ -115,6 +121,9 @@ impl World {
             broken: BTreeSet::new(),
             config: BTreeMap::new(),
             wrong_settings: BTreeSet::new(),
+            deaf: BTreeSet::new(),
+            kept: BTreeSet::new(),
+            failures: Failures::default(),
             pods: BTreeMap::new(),
             volumes: BTreeMap::new(),
             budget: None,
@@ -415,6 +424,7 @@ impl World {
             nodes: self.pods.keys().map(|k| (*k, self.report(*k))).collect(),
             members: self.list(),
             budget: self.budget.clone(),
+            failures: self.failures.clone(),
         }
     }
 
