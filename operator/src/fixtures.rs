@@ -7,7 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::names;
 use crate::observed::{
     ContainerState, Marker, Member, MemberList, NodeReport, NodeState, Observed, ObservedBudget, ObservedPod,
-    ObservedSet, ObservedVolume, PodPhase, Progress,
+    ObservedSet, ObservedVolume, PodPhase, Progress, Settings,
 };
 use crate::valid::ValidCluster;
 use crate::validate::validate;
@@ -117,6 +117,7 @@ fn voter(k: u32, marker: Marker) -> NodeState {
         applied_index: 10,
         membership_index: 5,
         ready: true,
+        settings: Some(Settings::default()),
         ..NodeState::default()
     }
 }

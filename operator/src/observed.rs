@@ -342,6 +342,8 @@ pub struct NodeState {
     pub config_hash: String,
     /// Its settings that can change at run time; `None` if it did not tell them.
     pub settings: Option<Settings>,
+    /// It is of a release that has no call for them: what it has is what it read when it started.
+    pub keeps_settings: bool,
 }
 
 /// `GetConfigResponse` in plain form.

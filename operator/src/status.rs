@@ -119,7 +119,7 @@ struct Facts {
     versions: BTreeSet<String>,
     /// Pods that do not have the StatefulSet's newest template.
     outdated: Vec<String>,
-    /// Pods whose members have other settings than are wanted, of those that change while they run.
+    /// Pods whose members are not known to have the settings that are wanted, of those that change while they run.
     to_be_told: Vec<String>,
     /// Of these, who refuses them, and why.
     refusals: Vec<(String, String)>,
@@ -162,18 +162,21 @@ impl Facts {
     }
 }
 
-/// The pods whose members have other settings than are wanted, and of these, who refuses them and why.
+/// The pods whose members answer and are not known to have the settings that are wanted, and of these, who refuses them and
+/// why. A member of a release that keeps what it started with counts as having them: the ConfigMap had them, and nothing
+/// that is done here could make it tell.
 fn untold(cluster: &ValidCluster, observed: &Observed) -> (Vec<String>, Vec<(String, String)>) {
     let (mut untold, mut refusals) = (Vec::new(), Vec::new());
     for k in observed.pods.keys() {
-        let told = observed.node(*k).filter(|node| node.marker.is_some()).and_then(|node| node.settings.as_ref());
-        let Some(settings) = told else { continue };
-        let wanted = wanted_settings(cluster, settings);
-        if settings.are(&wanted) {
-            continue;
+        let member = observed.node(*k).filter(|node| node.marker.is_some() && !node.keeps_settings);
+        let (Some(node), name) = (member, names::pod(&cluster.name, *k)) else { continue };
+        if let Some(settings) = &node.settings {
+            let wanted = wanted_settings(cluster, settings);
+            if settings.are(&wanted) {
+                continue;
+            }
+            refusals.extend(settings.refusal_of(&wanted).map(|why| (name.clone(), why.to_owned())));
         }
-        let name = names::pod(&cluster.name, *k);
-        refusals.extend(settings.refusal_of(&wanted).map(|why| (name.clone(), why.to_owned())));
         untold.push(name);
     }
     (untold, refusals)

@@ -136,7 +136,7 @@ pub struct Refused {
 #[derive(Debug)]
 pub struct HotConfig {
     active: ArcSwap<Active>,
-    /// The last push, if it was refused and no version is to blame.
+    /// The last push that was refused for what it says, unless one was taken since.
     refused: Mutex<Option<Refused>>,
     /// What flags or the file say. Held for the length of a change, so that one is made at a time.
     base: Mutex<Raw>,
@@ -190,9 +190,11 @@ impl HotConfig {
         let outcome = self.take(version, pushed, keep);
         match &outcome {
             Ok(_) => *self.refused.lock() = None,
-            // Nothing was said about the settings.
-            Err(ChangeError::Stale { .. }) => {}
-            Err(error) => *self.refused.lock() = Some(Refused { settings: pushed.clone(), error: error.clone() }),
+            // Nothing was said about the settings: whoever pushes them again may be right.
+            Err(ChangeError::Stale { .. } | ChangeError::NotKept(_)) => {}
+            Err(error @ ChangeError::Invalid(_)) => {
+                *self.refused.lock() = Some(Refused { settings: pushed.clone(), error: error.clone() })
+            }
         }
         outcome
     }
@@ -398,8 +400,10 @@ mod tests {
             let refused = hot.push(2, &texts(bad), |_| panic!("a refused change is not kept"));
             assert!(matches!(refused, Err(ChangeError::Invalid(_))), "{bad:?}");
         }
+        let said = hot.refused();
         let refused = hot.push(2, &texts(&[("max-txn-ops", "20")]), |_| Err("disk full".into()));
         assert!(matches!(refused, Err(ChangeError::NotKept(_))));
+        assert!(said.is_some() && hot.refused() == said, "a full disk says nothing about the settings");
         assert_eq!(*hot.load(), before);
         assert!(!versions.has_changed().unwrap());
     }

@@ -8,8 +8,9 @@ use balsa_proto::node::{GetConfigResponse, ListResponse, Role, State, StateRespo
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
+use tonic::Code;
 
-use crate::members::{Dial, Node, OBSERVE_TIMEOUT};
+use crate::members::{Dial, Node, NodeError, OBSERVE_TIMEOUT};
 use crate::names;
 use crate::observed::{Alarm, Marker, Member, MemberList, NodeReport, NodeState, Progress, Settings};
 
@@ -58,14 +59,16 @@ async fn ask_one(dial: &dyn Dial, pod: &str, ip: IpAddr, latched: Option<u64>) -
     match state {
         // Another name means that the address has gone to another pod since the API server was read.
         Ok(state) if state.name == pod => {
+            let keeps_settings = matches!(&settings, Err(NodeError::Failed { code: Code::Unimplemented, .. }));
             let settings = settings.ok().map(node_settings);
-            (NodeReport::Answered(node_state(state, settings)), list.ok().and_then(member_list))
+            let state = NodeState { settings, keeps_settings, ..node_state(state) };
+            (NodeReport::Answered(state), list.ok().and_then(member_list))
         }
         Ok(_) | Err(_) => (NodeReport::Unreachable, None),
     }
 }
 
-fn node_state(state: StateResponse, settings: Option<Settings>) -> NodeState {
+fn node_state(state: StateResponse) -> NodeState {
     let (kind, role) = (state.state(), state.role());
     let StateResponse {
         state: _,
@@ -98,7 +101,7 @@ fn node_state(state: StateResponse, settings: Option<Settings>) -> NodeState {
         ready,
         stopping,
         config_hash,
-        settings,
+        ..NodeState::default()
     }
 }
 

@@ -306,9 +306,12 @@ impl<'a> View<'a> {
         self.budget_holds(self.budget_for_promotion())
     }
 
-    /// The budget is held above the quorum for a removal that may come soon.
-    pub(super) fn budget_is_raised_for_a_removal(&self) -> bool {
-        self.voters().any(|(k, id, _)| self.removal_ahead(k, id))
+    /// The budget as read back refuses to evict a voter although all of them serve, and it is we who want it so: raised for
+    /// a removal that may come soon. What somebody else has written into it is overwritten, and not evaded.
+    pub(super) fn budget_refuses_every_eviction(&self) -> bool {
+        let pods = self.voters().count() + self.ready_without_vote();
+        let wanted = min_available(self.cluster, self.observed).unwrap_or(0);
+        self.budget_holds(pods) && wanted as usize >= pods
     }
 
     /// Members that the plan may remove soon while they serve: the one to scale away, those to replace. Not yet the leader:

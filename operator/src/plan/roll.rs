@@ -34,7 +34,7 @@ type Due<'a> = &'a dyn Fn(u32) -> bool;
 
 /// U2, U3, U5 to U8.
 pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
-    if not_rejoined(view, notes) || notes.hold_roll {
+    if not_rejoined(view, notes, |_| true).is_some() || notes.hold_roll {
         return NEXT;
     }
     // U8 (M19): a template that only a new operator release changed is held back by apply, so no pod is outdated by
@@ -43,16 +43,21 @@ pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
 }
 
 /// M18: what is changed beside the image comes before scaling, on the pods that stay. While one is on its way back nothing
-/// is scaled in either; trouble of other kinds, or one that is overdue, holds nothing up (M10).
+/// is scaled in either; trouble of other kinds, one that is overdue, and one that is to go hold nothing up (M10).
 pub(super) fn settings(view: &View<'_>, notes: &mut Notes) -> Row {
     let due = |k: u32| k < view.want() && view.is_outdated_in_settings(k);
     if notes.hold_roll || !view.voters().any(|(k, ..)| due(k)) {
         return NEXT;
     }
-    if not_rejoined(view, notes) {
+    // Out of service on our order, and with a pod that stays: a step of another matter is under way.
+    let prepared = |k: u32| {
+        view.node(k).is_some_and(|node| node.stopping) && view.pod(k).is_some_and(|pod| pod.terminating.is_none())
+    };
+    let stays = |k: u32| k < view.want() && !prepared(k);
+    if let Some(k) = not_rejoined(view, notes, stays) {
         let first = notes.first.as_ref().and_then(|wait| wait.blocked.as_ref()).map(|blocked| blocked.reason);
         let on_its_way = [WaitReason::PodNotRunning, WaitReason::PodNotRejoined];
-        notes.hold_scale_in = first.is_some_and(|reason| on_its_way.contains(&reason));
+        notes.hold_scale_in = first.is_some_and(|reason| on_its_way.contains(&reason)) && !is_overdue(view, k);
         return NEXT;
     }
     // A pod that cannot be restarted is tried again and again by the rows after scaling, which does not wait for it for ever.
@@ -71,11 +76,17 @@ fn restarts(view: &View<'_>, notes: &mut Notes, due: Due<'_>) -> Row {
     leader(view, notes, due)
 }
 
-/// U2: a voter that was restarted, or is gone, must be back before the next one goes (M16).
-fn not_rejoined(view: &View<'_>, notes: &mut Notes) -> bool {
+/// By its pod's own times, which no step between begins anew: the clock of the wait (P7) is one of each step.
+fn is_overdue(view: &View<'_>, k: u32) -> bool {
+    let begun = view.pod(k).map(|pod| pod.terminating.unwrap_or(pod.created));
+    begun.is_some_and(|begun| view.observed.now.saturating_sub(begun) >= REJOIN_DEADLINE_SECONDS)
+}
+
+/// U2: a voter that was restarted, or is gone, must be back before the next one goes (M16). The ordinal of one that is not.
+fn not_rejoined(view: &View<'_>, notes: &mut Notes, asked: impl Fn(u32) -> bool) -> Option<u32> {
     let away = |k: u32| view.pod(k).is_none_or(|pod| pod.terminating.is_some());
-    let pending = view.voters().find(|(k, id, m)| (away(*k) || !view.is_outdated(*k)) && !view.is_serving(*k, *id, m));
-    let Some((k, id, _)) = pending else { return false };
+    let pending = |k: u32| asked(k) && (away(k) || !view.is_outdated(k));
+    let (k, id, _) = view.voters().find(|(k, id, m)| pending(*k) && !view.is_serving(*k, *id, m))?;
     let target = Target { ordinal: Some(k), member: Some(id) };
     let stalled = aged(view, Matter::Rejoin, target, REJOIN_DEADLINE_SECONDS);
     let reason = if stalled { WaitReason::RolloutStalled } else { WaitReason::PodNotRejoined };
@@ -84,7 +95,7 @@ fn not_rejoined(view: &View<'_>, notes: &mut Notes) -> bool {
         Some(_) => format!("member {id:x} on pod {k} is not back in service"),
     };
     notes.wait(Decision::wait("U2", reason, message).on(k, Some(id)));
-    true
+    Some(k)
 }
 
 /// U3: P1, P3, P4, P2. It serves nobody, so no budget is asked.
@@ -137,7 +148,8 @@ fn leader(view: &View<'_>, notes: &mut Notes, due: Due<'_>) -> Row {
 }
 
 /// U5, U7: P1, P3, P4, P2, and every other voter serves. With one or two voters writes pause, and the budget would
-/// refuse for ever, so the pod is deleted plainly; so it is when the budget is raised already for a removal that comes later.
+/// refuse for ever, so the pod is deleted plainly; so it is where the budget is raised for a removal that comes later, and of
+/// so few voters that it refuses every eviction. Where one can pass it is asked, because it counts other people's drains.
 fn restart_serving(view: &View<'_>, notes: &mut Notes, row: &'static str, k: u32, id: u64) -> Row {
     if let Some(other) = view.voters_not_serving(id).first() {
         let message = format!("pod {other} does not serve; pod {k} is not restarted before it does");
@@ -149,7 +161,7 @@ fn restart_serving(view: &View<'_>, notes: &mut Notes, row: &'static str, k: u32
     let kept_disk = view.volume(k).is_some_and(|volume| !volume.terminating);
     match view.pod_ref(k) {
         Some(pod) if kept_disk && (writes_pause || view.quorum_during_restart(id)) => {
-            let refused = writes_pause || view.budget_is_raised_for_a_removal();
+            let refused = writes_pause || view.budget_refuses_every_eviction();
             let mode = if refused { RestartMode::Delete } else { RestartMode::Evict };
             let row = if writes_pause { "U7" } else { row };
             Decision::act(row, Step::RestartPod { pod, mode, writes_pause }).on(k, Some(id)).now()

@@ -165,7 +165,7 @@ fn updated(seen: Seen<'_>, facts: &Facts) -> Verdict {
         return Verdict::new(kind, false, WaitReason::ConfigRefused.as_str(), message);
     }
     if !facts.to_be_told.is_empty() {
-        let message = format!("to be told the settings of spec.config: {}", facts.to_be_told.join(", "));
+        let message = format!("not known to have the settings of spec.config: {}", facts.to_be_told.join(", "));
         return Verdict::new(kind, false, "SettingsPending", message);
     }
     if facts.outdated.is_empty() && facts.versions.len() > 1 {

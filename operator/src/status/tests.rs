@@ -176,3 +176,28 @@ fn pods_of_one_template_and_two_versions_are_not_updated() {
         compute(Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: None });
     assert_eq!(condition(&status, "Updated"), ("False", "RollingOut"), "it is on its way");
 }
+
+/// M18: a member that answers and does not tell its settings is not known to have them. One of a release without the call
+/// is not asked for what it cannot tell.
+#[test]
+fn m18_settings_that_a_member_does_not_tell_are_not_up_to_date() {
+    let (resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
+    let plan = settled(100);
+    let updated = |observed: &Observed| {
+        let status =
+            compute(Seen { resource: &resource, cluster: Some(&cluster), observed, plan: &plan, invalid: None });
+        let (holds, reason) = condition(&status, "Updated");
+        (holds.to_owned(), reason.to_owned())
+    };
+    let change = |observed: &mut Observed, tells: bool, keeps: bool| {
+        let Some(crate::observed::NodeReport::Answered(state)) = observed.nodes.get_mut(&1) else { panic!("node 1") };
+        (state.settings, state.keeps_settings) = (tells.then(crate::observed::Settings::default), keeps);
+    };
+    assert_eq!(updated(&observed).0, "True");
+    change(&mut observed, false, false);
+    assert_eq!(updated(&observed), ("False".to_owned(), "SettingsPending".to_owned()));
+    change(&mut observed, false, true);
+    assert_eq!(updated(&observed).0, "True");
+    change(&mut observed, true, false);
+    assert_eq!(updated(&observed).0, "True");
+}
