@@ -1,8 +1,8 @@
 //! Calls with any bytes as their message: what a broken or hostile client sends, and what is encoded elsewhere.
 
-use bytes::{Buf, BufMut, Bytes};
+use balsa_proto::raw::BytesCodec;
+use bytes::Bytes;
 use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
 
@@ -33,42 +33,5 @@ impl RawClient {
         self.grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
         let reply = self.grpc.unary(Request::new(body), PathAndQuery::from_static(path), BytesCodec).await?;
         Ok(reply.into_inner())
-    }
-}
-
-#[derive(Clone, Copy, Default)]
-struct BytesCodec;
-
-impl Codec for BytesCodec {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for BytesCodec {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for BytesCodec {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
     }
 }

@@ -52,6 +52,8 @@ pub use generated::{authpb, etcdserverpb, mvccpb, v3electionpb, v3lockpb};
 /// The encoded `google.protobuf.FileDescriptorSet` of every file of the contract, without comments, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor_set.bin"));
 
+pub mod raw;
+
 #[cfg(test)]
 mod contract;
 #[cfg(test)]

@@ -2,9 +2,9 @@
 //! hears at once that there is none, and a client's version is text. Each call is made, whatever is in it.
 
 use balsa_proto::etcdserverpb as pb;
-use bytes::{Buf, Bytes};
+use balsa_proto::raw::BytesCodec;
+use bytes::Bytes;
 use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::codegen::http::{HeaderMap, HeaderValue};
 use tonic::metadata::MetadataMap;
@@ -51,9 +51,9 @@ async fn ask(channel: &Channel, path: &str, metadata: &MetadataMap) -> Result<()
     let mut grpc = Grpc::new(channel.clone());
     grpc.ready().await.expect("connected");
     let path: PathAndQuery = path.parse().expect("a path");
-    let messages = tokio_stream::once(());
+    let messages = tokio_stream::once(Bytes::new());
     let request = Request::from_parts(metadata.clone(), Extensions::default(), messages);
-    grpc.streaming(request, path, Empty).await?.into_inner().message().await.map(drop)
+    grpc.streaming(request, path, BytesCodec).await?.into_inner().message().await.map(drop)
 }
 
 /// Makes all calls and returns those that did not end with this status.
@@ -73,43 +73,6 @@ async fn others(member: &Member, metadata: &MetadataMap, code: Code, text: &str)
 fn metadata(key: &'static str, value: &'static [u8]) -> MetadataMap {
     let value = HeaderValue::from_bytes(value).expect("a value");
     MetadataMap::from_headers(HeaderMap::from_iter([(key.parse().expect("a key"), value)]))
-}
-
-#[derive(Clone, Copy)]
-struct Empty;
-
-impl Codec for Empty {
-    type Encode = ();
-    type Decode = ();
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Empty {
-    type Item = ();
-    type Error = Status;
-
-    fn encode(&mut self, (): (), _: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        Ok(())
-    }
-}
-
-impl Decoder for Empty {
-    type Item = ();
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<()>, Status> {
-        buffer.advance(buffer.remaining());
-        Ok(Some(()))
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
