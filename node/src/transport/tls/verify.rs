@@ -49,10 +49,17 @@ impl Allowed {
 }
 
 /// An authority that was made anew has the name of the one before it and another key. To Go, and so to etcd's users, who
-/// it signed for is of an unknown authority; to rustls its signature is bad.
+/// it signed for is of an unknown authority; to rustls its signature is bad. A certificate for another use has an alert of its
+/// own in rustls and none in Go: it is said to be bad, which is the alert for an extension that is not met.
 fn of_chain(error: Error) -> Error {
     match error {
         Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+        Error::InvalidCertificate(
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
+        ) => {
+            tracing::debug!(%error, "a certificate for another use");
+            CertificateError::UnhandledCriticalExtension.into()
+        }
         other => other,
     }
 }
