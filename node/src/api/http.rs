@@ -1,14 +1,17 @@
 //! Plain HTTP: `/health`, `/livez`, `/readyz` with a path per check, `/version` and `/metrics`, as etcd answers them. The
 //! client port serves it beside gRPC, the metrics port alone.
 
+use std::io::Write as _;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{FromRequestParts, Path, RawQuery, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 
 use crate::config::version::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use crate::metrics::{SCRAPES, SCRAPES_RUNNING, process};
@@ -141,16 +144,44 @@ async fn get_variables(_: Get, State(context): State<Context>) -> Response {
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
 
 /// By any method, as in etcd. What it shows of itself is counted before this reading ends, as there.
-async fn get_metrics(State(context): State<Context>) -> Response {
+async fn get_metrics(State(context): State<Context>, headers: HeaderMap) -> Response {
     SCRAPES_RUNNING.inc();
     let rendered = context.metrics.render(&context.member);
     SCRAPES_RUNNING.dec();
     let response = match rendered {
+        Ok(text) if wants_gzip(&headers) => {
+            let kind = [(header::CONTENT_TYPE, METRICS_TYPE), (header::CONTENT_ENCODING, "gzip")];
+            (kind, gzip(&text)).into_response()
+        }
         Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.row().text.into_owned()).into_response(),
     };
     SCRAPES.with_label_values(&[response.status().as_str()]).inc();
     response
+}
+
+/// As etcd's library chooses between plain text and gzip: what is wanted more, and plain text where both are.
+fn wants_gzip(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|line| line.to_str().ok());
+    let wanted: Vec<_> = lines.flat_map(|line| line.split(',')).map(coding).collect();
+    let most = |name: &str| {
+        let of_it = wanted.iter().filter(|(coding, _)| *coding == name || *coding == "*");
+        of_it.map(|(_, quality)| *quality).fold(-1.0, f64::max)
+    };
+    most("gzip") > most("identity").max(0.0)
+}
+
+/// One of the codings of `Accept-Encoding`, and how much it is wanted.
+fn coding(text: &str) -> (&str, f64) {
+    let (name, parameters) = text.split_once(';').unwrap_or((text, ""));
+    let quality = parameters.trim().strip_prefix("q=").map_or(Ok(1.0), str::parse);
+    (name.trim(), quality.unwrap_or_default())
+}
+
+fn gzip(text: &str) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    let written = encoder.write_all(text.as_bytes()).and_then(|()| encoder.finish());
+    written.unwrap_or_else(|error| unreachable!("memory is written to: {error}"))
 }
 
 /// The parameters of a query in order; a name may repeat. The names and values that are looked for need no decoding.
@@ -193,6 +224,20 @@ fn line(check: &Check) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metrics_are_packed_for_whoever_wants_that_more_than_plain_text() {
+        let wants = |lines: &[&'static str]| {
+            let line = |line: &&'static str| (header::ACCEPT_ENCODING, HeaderValue::from_static(line));
+            wants_gzip(&lines.iter().map(line).collect())
+        };
+        for wanted in [&["gzip"][..], &["zstd, gzip"], &["identity;q=0.5, gzip;q=0.8"], &["deflate", "gzip;q=0.1"]] {
+            assert!(wants(wanted), "{wanted:?}");
+        }
+        for plain in [&[][..], &["*"], &["identity, gzip"], &["gzip;q=0"], &["gzip;q=x"], &["br"]] {
+            assert!(!wants(plain), "{plain:?}");
+        }
+    }
 
     fn checks(second: Result<(), String>) -> Vec<Check> {
         vec![Check { name: "first", result: Ok(()) }, Check { name: "second", result: second }]

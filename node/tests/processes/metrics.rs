@@ -1,6 +1,7 @@
 //! `/metrics` beside etcd's: every name, with its type, its labels and its buckets, is there, or its absence has a reason.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use balsa_proto::etcdserverpb as pb;
 use balsa_proto::etcdserverpb::watch_client::WatchClient;
 use balsa_proto::peer::{Frame, RaftMessage, RaftMessages, frame::Body, peer_client::PeerClient};
 
+use flate2::read::GzDecoder;
 use futures::{StreamExt as _, future::ready, stream};
 
 use crate::cluster::{Cluster, PATIENCE};
@@ -267,4 +269,33 @@ async fn what_a_peer_sends_to_a_member_without_room_for_it_is_counted() {
     tokio::join!(flooding, writing);
     assert!(failures().await > 0, "{}", cluster.logs());
     member.put("still", "here").await.expect("a write");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_packed_for_whom_etcd_packs_them() {
+    let cluster = Cluster::start(1).await;
+    let etcd = Etcd::start().await;
+    for (wanted, packed) in [
+        ("", false),
+        ("gzip", true),
+        ("zstd, gzip", true),
+        ("identity;q=0.5, gzip;q=0.8", true),
+        ("identity, gzip", false),
+        ("*", false),
+        ("gzip;q=0", false),
+    ] {
+        let request = Request { headers: vec![format!("Accept-Encoding: {wanted}")], ..Request::get("/metrics") };
+        let answer = request.send(cluster.members[0].client_port).await;
+        assert_eq!(answer.header("content-encoding") == Some("gzip"), packed, "{wanted}");
+        if let Some(etcd) = &etcd {
+            let theirs = request.send(etcd.port).await;
+            assert_eq!(answer.header("content-encoding"), theirs.header("content-encoding"), "{wanted}");
+        }
+        let mut text = String::from_utf8_lossy(&answer.body).into_owned();
+        if packed {
+            text.clear();
+            GzDecoder::new(&answer.body[..]).read_to_string(&mut text).expect("gzip of text");
+        }
+        assert!(text.contains("etcd_server_has_leader 1\n"), "{wanted}: {text}");
+    }
 }
