@@ -67,7 +67,7 @@ pub struct GivenUp {
     pub by_balsa_alone: bool,
 }
 
-/// What a server says then,
+/// What a server says then, with or without a guess why,
 const GAVE_UP: &str = "etcdserver: request timed out";
 /// and what etcd says of a proposal that its Raft takes no more.
 const NOT_TAKEN: (Code, &str) = (Code::DeadlineExceeded, "context deadline exceeded");
@@ -120,7 +120,7 @@ pub async fn run(programs: &Programs, sequence: &[Step]) -> anyhow::Result<Outco
 
 /// Whether a reply leaves open what became of the request.
 fn is_given_up(reply: &Reply) -> bool {
-    matches!(reply, Reply::Failed { code, message } if message == GAVE_UP || (*code, message.as_str()) == NOT_TAKEN)
+    matches!(reply, Reply::Failed { code, message } if message.starts_with(GAVE_UP) || (*code, message.as_str()) == NOT_TAKEN)
 }
 
 fn differing(at: usize, sent: &Step, (etcd, balsa): (String, String)) -> Difference {
