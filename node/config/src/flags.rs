@@ -278,6 +278,32 @@ pub fn find(name: &str) -> Option<Flag> {
     all().find(|flag| flag.name == name)
 }
 
+/// The only words that a flag without effect takes, and a text that lists them: etcd refuses others, so here they are a slip
+/// too. `not-yet` is a word of 3.5.
+pub fn words(name: &str) -> Option<(&'static [&'static str], &'static str)> {
+    match name {
+        "v2-deprecation" => Some((
+            &["write-only", "write-only-drop-data", "gone", "not-yet"],
+            "write-only, write-only-drop-data or gone",
+        )),
+        "discovery-fallback" => Some((&["exit", "proxy"], "exit or proxy")),
+        _ => None,
+    }
+}
+
+/// Whether a flag without effect counts something, so that etcd refuses a negative number. Those with an effect are looked
+/// at where they are given their types.
+pub fn counts(name: &str) -> bool {
+    const COUNTS: [&str; 5] = [
+        "max-wals",
+        "max-snapshots",
+        "snapshot-count",
+        "snapshot-catchup-entries",
+        "bootstrap-defrag-threshold-megabytes",
+    ];
+    COUNTS.contains(&name)
+}
+
 /// Flags that can change while the process runs, by the file or by a push through the node service. All are read at each
 /// use. Times of Raft are not among them: members with different ones would depose each other's leader meanwhile.
 pub const HOT: [&str; 7] = [

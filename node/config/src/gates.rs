@@ -101,11 +101,11 @@ pub type Gates = BTreeMap<&'static str, bool>;
 /// warning to `warnings`.
 ///
 /// # Errors
-/// `Usage` for a gate that does not exist or has no value; `Invalid` for one that is set in both ways, or without the one
-/// that it needs.
+/// That of a [wrong](Raw::wrong) value for a gate that does not exist or has no value; `Invalid` for one that is set in
+/// both ways, or without the one that it needs.
 pub(super) fn read(raw: &Raw, warnings: &mut Vec<String>) -> Result<Gates, ConfigError> {
     let text = raw.text("feature-gates");
-    let given = parse(text)?;
+    let given = parse(text).map_err(|error| raw.wrong("feature-gates", error.to_string()))?;
     let mut gates: Gates = GATES.iter().map(|gate| (gate.name, gate.default)).collect();
     gates.extend(STAGES.map(|(name, _)| (name, false)));
     for (name, on) in &given {

@@ -308,12 +308,15 @@ fn auto_compaction(raw: &Raw) -> Result<AutoCompaction, ConfigError> {
     }
 }
 
+/// zap's levels in capitals or not, as in etcd, and none for `info`; `warning` is a word of 3.7.
 fn log_level(level: &str) -> Result<String, ConfigError> {
-    match level {
-        "trace" | "debug" | "info" | "warn" | "error" => Ok(level.to_owned()),
+    match level.to_lowercase().as_str() {
+        "" => Ok("info".to_owned()),
+        level @ ("debug" | "info" | "warn" | "error") => Ok(level.to_owned()),
+        "warning" => Ok("warn".to_owned()),
         // zap's further levels are all errors here.
         "dpanic" | "panic" | "fatal" => Ok("error".to_owned()),
-        other => Err(invalid(format!("--log-level={other} must be debug, info, warn, error, panic or fatal"))),
+        _ => Err(invalid(format!("--log-level={level} must be debug, info, warn, error, panic or fatal"))),
     }
 }
 

@@ -390,7 +390,10 @@ fn bootstrap(raw: &Raw, name: &str, own: &[String]) -> Result<Bootstrap, ConfigE
     let existing = match raw.text("initial-cluster-state") {
         "new" => false,
         "existing" => true,
-        other => return Err(ConfigError::Usage(format!("--initial-cluster-state={other} must be new or existing"))),
+        other => {
+            let what = format!("--initial-cluster-state={other} must be new or existing");
+            return Err(raw.wrong("initial-cluster-state", what));
+        }
     };
     let members = match raw.text("initial-cluster") {
         "" => BTreeMap::from([(name.to_owned(), own.to_vec())]),
@@ -452,19 +455,59 @@ fn log_outputs(raw: &Raw) -> Result<BTreeSet<LogOutput>, ConfigError> {
         "zap" => {}
         other => return Err(invalid(format!("unknown logger option {other:?}"))),
     }
-    let outputs = split(raw.text("log-outputs")).map(|output| match output {
+    let names: Vec<_> = split(raw.text("log-outputs")).collect();
+    if names.is_empty() {
+        return Err(invalid("--log-outputs names no output"));
+    }
+    if names.len() > 1 && names.contains(&"default") {
+        return Err(invalid("--log-outputs: default goes with no other output"));
+    }
+    let outputs = names.into_iter().map(|output| match output {
         // Under systemd etcd writes to the journal, which takes what goes to stderr.
         "default" | "systemd/journal" | "stderr" => LogOutput::Stderr,
         "stdout" => LogOutput::Stdout,
         path => LogOutput::File(PathBuf::from(path)),
     });
-    Ok(outputs.collect())
+    let outputs = outputs.collect();
+    check_rotation(raw, &outputs)?;
+    Ok(outputs)
+}
+
+/// Nothing is rotated here, but what etcd does not start with is a slip here too.
+fn check_rotation(raw: &Raw, outputs: &BTreeSet<LogOutput>) -> Result<(), ConfigError> {
+    const FLAG: &str = "log-rotation-config-json";
+    if !raw.is_set("enable-log-rotation") || !raw.boolean("enable-log-rotation")? {
+        return Ok(());
+    }
+    if outputs.iter().filter(|output| matches!(output, LogOutput::File(_))).count() != 1 {
+        return Err(invalid("--enable-log-rotation requires a single file path in --log-outputs"));
+    }
+    if !raw.is_set(FLAG) {
+        return Ok(());
+    }
+    let wrong = |error: &dyn std::fmt::Display| invalid(format!("--{FLAG} cannot be parsed: {error}"));
+    match raw.text(FLAG) {
+        "" => Err(wrong(&"it is empty")),
+        // JSON is YAML.
+        text => serde_yaml::from_str::<Rotation>(text).map(|_| ()).map_err(|error| wrong(&error)),
+    }
+}
+
+/// The fields of etcd's `--log-rotation-config-json`.
+#[derive(serde::Deserialize)]
+#[expect(dead_code, reason = "only their types are looked at")]
+struct Rotation {
+    maxsize: Option<i64>,
+    maxage: Option<i64>,
+    maxbackups: Option<i64>,
+    localtime: Option<bool>,
+    compress: Option<bool>,
 }
 
 fn log_format(format: &str) -> Result<LogFormat, ConfigError> {
     match format {
-        "json" => Ok(LogFormat::Json),
-        "console" | "text" => Ok(LogFormat::Text),
+        "json" | "" => Ok(LogFormat::Json),
+        "console" => Ok(LogFormat::Text),
         other => Err(invalid(format!("--log-format={other} must be json or console"))),
     }
 }
@@ -534,6 +577,32 @@ mod tests {
         assert_eq!(load(&args).unwrap().advertise_client_urls, ["http://a:2379"]);
         let error = load(&["--listen-peer-urls=http://host:2380"]).unwrap_err();
         assert!(error.to_string().contains("--listen-peer-urls"), "{error}");
+    }
+
+    #[test]
+    fn what_etcd_does_not_log_by_is_refused() {
+        let file = "--log-outputs=/tmp/log";
+        let rotation =
+            |json: &str| load(&["--enable-log-rotation", file, &format!("--log-rotation-config-json={json}")]);
+        assert!(rotation(r#"{"maxsize": 1, "compress": true}"#).is_ok());
+        for json in ["", "{", r#"{"maxsize": "x"}"#] {
+            assert!(matches!(rotation(json), Err(ConfigError::Invalid(_))), "{json}");
+        }
+        assert!(load(&["--log-rotation-config-json={"]).is_ok(), "nobody asked to rotate");
+        for args in [
+            &["--enable-log-rotation"][..],
+            &["--enable-log-rotation", "--log-outputs=/tmp/log,/tmp/other"],
+            &["--log-outputs="],
+            &["--log-outputs=default,stderr"],
+            &["--log-format=text"],
+            &["--log-level=trace"],
+        ] {
+            assert!(matches!(load(args), Err(ConfigError::Invalid(_))), "{args:?}");
+        }
+        for level in ["WARN", "warning", "Warn"] {
+            assert_eq!(load(&[&format!("--log-level={level}")]).unwrap().hot.log_level, "warn");
+        }
+        assert_eq!(load(&["--log-level="]).unwrap().hot.log_level, "info");
     }
 
     #[test]

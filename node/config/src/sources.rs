@@ -108,7 +108,7 @@ impl Raw {
 
     /// Takes one value. `origin` names where it came from, for messages.
     fn take(&mut self, flag: Flag, value: String, origin: &str) -> Result<(), ConfigError> {
-        if let Some(what) = mismatch(flag.kind, &value) {
+        if let Some(what) = mismatch(flag, &value) {
             return Err(self.wrong(flag.name, format!("{origin}={value} is not {what}")));
         }
         // What asks for what is there anyhow changes nothing.
@@ -116,12 +116,17 @@ impl Raw {
         match flag.effect {
             Effect::None(reason) if !idle || flag.kind == Kind::Bool("true") && value == "false" => {
                 self.warnings.push(format!("{origin} has no effect: {reason}"));
+                self.set.insert(flag.name, value);
                 Ok(())
             }
             Effect::Refused(advice) if !idle => {
                 Err(ConfigError::Invalid(format!("{origin} is not supported by this version: {advice}")))
             }
-            Effect::None(_) | Effect::Refused(_) => Ok(()),
+            Effect::None(_) => {
+                self.set.insert(flag.name, value);
+                Ok(())
+            }
+            Effect::Refused(_) => Ok(()),
             Effect::Served => match self.set.insert(flag.name, value) {
                 None => Ok(()),
                 Some(_) => Err(ConfigError::Invalid(format!(
@@ -134,9 +139,10 @@ impl Raw {
 }
 
 /// What a value should have been; `None` when it is of its kind.
-fn mismatch(kind: Kind, value: &str) -> Option<&'static str> {
-    match kind {
-        Kind::Text(_) => None,
+fn mismatch(flag: Flag, value: &str) -> Option<&'static str> {
+    match flag.kind {
+        Kind::Text(_) => flags::words(flag.name).filter(|(words, _)| !words.contains(&value)).map(|(_, what)| what),
+        Kind::Number(_) if flags::counts(flag.name) => value.parse::<u64>().is_err().then_some("a count"),
         Kind::Number(_) => value.parse::<i128>().is_err().then_some("a number"),
         Kind::Duration(_) => duration::parse(value).is_none().then_some("a duration"),
         Kind::Bool(_) => flags::boolean(value).is_none().then_some("true or false"),
@@ -331,7 +337,8 @@ pub fn file(path: &str) -> Result<Raw, ConfigError> {
             return Err(invalid(format!("{name} is not supported by this version")));
         };
         // etcd reads over what it does not know; it may be a slip, so it is said.
-        let Some(flag) = flags::find(&name) else {
+        // In capitals or not, as Go reads JSON.
+        let Some(flag) = flags::find(&name.to_lowercase()) else {
             raw.warnings.push(format!("{path}: {name} is not a known setting"));
             continue;
         };

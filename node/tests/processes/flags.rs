@@ -1,6 +1,7 @@
 //! The program as its flags and its name make it: what it prints, how it ends, where it writes and listens.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -162,6 +163,200 @@ fn a_wrong_value_from_elsewhere_ends_with_another_code() {
             assert_eq!(ended.status.code(), Some(1), "{}: {text}", program.display());
         }
     }
+}
+
+/// Where a start line gets its setting from.
+#[derive(Debug, Clone, Copy)]
+enum Origin {
+    Args(&'static [&'static str]),
+    Variable(&'static str, &'static str),
+    /// Further lines of the file that everything comes from.
+    File(&'static str),
+}
+use Origin::{Args, File, Variable};
+
+/// How a start ends: with a code, or not.
+type Ends = Option<i32>;
+const SERVES: Ends = None;
+const REFUSED: Ends = Some(1);
+const MISREAD: Ends = Some(2);
+
+/// Start lines that etcd 3.6, 3.7 and Balsa take alike. Where they refuse one, all their texts hold the word.
+const ALIKE: &[(Origin, Ends, &str)] = &[
+    (Args(&["--log-level=INFO", "--log-format=", "--logger=zap", "--log-outputs=stderr,stdout"]), SERVES, ""),
+    (Args(&["--log-level=", "--log-format=console", "--log-rotation-config-json={"]), SERVES, ""),
+    (Args(&["--log-level=dpanic", "--enable-log-rotation", "--log-outputs=rotated.log"]), SERVES, ""),
+    (Args(&["--log-level=Debug", "--log-outputs=stderr,stderr", "--feature-gates=AllAlpha=false"]), SERVES, ""),
+    (Args(&["--log-format=JSON"]), REFUSED, "JSON"),
+    (Args(&["--log-format=text"]), REFUSED, "text"),
+    (Args(&["--logger=ZAP"]), REFUSED, "ZAP"),
+    (Args(&["--logger="]), REFUSED, "logger"),
+    (Args(&["--log-outputs="]), REFUSED, ""),
+    (Args(&["--log-outputs=default,stderr"]), REFUSED, "default"),
+    (Args(&["--enable-log-rotation"]), REFUSED, "log-outputs"),
+    (Args(&["--enable-log-rotation", "--log-outputs=stderr,a.log"]), SERVES, ""),
+    (Args(&["--enable-log-rotation", "--log-outputs=a.log,b.log"]), REFUSED, "log-outputs"),
+    (Args(&["--enable-log-rotation", "--log-outputs=a.log", "--log-rotation-config-json={"]), REFUSED, ""),
+    (Args(&["--enable-log-rotation", "--log-outputs=a.log", "--log-rotation-config-json="]), REFUSED, ""),
+    (
+        Args(&["--enable-log-rotation", "--log-outputs=a.log", r#"--log-rotation-config-json={"maxsize":"x"}"#]),
+        REFUSED,
+        "",
+    ),
+    (Args(&["--enable-log-rotation=maybe"]), MISREAD, "enable-log-rotation"),
+    (Args(&["--feature-gates=CompactHashCheck=maybe"]), MISREAD, "CompactHashCheck"),
+    (Args(&["--feature-gates=CompactHashCheck"]), MISREAD, "CompactHashCheck"),
+    (Args(&["--feature-gates=compacthashcheck=true"]), MISREAD, "compacthashcheck"),
+    (Args(&["--feature-gates=LeaseCheckpointPersist=true"]), REFUSED, "LeaseCheckpointPersist"),
+    (Args(&["--experimental-foo=1"]), MISREAD, "experimental-foo"),
+    (Args(&["--v2-deprecation=x"]), MISREAD, "v2-deprecation"),
+    (Args(&["--v2-deprecation=write-only-drop-data", "--discovery-fallback=exit", "--max-snapshots=3"]), SERVES, ""),
+    (Args(&["--discovery-fallback=x"]), MISREAD, "discovery-fallback"),
+    (Args(&["--snapshot-count=-1"]), MISREAD, "snapshot-count"),
+    (Args(&["--cluster-active-size=1", "--force", "--v", "--snapshot=x", "--peer-election-timeout=x"]), SERVES, ""),
+    (Args(&["--debug"]), MISREAD, "debug"),
+    (Args(&["--log-package-levels=x"]), MISREAD, "log-package-levels"),
+    (Args(&["--addr=127.0.0.1:1"]), MISREAD, "addr"),
+    (Variable("ETCD_LOG_FORMAT", "x"), REFUSED, "x"),
+    (Variable("ETCD_LOG_OUTPUTS", "/no/such/folder/x"), REFUSED, "/no/such/folder/x"),
+    (Variable("ETCD_HEARTBEAT_INTERVAL", "x"), REFUSED, "x"),
+    (Variable("ETCD_HEARTBEAT_INTERVAL", ""), SERVES, ""),
+    (Variable("ETCD_PRE_VOTE", "maybe"), REFUSED, "maybe"),
+    (Variable("ETCD_FEATURE_GATES", "Foo=true"), REFUSED, "Foo"),
+    (Variable("ETCD_INITIAL_CLUSTER_STATE", "x"), REFUSED, "x"),
+    (Variable("ETCD_AUTO_COMPACTION_MODE", "x"), REFUSED, "auto-compaction-mode"),
+    (Variable("ETCD_QUOTA_BACKEND_BYTES", "x"), REFUSED, "x"),
+    (Variable("ETCD_GRPC_KEEPALIVE_MIN_TIME", "5"), REFUSED, "5"),
+    (Variable("ETCD_SNAPSHOT_COUNT", "-1"), REFUSED, "-1"),
+    (Variable("ETCD_DISCOVERY_FALLBACK", "x"), REFUSED, "x"),
+    (Variable("ETCD_NAME", "m"), REFUSED, "conflict"),
+    (Variable("ETCD_UNKNOWN_FLAG", "x"), SERVES, ""),
+    (Variable("ETCD_VERIFY", "all"), SERVES, ""),
+    (Variable("ETCD_MAX_SNAPSHOTS", "3"), SERVES, ""),
+    (File("unknown-key: 1\n"), SERVES, ""),
+    (File("experimental-foo: 1\nLog-Level: debug\nETCD_NAME: x\n"), SERVES, ""),
+    (File("Auto-Compaction-Mode: x\n"), REFUSED, "auto-compaction-mode"),
+    (File("log-level: DEBUG\nlog-outputs: [stderr]\nfeature-gates: CompactHashCheck=true\n"), SERVES, ""),
+    (File("log-format: x\n"), REFUSED, "x"),
+    (File("logger: x\n"), REFUSED, "x"),
+    (File("heartbeat-interval: x\n"), REFUSED, ""),
+    (File("heartbeat-interval: -1\n"), REFUSED, ""),
+    (File("feature-gates: Foo=true\n"), REFUSED, "Foo"),
+    (File("feature-gates: 5\n"), REFUSED, ""),
+    (File("feature-gates: {CompactHashCheck: true}\n"), REFUSED, ""),
+    (File("pre-vote: maybe\n"), REFUSED, ""),
+    (File("enable-log-rotation: true\n"), REFUSED, ""),
+    (File("initial-cluster-state: x\n"), REFUSED, ""),
+    (File("auto-compaction-mode: x\n"), REFUSED, "auto-compaction-mode"),
+    (File("client-transport-security: {foo: 1}\n"), SERVES, ""),
+    (File("grpc-keepalive-min-time: 5000000000\n"), SERVES, ""),
+];
+
+/// Start lines that Balsa takes in another way, with what both etcds do, what Balsa does, and why.
+const UNLIKE: &[(Origin, Ends, Ends, &str)] = &[
+    (Args(&["--log-level=x"]), MISREAD, REFUSED, "etcd panics"),
+    (Args(&["--log-level=trace"]), MISREAD, REFUSED, "etcd panics"),
+    (Variable("ETCD_LOG_LEVEL", "x"), MISREAD, REFUSED, "etcd panics"),
+    (File("log-level: x\n"), MISREAD, REFUSED, "etcd panics"),
+    (
+        Args(&["--log-outputs=systemd/journal"]),
+        REFUSED,
+        SERVES,
+        "systemd keeps what goes to stderr; here is no journal",
+    ),
+    (Args(&["--v2-deprecation=not-yet"]), MISREAD, SERVES, "a manifest of 3.5"),
+    (Args(&["--discovery-fallback=proxy"]), REFUSED, SERVES, "there is no discovery to fall back from"),
+    (Args(&["--enable-v2=true"]), MISREAD, SERVES, "a manifest of 3.5; Jepsen passes it"),
+    (Args(&["--proxy=off", "--proxy-dial-timeout=1"]), MISREAD, SERVES, "a manifest of 3.5"),
+    (Args(&["--experimental-enable-v2v3=x"]), MISREAD, SERVES, "a manifest of 3.5"),
+    (Variable("ETCD_CIPHER_SUITES", "x"), REFUSED, SERVES, "of a port without TLS nothing is looked at"),
+    (Variable("ETCD_METRICS", "x"), SERVES, REFUSED, "etcd takes any other word for basic"),
+    (File("log-outputs: stderr\n"), REFUSED, SERVES, "a text is split as on the command line"),
+    (File("heartbeat-interval: \"100\"\n"), REFUSED, SERVES, "a number may stand in quotes"),
+    (File("grpc-keepalive-min-time: 5s\n"), REFUSED, SERVES, "a duration may have a unit"),
+    (File("pre-vote: \"true\"\n"), REFUSED, SERVES, "a boolean may stand in quotes"),
+    (File("pre-vote: 1\n"), REFUSED, SERVES, "a boolean as Go's flags have it"),
+    (File("log-rotation-config-json: 5\n"), REFUSED, SERVES, "nothing is rotated"),
+];
+
+/// How a start ends and what is said until then.
+fn start(program: &Path, from: Origin) -> (Ends, String) {
+    let directory = TempDir::new().expect("a directory");
+    let (client, peer) = (free_port(), free_port());
+    let (client_url, peer_url) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+    let settings = [
+        ("name", "m".to_owned()),
+        ("data-dir", "data".to_owned()),
+        ("listen-client-urls", client_url.clone()),
+        ("advertise-client-urls", client_url),
+        ("listen-peer-urls", peer_url.clone()),
+        ("initial-advertise-peer-urls", peer_url.clone()),
+        ("initial-cluster", format!("m={peer_url}")),
+    ];
+    let log = std::fs::File::create(directory.path().join("log")).expect("a log file");
+    let mut command = Command::new(program);
+    command.current_dir(directory.path()).stdin(Stdio::null());
+    command.stdout(log.try_clone().expect("a second handle")).stderr(log);
+    if let File(more) = from {
+        let lines: String = settings.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+        std::fs::write(directory.path().join("file"), lines + more).expect("written");
+        command.arg("--config-file=file");
+    } else {
+        command.args(settings.iter().map(|(name, value)| format!("--{name}={value}")));
+    }
+    match from {
+        Args(args) => command.args(args),
+        Variable(name, value) => command.env(name, value),
+        File(_) => &mut command,
+    };
+    let mut process = command.spawn().expect("the program runs");
+    let deadline = Instant::now() + PATIENCE;
+    let ends = loop {
+        match process.try_wait().expect("its state") {
+            Some(status) => break status.code(),
+            None if serves(client) => break SERVES,
+            None => assert!(Instant::now() < deadline, "{} {from:?} neither serves nor ends", program.display()),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    let _ = process.kill();
+    let _ = process.wait();
+    (ends, std::fs::read_to_string(directory.path().join("log")).unwrap_or_default())
+}
+
+/// Whether it has a leader, by its own word.
+fn serves(port: u16) -> bool {
+    let Ok(mut connection) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return false };
+    let _ = connection.set_read_timeout(Some(std::time::Duration::from_secs(1)));
+    let _ = connection.write_all(b"GET /health HTTP/1.0\r\n\r\n");
+    let mut answer = String::new();
+    let _ = connection.read_to_string(&mut answer);
+    answer.contains(r#""health":"true""#)
+}
+
+#[test]
+fn every_start_line_of_the_tables_ends_as_etcds() {
+    let directory = TempDir::new().expect("a directory");
+    let check = |program: &Path, from: Origin, expected: Ends, word: &str| {
+        let (ends, said) = start(program, from);
+        let wrong = ends != expected || !said.contains(word);
+        wrong.then(|| format!("{} {from:?}: {ends:?}, not {expected:?} with {word:?}: {said}", program.display()))
+    };
+    let of = |program: PathBuf, is_etcd: bool| {
+        let alike = ALIKE.iter().filter_map(|(from, ends, word)| check(&program, *from, *ends, word));
+        let unlike = UNLIKE
+            .iter()
+            .filter_map(|(from, etcds, ours, _)| check(&program, *from, if is_etcd { *etcds } else { *ours }, ""));
+        alike.chain(unlike).collect::<Vec<_>>()
+    };
+    let etcds: Vec<_> = RELEASES.into_iter().filter_map(program).collect();
+    let wrong = std::thread::scope(|scope| {
+        let ours = scope.spawn(|| of(etcd(&directory), false));
+        let theirs: Vec<_> = etcds.into_iter().map(|program| scope.spawn(|| of(program, true))).collect();
+        let all = theirs.into_iter().chain([ours]).map(|thread| thread.join().expect("a thread"));
+        all.flatten().collect::<Vec<_>>()
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
