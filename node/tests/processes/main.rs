@@ -11,6 +11,7 @@ mod writer;
 mod admission;
 mod auth;
 mod auth_leases;
+mod beside;
 mod bounds;
 mod damage;
 mod etcd3gw;
