@@ -18,13 +18,12 @@ use bytes::Bytes;
 use futures::Stream;
 use prost::Message;
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::caller::Caller;
 use super::failure::Error;
 use super::maintenance::blocking;
 use super::member::Member;
+use super::pieces;
 use crate::config::version::ETCD_CLUSTER_VERSION;
 use crate::engine::{Failure, make_checkpoint};
 use crate::metrics;
@@ -38,8 +37,8 @@ const ALIGNMENT: u64 = 512;
 /// Bytes of one message.
 const CHUNK: usize = 256 << 10;
 
-/// Messages that wait for the client. When full, the reading of files waits.
-const QUEUE: usize = 4;
+/// Messages that are read before the client takes them.
+const AHEAD: usize = 4;
 
 /// One message of the stream, or why it ends early.
 type Item = Result<pb::SnapshotResponse, Error>;
@@ -58,19 +57,13 @@ pub async fn stream(member: &Arc<Member>, caller: &Caller) -> Result<impl Stream
     })
     .await?;
     let (directory, manifest) = (Scratch(checkpoint.directory), checkpoint.manifest);
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    tokio::task::spawn_blocking(move || {
-        let mut archive = Archive::new(&directory.0, &manifest);
-        // A client that is gone ends the sending, and nobody is left to be told.
-        while let Some(message) = archive.next_message() {
-            let last = message.is_err();
-            if sender.blocking_send(message).is_err() || last {
-                break;
-            }
-        }
-        timer.observe_duration();
-    });
-    Ok(ReceiverStream::new(receiver))
+    let mut archive = Archive::new(&directory.0, &manifest);
+    let next = move || {
+        // Both end with the stream.
+        let _held = (&directory, &timer);
+        archive.next_message()
+    };
+    Ok(pieces::stream(std::iter::from_fn(next), AHEAD))
 }
 
 /// A directory that goes when this does.

@@ -1,23 +1,21 @@
 //! Reads and writes of keys. A read is local when it asks for that, else confirmed by a read index first; a write is a
 //! command through the log. A transaction that only reads is a read.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
 use balsa_proto::etcdserverpb as pb;
 use futures::Stream;
 use pb::request_op::Request;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use super::caller::{Caller, refused};
 use super::checks;
 use super::failure::Error;
 use super::member::{Member, complete};
+use super::pieces;
 use crate::domain::auth::{AuthState, Identity, NoLeases};
 use crate::domain::command::{Command, Outcome};
-use crate::domain::mvcc::{self, ReadError};
+use crate::domain::mvcc::{self, RangeStream, ReadError};
 use crate::engine::{Failure, Handle, Status, Store};
 use crate::metrics;
 use crate::storage::KeySpace;
@@ -25,8 +23,8 @@ use crate::storage::KeySpace;
 /// Bytes of a piece of a stream that is aimed at: etcd's bound on a request.
 const STREAM_BYTES: usize = 1_572_864;
 
-/// Pieces that wait for the client. When full, the reading waits.
-const STREAM_QUEUE: usize = 2;
+/// Pieces that are read before the client takes them: the next one while this one is sent.
+const STREAM_AHEAD: usize = 1;
 
 /// The view that reads are answered from.
 type View = <Store as KeySpace>::View;
@@ -86,24 +84,17 @@ impl Kv {
         let (handle, who) = self.reader(caller, request.serializable).await?;
         let counts = handle.status().counts.clone();
         let view = view(&handle, |auth| auth.check_range(&who, &request).map_err(refused))?;
-        let (sender, receiver) = mpsc::channel(STREAM_QUEUE);
-        tokio::task::spawn_blocking(move || {
-            let outcome = mvcc::range_stream(&view, counts.as_ref(), &request, STREAM_BYTES, &mut |mut piece| {
+        let mut stream = RangeStream::new(request, STREAM_BYTES);
+        let next = move || match stream.next_piece(&view, counts.as_ref()) {
+            Ok(piece) => piece.map(|mut piece| {
                 if piece.header.is_some() {
                     piece.header = complete(piece.header, &handle.status());
                 }
-                let message = pb::RangeStreamResponse { range_response: Some(piece) };
-                match sender.blocking_send(Ok(message)) {
-                    Ok(()) => ControlFlow::Continue(()),
-                    // The client is gone.
-                    Err(_) => ControlFlow::Break(()),
-                }
-            });
-            if let Err(error) = outcome {
-                let _ = sender.blocking_send(Err(read_error(&handle, error)));
-            }
-        });
-        Ok(ReceiverStream::new(receiver))
+                Ok(pb::RangeStreamResponse { range_response: Some(piece) })
+            }),
+            Err(error) => Some(Err(read_error(&handle, error))),
+        };
+        Ok(pieces::stream(std::iter::from_fn(next), STREAM_AHEAD))
     }
 
     /// Sets a key.

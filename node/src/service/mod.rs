@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod node;
 pub mod password;
 pub mod peer;
+mod pieces;
 pub mod queue;
 pub mod reconfigure;
 pub mod restore;

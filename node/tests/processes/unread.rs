@@ -118,24 +118,34 @@ impl Mute {
         self.stream.write_all(&frame).await.expect("written");
     }
 
-    /// Opens a call of Watch and asks for this many watches.
-    async fn watch(&mut self, stream: u32, watches: usize) {
+    /// Opens a call of a method.
+    async fn call(&mut self, stream: u32, path: &str) {
         // POST, http, the path, the authority, content-type and te, without Huffman's code or a table.
         let mut head = vec![0x83, 0x86];
-        for (name, value) in [(&[4_u8][..], "/etcdserverpb.Watch/Watch"), (&[1], "x"), (&[15, 16], "application/grpc")]
-        {
+        for (name, value) in [(&[4_u8][..], path), (&[1], "x"), (&[15, 16], "application/grpc")] {
             head.extend(name);
             head.push(u8::try_from(value.len()).expect("short"));
             head.extend(value.as_bytes());
         }
         head.extend(b"\x00\x02te\x08trailers");
         self.frame(1, 4, stream, &head).await;
-        let request = watch_all().encode_to_vec();
-        let message = [&[0, 0, 0, 0, u8::try_from(request.len()).expect("short")], &request[..]].concat();
+    }
+
+    /// Opens a call of Watch and asks for this many watches.
+    async fn watch(&mut self, stream: u32, watches: usize) {
+        self.call(stream, "/etcdserverpb.Watch/Watch").await;
+        let message = message(&watch_all());
         let many = 500;
         for at in (0..watches).step_by(many) {
             self.frame(0, 0, stream, &message.repeat(many.min(watches - at))).await;
         }
+    }
+
+    /// Asks for all keys as a stream.
+    async fn range_stream(&mut self, stream: u32) {
+        self.call(stream, "/etcdserverpb.KV/RangeStream").await;
+        let all = pb::RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
+        self.frame(0, 1, stream, &message(&all)).await;
     }
 
     /// Resolves when the server has closed the connection.
@@ -143,6 +153,43 @@ impl Mute {
         let mut piece = vec![0; 64 << 10];
         while matches!(self.stream.read(&mut piece).await, Ok(1..)) {}
     }
+}
+
+/// More than the threads that may block.
+const RANGE_STREAMS: u32 = 600;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_notices_a_client_that_reads_none_of_its_range_streams() {
+    const BOUND: Duration = Duration::from_secs(5);
+    let cluster = Cluster::start(1).await;
+    let member = &cluster.members[0];
+    for number in 0..WRITES {
+        member.put(&format!("k{number}"), &"x".repeat(1000)).await.expect("a write");
+    }
+    // The window of the connection is that of one piece or two.
+    let mut mute = Mute::connect(member, 128 << 10).await;
+    for number in 0..RANGE_STREAMS {
+        mute.range_stream(2 * number + 1).await;
+    }
+    eventually(member, "etcd_mvcc_db_open_read_transactions", |views| views >= f64::from(RANGE_STREAMS)).await;
+
+    let range = async {
+        let all = pb::RangeRequest { key: "k".into(), range_end: "l".into(), count_only: true, ..Default::default() };
+        let counted = member.kv().range(all).await.expect("a read").into_inner().count;
+        assert_eq!(counted, i64::try_from(WRITES).expect("few"));
+    };
+    tokio::time::timeout(BOUND, range).await.expect("a range in time");
+    let lease = async {
+        let mut client = member.lease();
+        let granted = client.lease_grant(pb::LeaseGrantRequest { ttl: 60, id: 0 }).await.expect("a grant").into_inner();
+        let alive = tokio_stream::iter([pb::LeaseKeepAliveRequest { id: granted.id }]);
+        let mut answers = client.lease_keep_alive(alive).await.expect("a stream").into_inner();
+        assert_eq!(answers.message().await.expect("open").expect("an answer").ttl, 60);
+    };
+    tokio::time::timeout(BOUND, lease).await.expect("a lease in time");
+
+    drop(mute);
+    eventually(member, "etcd_mvcc_db_open_read_transactions", |views| views < f64::from(RANGE_STREAMS) / 2.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,6 +331,12 @@ pub(crate) fn open_sockets(member: &Member) -> usize {
 fn watch_all() -> pb::WatchRequest {
     let create = pb::WatchCreateRequest { range_end: "\0".into(), ..Default::default() };
     pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
+}
+
+/// A request as gRPC frames it.
+fn message(request: &impl Message) -> Vec<u8> {
+    let request = request.encode_to_vec();
+    [&[0, 0, 0, 0, u8::try_from(request.len()).expect("short")], &request[..]].concat()
 }
 
 fn resident_kib(member: &Member) -> u64 {

@@ -32,7 +32,7 @@ pub use changes::{Changes, Most, Wanted, changes};
 pub use counts::Counts;
 pub use hash::{HashKv, count_versions, hash_kv};
 pub use range::{range, range_counted};
-pub use range_stream::range_stream;
+pub use range_stream::RangeStream;
 pub use txn::{MAX_TXN_DEPTH, is_write, read_txn, txn_depth};
 
 /// Why a read brought no answer.

@@ -18,46 +18,84 @@ use crate::storage::{StorageError, View};
 /// Keys of the first piece.
 const FIRST_CHUNK: usize = 10;
 
-/// Answers `request`, which filters nothing, in pieces of about `chunk_bytes`. Header, `more` and `count` come with the last
-/// piece. `emit` breaks when nobody listens any more. With a sort target and no order it is one piece, as [`range`] answers
-/// it: etcd sorts each piece alone and goes on behind its last key, so of more than one some keys are missing or twice.
+/// A range that is answered in pieces of about so many bytes, each read when it is asked for: between two of them nothing
+/// is open but the view, which must be the same for all.
+///
+/// Header, `more` and `count` come with the last piece. With a sort target and no order it is one piece, as [`range`]
+/// answers it: etcd sorts each piece alone and goes on behind its last key, so of more than one some keys are missing or
+/// twice.
 ///
 /// [`range`]: super::range
-///
-/// # Errors
-/// `FutureRevision`, `Compacted`, or the store's. Pieces may have been emitted before.
-pub fn range_stream(
-    view: &impl View,
-    counts: Option<&Counts>,
-    request: &pb::RangeRequest,
+pub struct RangeStream {
+    request: pb::RangeRequest,
     chunk_bytes: usize,
-    emit: &mut dyn FnMut(pb::RangeResponse) -> ControlFlow<()>,
-) -> Result<(), ReadError> {
-    let range = KeyRange::of(&request.key, &request.range_end);
-    if request.count_only || matches!(range, KeyRange::One(_)) || request.sort_target() != SortTarget::Key {
-        let _ = emit(range_counted(view, counts, request)?);
-        return Ok(());
+    /// What is not answered yet; none after the last piece.
+    rest: Option<KeyRange>,
+    /// Keys of the next piece.
+    size: usize,
+    emitted: usize,
+}
+
+impl RangeStream {
+    /// The pieces of a request that filters nothing.
+    pub fn new(request: pb::RangeRequest, chunk_bytes: usize) -> Self {
+        let rest = Some(KeyRange::of(&request.key, &request.range_end));
+        Self { request, chunk_bytes, rest, size: FIRST_CHUNK, emitted: 0 }
     }
-    let revisions = current(view)?;
-    let revision = revisions.resolve(request.revision)?;
-    let mut pieces = Pieces::new(request, chunk_bytes, emit);
-    scan_at(&Stored(view), &range, revision, revisions.revision, &mut |key, version| pieces.add(key, version))?;
-    if pieces.closed {
-        return Ok(());
+
+    /// The next piece; none after the last, and none after an error.
+    ///
+    /// # Errors
+    /// `FutureRevision`, `Compacted`, or the store's.
+    pub fn next_piece(
+        &mut self,
+        view: &impl View,
+        counts: Option<&Counts>,
+    ) -> Result<Option<pb::RangeResponse>, ReadError> {
+        let Some(range) = self.rest.take() else { return Ok(None) };
+        let request = &self.request;
+        if request.count_only || matches!(range, KeyRange::One(_)) || request.sort_target() != SortTarget::Key {
+            return Ok(Some(range_counted(view, counts, request)?));
+        }
+        let revisions = current(view)?;
+        let revision = revisions.resolve(request.revision)?;
+        let mut piece = Piece::of(self);
+        scan_at(&Stored(view), &range, revision, revisions.revision, &mut |key, version| piece.add(key, version))?;
+        let Piece { kvs, end, .. } = piece;
+        self.emitted += kvs.len();
+        let over = match end {
+            Some(End::Full(next)) => return Ok(Some(self.not_the_last(kvs, range, next))),
+            Some(End::Limit(over)) => Some(over),
+            None => None,
+        };
+        let rest = match &over {
+            Some(over) => rest(view, counts, &range, over, revision, revisions.revision)?,
+            None => 0,
+        };
+        let count = i64::try_from(self.emitted).unwrap_or(i64::MAX).saturating_add(rest);
+        Ok(Some(pb::RangeResponse { header: header(revisions.revision), kvs, more: over.is_some(), count }))
     }
-    let (last, seen) = pieces.last();
-    let rest = match &last {
-        Some(last) => rest(view, counts, &range, last, revision, revisions.revision)?,
-        None => 0,
-    };
-    let response = pb::RangeResponse {
-        header: header(revisions.revision),
-        kvs: std::mem::take(&mut pieces.chunk),
-        more: last.is_some(),
-        count: seen + rest,
-    };
-    let _ = (pieces.emit)(response);
-    Ok(())
+
+    /// A piece that others follow, from `next` on. Its size says how many keys those are to have.
+    fn not_the_last(&mut self, kvs: Vec<KeyValue>, range: KeyRange, next: Bytes) -> pb::RangeResponse {
+        if let KeyRange::Span { high, .. } = range {
+            self.rest = Some(KeyRange::Span { low: next, high });
+        }
+        let response = pb::RangeResponse { kvs, ..Default::default() };
+        let bytes = response.encoded_len();
+        if bytes < self.chunk_bytes / 2 {
+            self.size = self.size.saturating_mul(2);
+        } else if bytes > self.most_bytes() {
+            self.size = (self.size / 2).max(1);
+        }
+        response
+    }
+
+    /// Bytes from which a piece takes no further key: the number of its keys is a guess by the piece before it, and large
+    /// values may come after many small ones.
+    fn most_bytes(&self) -> usize {
+        self.chunk_bytes.saturating_mul(2)
+    }
 }
 
 /// The number of keys from `first` on to the end of the range.
@@ -84,81 +122,61 @@ fn rest(
     Ok(count)
 }
 
-/// Pieces in the making. A full one goes out when the next key shows that it is not the last.
-struct Pieces<'a> {
-    request: &'a pb::RangeRequest,
-    chunk_bytes: usize,
-    emit: &'a mut dyn FnMut(pb::RangeResponse) -> ControlFlow<()>,
-    /// Keys of a piece.
-    size: usize,
-    chunk: Vec<KeyValue>,
-    /// Of the keys in it.
-    bytes: usize,
-    emitted: usize,
-    /// The first key over the limit.
-    over: Option<Bytes>,
-    /// Nobody listens.
-    closed: bool,
+/// The key that ended a piece and is not in it.
+enum End {
+    /// The piece was full: the next one begins here.
+    Full(Bytes),
+    /// It is the first over the limit.
+    Limit(Bytes),
 }
 
-impl<'a> Pieces<'a> {
-    fn new(
-        request: &'a pb::RangeRequest,
-        chunk_bytes: usize,
-        emit: &'a mut dyn FnMut(pb::RangeResponse) -> ControlFlow<()>,
-    ) -> Self {
-        let (chunk, over) = (Vec::new(), None);
-        Self { request, chunk_bytes, emit, size: FIRST_CHUNK, chunk, bytes: 0, emitted: 0, over, closed: false }
+/// A piece in the making. When it is full, the next key shows that it is not the last.
+struct Piece {
+    keys_only: bool,
+    /// Keys that the limit leaves to it.
+    limit: usize,
+    size: usize,
+    most_bytes: usize,
+    kvs: Vec<KeyValue>,
+    /// Of the keys in it.
+    bytes: usize,
+    end: Option<End>,
+}
+
+impl Piece {
+    fn of(stream: &RangeStream) -> Self {
+        let limit = usize::try_from(stream.request.limit).ok().filter(|limit| *limit > 0);
+        Self {
+            keys_only: stream.request.keys_only,
+            limit: limit.map_or(usize::MAX, |limit| limit.saturating_sub(stream.emitted)),
+            size: stream.size,
+            most_bytes: stream.most_bytes(),
+            kvs: Vec::new(),
+            bytes: 0,
+            end: None,
+        }
     }
 
     fn add(&mut self, key: &[u8], version: VersionRef<'_>) -> ControlFlow<()> {
-        let limit = usize::try_from(self.request.limit).ok().filter(|limit| *limit > 0);
-        if limit.is_some_and(|limit| self.emitted + self.chunk.len() >= limit) {
-            self.over = Some(Bytes::copy_from_slice(key));
+        if self.kvs.len() >= self.limit {
+            self.end = Some(End::Limit(Bytes::copy_from_slice(key)));
             return ControlFlow::Break(());
         }
-        if self.chunk.len() >= self.size || self.bytes >= self.most_bytes() {
-            self.send()?;
+        if self.kvs.len() >= self.size || self.bytes >= self.most_bytes {
+            self.end = Some(End::Full(Bytes::copy_from_slice(key)));
+            return ControlFlow::Break(());
         }
-        let keys_only = self.request.keys_only;
         let kv = KeyValue {
             key: Bytes::copy_from_slice(key),
             create_revision: version.create_revision,
             mod_revision: version.mod_revision,
             version: version.version,
-            value: if keys_only { Bytes::new() } else { Bytes::copy_from_slice(version.value) },
-            lease: if keys_only { 0 } else { version.lease },
+            value: if self.keys_only { Bytes::new() } else { Bytes::copy_from_slice(version.value) },
+            lease: if self.keys_only { 0 } else { version.lease },
         };
         self.bytes += kv.encoded_len();
-        self.chunk.push(kv);
+        self.kvs.push(kv);
         ControlFlow::Continue(())
-    }
-
-    /// Bytes from which a piece takes no further key: the number of its keys is a guess by the piece before it, and large
-    /// values may come after many small ones.
-    fn most_bytes(&self) -> usize {
-        self.chunk_bytes.saturating_mul(2)
-    }
-
-    fn send(&mut self) -> ControlFlow<()> {
-        let kvs = std::mem::take(&mut self.chunk);
-        self.bytes = 0;
-        self.emitted += kvs.len();
-        let response = pb::RangeResponse { kvs, ..Default::default() };
-        let bytes = response.encoded_len();
-        if bytes < self.chunk_bytes / 2 {
-            self.size = self.size.saturating_mul(2);
-        } else if bytes > self.most_bytes() {
-            self.size = (self.size / 2).max(1);
-        }
-        let flow = (self.emit)(response);
-        self.closed = flow.is_break();
-        flow
-    }
-
-    /// The first key that is not answered, and the number of those that are.
-    fn last(&self) -> (Option<Bytes>, i64) {
-        (self.over.clone(), i64::try_from(self.emitted + self.chunk.len()).unwrap_or(i64::MAX))
     }
 }
 
@@ -172,6 +190,7 @@ mod tests {
     use crate::domain::apply::StateMachine;
     use crate::domain::command::Command;
     use crate::domain::mvcc::range::range;
+    use crate::domain::refusal::Refusal;
     use crate::storage::KeySpace;
     use crate::storage::memory::{MemoryKeySpace, MemoryView};
 
@@ -196,13 +215,8 @@ mod tests {
     }
 
     fn pieces(view: &MemoryView, request: &pb::RangeRequest, chunk_bytes: usize) -> Vec<pb::RangeResponse> {
-        let mut pieces = Vec::new();
-        range_stream(view, None, request, chunk_bytes, &mut |piece| {
-            pieces.push(piece);
-            ControlFlow::Continue(())
-        })
-        .unwrap();
-        pieces
+        let mut stream = RangeStream::new(request.clone(), chunk_bytes);
+        std::iter::from_fn(|| stream.next_piece(view, None).unwrap()).collect()
     }
 
     fn all(limit: i64) -> pb::RangeRequest {
@@ -261,14 +275,10 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_leaves_ends_the_work() {
-        let view = view(500);
-        let mut pieces = 0;
-        range_stream(&view, None, &all(0), 1 << 20, &mut |_| {
-            pieces += 1;
-            if pieces == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })
-        .unwrap();
-        assert_eq!(pieces, 2);
+    fn an_error_is_the_end() {
+        let mut stream = RangeStream::new(pb::RangeRequest { revision: 1_000, ..all(0) }, 1 << 20);
+        let view = view(5);
+        assert!(matches!(stream.next_piece(&view, None), Err(ReadError::Refused(Refusal::FutureRevision))));
+        assert_eq!(stream.next_piece(&view, None).unwrap(), None);
     }
 }
