@@ -28,6 +28,7 @@ use super::watch::WatchHub;
 use super::{Failure, Store};
 use crate::domain::apply::{ApplyError, Effects, StateMachine};
 use crate::domain::command::{Outcome, ProposalId};
+use crate::domain::mvcc::Revisions;
 use crate::domain::refusal::Refusal;
 use crate::metrics;
 use crate::storage::{SnapshotPoint, rocks::KeySpaceOptions};
@@ -83,7 +84,6 @@ pub(crate) struct Applier {
     pub(crate) fatal: Fatal,
     pub(crate) member_id: u64,
     pub(crate) incarnation: u64,
-    pub(crate) name: String,
     pub(crate) removed: Arc<AtomicBool>,
 }
 
@@ -197,18 +197,16 @@ impl Applier {
         self.machine.count_keys()?;
         self.machine.between_parts(|| failpoint::hit("apply-part"));
         self.credentials.replace(self.machine.auth().clone());
-        *self.store.write() = store;
+        let old = std::mem::replace(&mut *self.store.write(), store);
         failpoint::hit("snapshot-opened")?;
-        let old = std::mem::replace(&mut self.name, name.to_owned());
         self.keeper.installed();
-        if let Err(error) = self.hub.reset() {
-            tracing::warn!(%error, "watchers could not be told of the snapshot");
-        }
+        self.hub.reset(Revisions { revision: self.machine.revision(), compacted: self.machine.compacted() });
         self.publish_status();
         metrics::SNAPSHOT_INSTALLING.set(0);
         info!(index = point.index, name, "applied snapshot");
-        // Readers that still hold the old store keep its files open; what is left over goes at the next start.
-        let _ = std::fs::remove_dir_all(self.directory.join(old));
+        // Readers and the keeper may hold it still. What a crash leaves goes at the next start.
+        old.retire();
+        drop(old);
         self.inbox.report(Input::Applied(Report {
             index: point.index,
             term: point.term,

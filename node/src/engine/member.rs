@@ -122,7 +122,7 @@ pub(crate) fn open<'a>(config: &'a NodeConfig, marker: &'a Marker) -> Result<Dis
         log.write(fixes.as_write())?;
     }
     info!(applied = applied.index, last = initial.last_index, took = ?started.elapsed(), "disk opened");
-    Ok(Disk { config, marker, layout, log, store, machine, name })
+    Ok(Disk { config, marker, layout, log, store, machine })
 }
 
 /// An opened disk.
@@ -133,7 +133,6 @@ pub(crate) struct Disk<'a> {
     log: Arc<RocksLog>,
     store: Arc<Store>,
     machine: StateMachine<Store>,
-    name: String,
 }
 
 /// What the threads and handles of one member share.
@@ -281,7 +280,6 @@ impl Disk<'_> {
             fatal: fatal.clone(),
             member_id: self.marker.member_id,
             incarnation: parts.incarnation,
-            name: self.name,
             removed: parts.removed.clone(),
         }
     }

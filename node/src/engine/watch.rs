@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 
 use super::Failure;
 use crate::domain::mvcc::watch::{Interest, Selection, WatchIndex, WatcherKey};
-use crate::domain::mvcc::{RevisionEvents, Unlisted};
+use crate::domain::mvcc::{RevisionEvents, Revisions, Unlisted};
 use buffer::{Buffer, Item, Live};
 use room::{Room, Shared, revision_bytes};
 
@@ -216,12 +216,9 @@ impl WatchHub {
     }
 
     /// Takes up the state after a snapshot was installed in the store: no revision between the last published one and
-    /// the present one will be published, so each watcher reads them from the store.
-    ///
-    /// # Errors
-    /// Of the source; then the hub is as before.
-    pub fn reset(&self) -> Result<(), Failure> {
-        let now = self.source.revisions()?;
+    /// `now`, that of the snapshot, will be published, so each watcher reads them from the store. It needs nothing of the
+    /// source: a hub that was not reset would go on and leave these revisions out.
+    pub fn reset(&self, now: Revisions) {
         let mut state = self.state.lock();
         let missed = state.published + 1;
         let synced = |(key, watcher): (&WatcherKey, &Watcher)| {
@@ -233,7 +230,6 @@ impl WatchHub {
         state.published = state.published.max(now.revision);
         drop(state);
         self.compacted(now.compacted);
-        Ok(())
     }
 
     /// Ends all streams, and every later one, with [`Failure::Stopped`].

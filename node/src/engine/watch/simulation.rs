@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use balsa_proto::mvccpb::event::EventType;
 use balsa_proto::mvccpb::{Event, KeyValue};
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 use super::catch_up::{CaughtUp, Plan};
 use super::*;
 use crate::domain::mvcc::watch::Filters;
-use crate::domain::mvcc::{KeyRange, Most, Revisions, Wanted};
+use crate::domain::mvcc::{KeyRange, Most, Wanted};
 
 /// A store that keeps all revisions and answers in small pieces.
 #[derive(Default)]
@@ -499,7 +500,7 @@ fn after_a_snapshot_each_watcher_reads_what_was_never_published() {
     for key in ["b", "c", "d"] {
         store.put(key);
     }
-    hub.reset().expect("reset");
+    hub.reset(store.revisions().expect("revisions"));
     stream.request_progress();
     hub.publish(&[store.put("e")]);
     let told = drain(&hub, &mut stream).join(" ");
@@ -509,6 +510,31 @@ fn after_a_snapshot_each_watcher_reads_what_was_never_published() {
     };
     assert_eq!((of("0: "), of("1: "), of("2: ")), ("a@2 b@3 c@4 d@5 e@6".into(), "c@4 d@5 e@6".into(), "".into()));
     assert!(!told.contains("Progress"), "{told}");
+}
+
+/// A store whose disk has failed since the hub was made.
+struct Failed(AtomicBool);
+
+impl ChangeSource for Failed {
+    fn revisions(&self) -> Result<Revisions, Failure> {
+        match self.0.swap(true, Ordering::SeqCst) {
+            false => Ok(Revisions { revision: 1, compacted: -1 }),
+            true => Err(Failure::Storage("failed".to_owned())),
+        }
+    }
+
+    fn missed(&self, _: &Wanted<'_>) -> Result<Missed, Failure> {
+        Err(Failure::Storage("failed".to_owned()))
+    }
+}
+
+#[test]
+fn a_snapshot_is_taken_up_though_the_source_cannot_be_read() {
+    let hub = WatchHub::new(Arc::new(Failed(AtomicBool::default())), options(100)).expect("hub");
+    let mut stream = hub.open();
+    stream.watch(0, everything(0));
+    hub.reset(Revisions { revision: 9, compacted: -1 });
+    assert_eq!((hub.revision(), hub.counts().behind), (9, 1), "the watcher knows that it has missed something");
 }
 
 #[test]
@@ -730,7 +756,7 @@ impl Simulation {
     /// A snapshot was installed: what is in the store is not published any more.
     fn reset(&mut self) {
         self.unpublished.clear();
-        self.hub.reset().expect("reset");
+        self.hub.reset(self.store.revisions().expect("revisions"));
     }
 
     fn settle(&mut self) {

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
@@ -85,11 +86,18 @@ impl RocksKeySpace {
 
     fn opened(opened: Result<DB, rocksdb::Error>, directory: &Path) -> Result<Self> {
         let database = opened.map_err(|error| storage_error("open of key space", directory, &error))?;
-        let tables = Tables { database, directory: directory.to_owned() };
+        let directory = Directory { path: directory.to_owned(), retired: AtomicBool::new(false) };
+        let tables = Tables { database, directory };
         for table in Table::ALL {
             tables.family(table)?;
         }
         Ok(Self { tables: Arc::new(tables) })
+    }
+
+    /// Removes the directory once this and its views are gone. Until then it is whole: RocksDB opens most of its files when
+    /// they are first read, and a flush or a compaction makes new ones.
+    pub fn retire(&self) {
+        self.tables.directory.retired.store(true, Ordering::SeqCst);
     }
 
     /// Sum of an integer property over all tables; one that RocksDB does not know counts as 0.
@@ -124,7 +132,7 @@ impl KeySpace for RocksKeySpace {
         self.tables
             .database
             .write_without_wal(writes)
-            .map_err(|error| storage_error("write to key space", &self.tables.directory, &error))
+            .map_err(|error| storage_error("write to key space", &self.tables.directory.path, &error))
     }
 
     fn flush(&self) -> Result<()> {
@@ -132,7 +140,7 @@ impl KeySpace for RocksKeySpace {
         self.tables
             .database
             .flush_cfs_opt(&families, &FlushOptions::default())
-            .map_err(|error| storage_error("flush of key space", &self.tables.directory, &error))
+            .map_err(|error| storage_error("flush of key space", &self.tables.directory.path, &error))
     }
 
     fn get_flushed(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>> {
@@ -170,14 +178,32 @@ impl KeySpace for RocksKeySpace {
     }
 
     fn refuses_writes(&self) -> Option<StorageError> {
-        super::refuses_writes(&self.tables.database, "key space", &self.tables.directory)
+        super::refuses_writes(&self.tables.database, "key space", &self.tables.directory.path)
     }
 }
 
 /// The open database and its directory, shared by the key space and its views.
 pub(super) struct Tables {
     database: DB,
-    directory: PathBuf,
+    /// Declared after `database`: fields are dropped in this order, and it may go only when that is closed.
+    directory: Directory,
+}
+
+/// A directory that goes with its database, if that was retired.
+struct Directory {
+    path: PathBuf,
+    retired: AtomicBool,
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if self.retired.load(Ordering::SeqCst)
+            && let Err(error) = std::fs::remove_dir_all(&self.path)
+        {
+            let directory = self.path.display();
+            tracing::warn!(%directory, %error, "a key space that was replaced goes only at the next start");
+        }
+    }
 }
 
 impl Tables {
@@ -187,7 +213,7 @@ impl Tables {
 
     pub(super) fn family(&self, table: Table) -> Result<&ColumnFamily> {
         self.database.cf_handle(table.name()).ok_or_else(|| StorageError::Corrupt {
-            what: format!("{}: table {} is missing", self.directory.display(), table.name()),
+            what: format!("{}: table {} is missing", self.directory.path.display(), table.name()),
         })
     }
 
@@ -199,7 +225,7 @@ impl Tables {
     }
 
     pub(super) fn error(&self, action: &str, table: Table, error: &rocksdb::Error) -> StorageError {
-        storage_error(&format!("{action} {} of", table.name()), &self.directory, error)
+        storage_error(&format!("{action} {} of", table.name()), &self.directory.path, error)
     }
 }
 
@@ -240,4 +266,57 @@ fn block_options(cache: &Cache) -> BlockBasedOptions {
     blocks.set_cache_index_and_filter_blocks_with_high_priority(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     blocks
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::{Bound, ControlFlow};
+
+    use super::*;
+    use crate::storage::View;
+
+    /// More table files than RocksDB opens at once with the database.
+    const ROUNDS: u8 = 3;
+
+    fn write(store: &RocksKeySpace, key: u8) {
+        let mut batch = WriteBatch::default();
+        Table::ALL.into_iter().for_each(|table| batch.put(table, vec![key], vec![key]));
+        store.write(batch).unwrap();
+    }
+
+    #[test]
+    fn a_retired_key_space_is_whole_until_its_last_reader_is_gone() {
+        let above = tempfile::tempdir().unwrap();
+        let directory = above.path().join("old");
+        let store = RocksKeySpace::open(&directory, &KeySpaceOptions::default()).unwrap();
+        for round in 0..ROUNDS {
+            write(&store, round);
+            store.flush().unwrap();
+        }
+        drop(store);
+        let is_table = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.unwrap().path().extension().is_some_and(|extension| extension == "sst")
+        };
+        assert!(std::fs::read_dir(&directory).unwrap().map(is_table).filter(|is_table| *is_table).count() > 16);
+
+        let store = RocksKeySpace::open(&directory, &KeySpaceOptions::default()).unwrap();
+        let view = store.view().unwrap();
+        store.retire();
+        for table in Table::ALL {
+            let mut rows = 0;
+            let all = (Bound::Unbounded, Bound::Unbounded);
+            view.scan(table, all, false, &mut |_, _| {
+                rows += 1;
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+            assert_eq!(rows, ROUNDS);
+        }
+        write(&store, ROUNDS);
+        store.flush().unwrap();
+        drop(store);
+        assert!(directory.exists(), "a view is left");
+        drop(view);
+        assert_eq!(std::fs::read_dir(above.path()).unwrap().count(), 0);
+    }
 }
