@@ -66,6 +66,8 @@ pub fn describe(hot: &HotConfig) -> wire::GetConfigResponse {
 pub struct SettingsFile {
     path: PathBuf,
     text: Option<Vec<u8>>,
+    /// What it said when that could not be kept. This is tried again, and told once.
+    not_kept: Option<Vec<u8>>,
     hot: Arc<HotConfig>,
     data_dir: PathBuf,
 }
@@ -73,7 +75,7 @@ pub struct SettingsFile {
 impl SettingsFile {
     /// The file `path`. The first look reads it, because it may have changed since the process started.
     pub fn new(path: PathBuf, hot: Arc<HotConfig>, data_dir: PathBuf) -> Self {
-        Self { text: None, path, hot, data_dir }
+        Self { text: None, not_kept: None, path, hot, data_dir }
     }
 
     /// Looks at the file again and again, for as long as the process runs.
@@ -85,26 +87,36 @@ impl SettingsFile {
     }
 
     /// Takes over what the file says, if it says something else than before. A file that is wrong is left alone until it
-    /// changes again. It is compared by its text: a time of change is too coarse, and a ConfigMap is swapped as a link.
+    /// changes again; one that is right and cannot be kept, on a full disk perhaps, is tried until it can. It is compared by
+    /// its text: a time of change is too coarse, and a ConfigMap is swapped as a link.
     fn look(&mut self) {
         // A file that is away for a moment is being replaced.
         let Ok(text) = fs::read(&self.path) else { return };
         if self.text.as_ref() == Some(&text) {
             return;
         }
-        self.text = Some(text);
-        if let Err(error) = self.take_over() {
-            let path = self.path.display();
+        let again = self.not_kept.as_ref() == Some(&text);
+        let taken = self.take_over(again);
+        let not_kept = matches!(taken, Err(ChangeError::NotKept(_)));
+        if let Err(error) = taken
+            && !(again && not_kept)
+        {
+            let (path, error) = (self.path.display(), refused(error));
             tracing::warn!(%path, %error, "the changed file is refused, the settings stay as they are");
+        }
+        if not_kept {
+            self.not_kept = Some(text);
+        } else {
+            (self.text, self.not_kept) = (Some(text), None);
         }
     }
 
-    fn take_over(&self) -> Result<(), Error> {
-        let config = Config::from_file(&self.path).map_err(|error| refused(error.into()))?;
-        for name in self.hot.needs_restart(&config) {
+    fn take_over(&self, again: bool) -> Result<(), ChangeError> {
+        let config = Config::from_file(&self.path)?;
+        for name in self.hot.needs_restart(&config).into_iter().filter(|_| !again) {
             tracing::warn!(setting = name, "changed in the file and takes effect at the next start");
         }
-        if let Some(active) = self.hot.rebase(&config, |kept| keep(&self.data_dir, kept)).map_err(refused)? {
+        if let Some(active) = self.hot.rebase(&config, |kept| keep(&self.data_dir, kept))? {
             changed(&active, "the file");
         }
         Ok(())
@@ -212,5 +224,24 @@ mod tests {
         file.look();
         let active = hot.load();
         assert_eq!((active.version, active.values.max_txn_ops, active.values.log_level.as_str()), (2, 20, "debug"));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_kept_is_taken_over_once_it_can() {
+        let above = tempfile::tempdir().unwrap();
+        let (path, data) = (above.path().join("config.yaml"), above.path().join("data"));
+        fs::write(&path, "max-txn-ops: 10\n").unwrap();
+        let hot = Arc::new(HotConfig::new(&Config::from_file(&path).unwrap(), None).unwrap());
+        let mut file = SettingsFile::new(path.clone(), hot.clone(), data.clone());
+        fs::write(&data, "in the way").unwrap();
+        fs::write(&path, "max-txn-ops: 20\n").unwrap();
+        for _ in 0..2 {
+            file.look();
+            assert_eq!((hot.load().version, hot.load().values.max_txn_ops), (1, 10));
+        }
+        fs::remove_file(&data).unwrap();
+        file.look();
+        assert_eq!((hot.load().version, hot.load().values.max_txn_ops), (2, 20));
+        assert_eq!(kept(&data).unwrap().unwrap().version, 2);
     }
 }
