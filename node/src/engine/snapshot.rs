@@ -2,6 +2,7 @@
 //! nobody does.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,7 +25,29 @@ const KEEP_UNUSED: Duration = Duration::from_secs(60);
 pub(crate) struct Checkpoint {
     pub(crate) point: SnapshotPoint,
     pub(crate) manifest: SnapshotManifest,
-    pub(crate) directory: PathBuf,
+    pub(crate) directory: Scratch,
+}
+
+/// The directory of a checkpoint, which goes when this does: as long as it is there it holds disk space, for its files are
+/// those of the store.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        match std::fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                warn!(directory = %self.0.display(), %error, "a checkpoint could not be removed");
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Makes a checkpoint below `parent`. Index, term and configuration are read out of the checkpoint itself, because the
@@ -37,9 +60,9 @@ pub(crate) fn make(store: &Store, parent: &Path, cluster_id: u64) -> Result<Chec
     std::fs::create_dir_all(parent).map_err(|error| failed("create", &error))?;
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let id = format!("{:x}", since_epoch.as_nanos());
-    let directory = parent.join(&id);
-    store.checkpoint(&directory)?;
-    let copy = StateMachine::open(Arc::new(Store::open_read_only(&directory)?))?;
+    let directory = Scratch(parent.join(&id));
+    store.checkpoint(directory.path())?;
+    let copy = StateMachine::open(Arc::new(Store::open_read_only(directory.path())?))?;
     let point = super::member::point_of(copy.applied());
     let revision = copy.revision();
     drop(copy);
@@ -50,7 +73,7 @@ pub(crate) fn make(store: &Store, parent: &Path, cluster_id: u64) -> Result<Chec
         revision,
         unix_seconds: since_epoch.as_secs() as i64,
     };
-    let manifest = storage::snapshot::manifest(&directory, &facts)?;
+    let manifest = storage::snapshot::manifest(directory.path(), &facts)?;
     super::failpoint::hit("checkpoint-made")?;
     Ok(Checkpoint { point, manifest, directory })
 }
@@ -84,7 +107,6 @@ impl Snapshots {
     /// A checkpoint was made, or could not be. Says what can be offered to Raft.
     pub(crate) fn made(&mut self, checkpoint: Option<Checkpoint>) -> Option<SnapshotPoint> {
         self.making = false;
-        self.drop_ready();
         self.last_used = Instant::now();
         self.ready = checkpoint;
         self.ready.as_ref().map(|ready| ready.point.clone())
@@ -96,7 +118,7 @@ impl Snapshots {
         self.last_used = Instant::now();
         self.running.insert(to, ready.point.index);
         let (peers, inbox) = (self.peers.clone(), self.inbox.clone());
-        let (directory, manifest) = (ready.directory.clone(), ready.manifest.clone());
+        let (directory, manifest) = (ready.directory.path().to_owned(), ready.manifest.clone());
         self.runtime.spawn(async move {
             let (started, index) = (Instant::now(), manifest.index);
             let to_hex = format!("{to:x}");
@@ -133,14 +155,33 @@ impl Snapshots {
         let unused = self.ready.is_some() && self.running.is_empty();
         let expired = unused && now.saturating_duration_since(self.last_used) > KEEP_UNUSED;
         if expired {
-            self.drop_ready();
+            self.ready = None;
         }
         expired
     }
+}
 
-    fn drop_ready(&mut self) {
-        if let Some(ready) = self.ready.take() {
-            let _ = std::fs::remove_dir_all(&ready.directory);
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::mvcc::encoding::FORMAT;
+    use crate::storage::rocks::KeySpaceOptions;
+    use crate::storage::{Table, WriteBatch};
+
+    #[test]
+    fn nothing_is_left_of_a_checkpoint_that_failed_or_that_nobody_wants_any_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let parent = directory.path().join("snapshots");
+        let entries = || std::fs::read_dir(&parent).unwrap().count();
+        let store = Store::open(&directory.path().join("store"), &KeySpaceOptions::default()).unwrap();
+        let made = make(&store, &parent, 1).unwrap();
+        assert_eq!(entries(), 1);
+        drop(made);
+        assert_eq!(entries(), 0);
+        let mut batch = WriteBatch::default();
+        batch.put(Table::Meta, FORMAT, u32::MAX.to_be_bytes().to_vec());
+        store.write(batch).unwrap();
+        assert!(matches!(make(&store, &parent, 1), Err(ApplyError::Format { found: u32::MAX })));
+        assert_eq!(entries(), 0);
     }
 }

@@ -56,25 +56,13 @@ pub async fn stream(member: &Arc<Member>, caller: &Caller) -> Result<impl Stream
         make_checkpoint(&store, &parent, cluster_id).map_err(|error| Failure::Storage(error.to_string()).into())
     })
     .await?;
-    let (directory, manifest) = (Scratch(checkpoint.directory), checkpoint.manifest);
-    let mut archive = Archive::new(&directory.0, &manifest);
+    let mut archive = Archive::new(checkpoint.directory.path(), &checkpoint.manifest);
     let next = move || {
         // Both end with the stream.
-        let _held = (&directory, &timer);
+        let _held = (&checkpoint.directory, &timer);
         archive.next_message()
     };
     Ok(pieces::stream(std::iter::from_fn(next), AHEAD))
-}
-
-/// A directory that goes when this does.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!(directory = %self.0.display(), %error, "a checkpoint could not be removed");
-        }
-    }
 }
 
 /// An archive on its way out.
