@@ -134,23 +134,25 @@ pub async fn apply(client: &Client, desired: Desired, live: &Live, held: bool) -
         client_service: live_clients,
         addresses: _,
     } = live;
-    // Before anything is written, so that no pods are made that clients cannot reach.
+    let mut written = Written::default();
+    let kinds = &mut written.kinds;
     let instance = stateful_set.labels().get(INSTANCE).cloned().unwrap_or_default();
-    check_ours(&instance, live_set.as_ref())?;
+    // Before any pod that it must protect, and before anything that may be refused: repairs go on all the same, and wait
+    // for it.
     check_ours(&instance, live_budget.as_ref().filter(|_| budget.is_some()))?;
+    bound(client, budget.as_ref(), live_budget.as_ref(), kinds).await?;
+    // Before anything else is written, so that no pods are made that clients cannot reach.
+    check_ours(&instance, live_set.as_ref())?;
     check_ours(&instance, live_config_map.as_ref())?;
     check_ours(&instance, live_account.as_ref().filter(|_| service_account.is_some()))?;
     check_ours(&instance, live_peers.as_ref())?;
     check_ours(&instance, live_clients.as_ref())?;
-    let mut written = Written::default();
-    let kinds = &mut written.kinds;
-    // What pods refer to comes before the pods, and the budget before any pod that it must protect.
+    // What pods refer to comes before the pods.
     if let Some(account) = &service_account {
         one(client, account, live_account.as_ref(), kinds).await?;
     }
     one(client, &config_map, live_config_map.as_ref(), kinds).await?;
     one(client, &peer_service, live_peers.as_ref(), kinds).await?;
-    bound(client, budget.as_ref(), live_budget.as_ref(), kinds).await?;
     if !(held && live_set.is_some()) {
         keep_replicas(&mut stateful_set, live_set.as_ref());
         written.stateful_set = one(client, &stateful_set, live_set.as_ref(), kinds).await?;
@@ -232,13 +234,17 @@ where
 /// An object that carries our labels is ours, whoever owns it now: a set orphaned on purpose is adopted. One that is on
 /// its way out is in nobody's way.
 fn check_ours<K: k8s_openapi::Resource + ResourceExt>(instance: &str, live: Option<&K>) -> Result<(), ApplyError> {
-    let ours = |live: &K| names::labels(instance).iter().all(|(key, value)| live.labels().get(key) == Some(value));
     match live {
-        Some(live) if live.meta().deletion_timestamp.is_none() && !ours(live) => {
+        Some(live) if live.meta().deletion_timestamp.is_none() && !is_ours(instance, live) => {
             Err(ApplyError::Foreign { kind: K::KIND, name: live.name_any() })
         }
         _ => Ok(()),
     }
+}
+
+/// It carries the labels of the cluster named `instance`.
+pub fn is_ours<K: ResourceExt>(instance: &str, live: &K) -> bool {
+    names::labels(instance).iter().all(|(key, value)| live.labels().get(key) == Some(value))
 }
 
 async fn prune<K>(client: &Client, live: &K, kinds: &mut Vec<&'static str>) -> Result<(), ApplyError>

@@ -30,7 +30,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::apply::{ApplyError, FIELD_MANAGER, Written, apply, apply_budget, is_conflict};
+use crate::apply::{ApplyError, FIELD_MANAGER, Written, apply, apply_budget, is_conflict, is_ours};
 use crate::build::{budget, build, is_template_held};
 use crate::execute::{ExecuteError, Hands, describe};
 use crate::failures::Memory;
@@ -232,11 +232,11 @@ pub(crate) async fn pass(cached: &RaftCluster, context: &Context) -> Result<Acti
     let (mut observed, live) = observe(&context.client, &*context.dial, &resource, (context.clock)()).await?;
     observed.failures = context.failures.of(&namespace, &name);
     let deleting = resource.metadata.deletion_timestamp.is_some();
-    let (cluster, invalid) = match if deleting { for_deletion(&resource) } else { validate(&resource) } {
+    let (mut cluster, mut invalid) = match if deleting { for_deletion(&resource) } else { validate(&resource) } {
         Ok(cluster) => (cluster, None),
         Err(invalid) => {
             let message = brief(&invalid.to_string());
-            let Some(cluster) = to_keep_alive(&resource, &observed) else {
+            let Some(cluster) = to_keep_alive(&resource, &observed, &live) else {
                 return refuse(context, &resource, &observed, message).await;
             };
             (cluster, Some(message))
@@ -255,23 +255,39 @@ pub(crate) async fn pass(cached: &RaftCluster, context: &Context) -> Result<Acti
             Some(_) => keep_budget(context, &cluster, &observed, &live).await,
             None => bring_about(context, &cluster, &mut observed, &live).await,
         };
-        if let Err(ReconcileError::Apply(error)) = &brought
-            && let Some(advice) = error.for_a_human()
-        {
-            warn!(namespace, name, reason = error.reason(), %error, "refused");
-            return refuse(context, &resource, &observed, brief(&advice)).await;
+        if let Some(advice) = refusal(&cluster, brought)? {
+            // As if the spec said it: what runs is kept alive.
+            let Some(kept) = to_keep_alive(&resource, &observed, &live) else {
+                return refuse(context, &resource, &observed, advice).await;
+            };
+            cluster = kept;
+            invalid = Some(invalid.map_or_else(|| advice.clone(), |message| brief(&format!("{message}; {advice}"))));
         }
-        brought?;
     }
     let told = Told { resource: &resource, cluster: &cluster, observed: &observed, invalid: invalid.as_deref() };
     act(context, &live, told).await
 }
 
-/// What can be planned for a cluster that runs although its spec cannot be carried out.
-fn to_keep_alive(resource: &RaftCluster, observed: &Observed) -> Option<ValidCluster> {
-    let mut cluster = for_repairs(resource).ok().filter(|_| plan::is_founded(observed))?;
+/// What can be planned for a cluster that runs although its spec cannot be carried out, or the API server refuses it.
+/// Nothing is, from a StatefulSet of somebody else's under its name.
+fn to_keep_alive(resource: &RaftCluster, observed: &Observed, live: &Live) -> Option<ValidCluster> {
+    let ours = live.stateful_set.as_ref().is_some_and(|set| is_ours(&resource.name_any(), set));
+    let mut cluster = for_repairs(resource).ok().filter(|_| ours && plan::is_founded(observed))?;
     cluster.want = plan::kept_size(&cluster, observed);
     Some(cluster)
+}
+
+/// What a person has to change, where the API server refuses what was to be brought about, or another object is in its way.
+/// Every other failure ends the pass.
+fn refusal(cluster: &ValidCluster, brought: Result<(), ReconcileError>) -> Result<Option<String>, ReconcileError> {
+    let Err(error) = brought else { return Ok(None) };
+    let advice = match &error {
+        ReconcileError::Apply(error) => error.for_a_human(),
+        _ => None,
+    };
+    let Some(advice) = advice else { return Err(error) };
+    warn!(namespace = cluster.namespace, name = cluster.name, reason = error.reason(), %error, "refused");
+    Ok(Some(brief(&advice)))
 }
 
 /// What stays of build and apply while the spec cannot be carried out.

@@ -136,7 +136,8 @@ pub fn for_deletion(resource: &RaftCluster) -> Result<ValidCluster, Invalid> {
 }
 
 /// Only what keeping a founded cluster alive needs: its name and its size are good, whatever else is wrong. How pods shall
-/// be is not in it.
+/// be is not in it, and no volume that is kept goes by a policy that came with what is wrong: once the spec is good, `Delete`
+/// is caught up with.
 ///
 /// # Errors
 /// The first of these that is not good.
@@ -144,7 +145,9 @@ pub fn for_repairs(resource: &RaftCluster) -> Result<ValidCluster, Invalid> {
     check_name(&resource.name_any())?;
     let want = want(resource.spec.replicas)?;
     let replace_member = resource.annotations().get(REPLACE_MEMBER).and_then(|text| names::parse_id(text));
-    Ok(ValidCluster { want, replace_member, ..unchecked(resource)? })
+    let mut cluster = ValidCluster { want, replace_member, ..unchecked(resource)? };
+    cluster.storage.retention.when_scaled = Retention::Retain;
+    Ok(cluster)
 }
 
 fn want(replicas: i32) -> Result<u32, Invalid> {

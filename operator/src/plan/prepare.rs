@@ -9,8 +9,9 @@ use crate::step::{RestartMode, Step, WaitReason};
 
 /// Whether member `id` on ordinal `k` may be removed now, as far as its clients are concerned. P2.
 ///
-/// A node that does not answer has none; one that refuses to prepare is draining all the same, so this never stands in
-/// the way of a removal for longer than a readiness probe takes.
+/// A node that does not answer has none. One that refuses to prepare is not the member that is meant, and does not drain: its
+/// address has gone to another pod, which the next pass finds by the node's name. One that prepares is unready after a
+/// readiness probe. So this never stands in the way of a removal for longer than either.
 pub(super) fn out_of_service(
     view: &View<'_>,
     notes: &mut Notes,

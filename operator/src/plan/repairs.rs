@@ -1,7 +1,7 @@
 //! G2 for a cluster that runs: its spec cannot be carried out, and it is kept alive as it is.
 //!
 //! Pods are made from the template and the settings that were applied last; nothing new is begun, and what was begun is
-//! finished. A release of the operator that refuses what the one before took must not leave a lost member where it is.
+//! finished, but for a scaling in: its ordinal stays. A release of the operator that refuses what the one before took must not leave a lost member where it is.
 
 use super::{View, invalid_spec, plan};
 use crate::observed::Observed;
@@ -14,18 +14,16 @@ pub fn is_founded(observed: &Observed) -> bool {
     resource.bootstrapped && resource.cluster_id.is_some() && observed.set.is_some()
 }
 
-/// The size to keep: the one that the StatefulSet has, but for an ordinal whose coming or going has begun.
+/// The size to keep: the one that the StatefulSet has, and an ordinal whose coming has begun.
+///
+/// An ordinal is never let go. Whether its member was removed to be scaled away or to be replaced cannot be told from what
+/// is there, so it gets a new one in either case (C4).
 pub fn kept_size(cluster: &ValidCluster, observed: &Observed) -> u32 {
     let view = View::new(cluster, observed);
     let (want, have) = (view.want(), view.have());
-    if want > have {
-        // O3, I10: its member is listed, its pod is to come.
-        let listed = view.members().next_back().map_or(0, |(k, ..)| k.saturating_add(1));
-        return listed.clamp(have, want);
-    }
-    // I7: its member is gone, its pod is to go.
-    let leaving = want < have && have > 1 && view.list.is_some() && view.member(have - 1).is_none();
-    have - u32::from(leaving)
+    // O3, I10: its member is listed, its pod is to come.
+    let listed = view.members().next_back().map_or(0, |(k, ..)| k.saturating_add(1));
+    listed.clamp(have, want.max(have))
 }
 
 /// The plan for it. What is wrong with the spec stands in it where nothing else does, for that other wait has a clock to

@@ -99,11 +99,22 @@ impl Stage {
                 self.events.push(note);
                 Some((201, body.clone()))
             }
+            ("PATCH", ..) if self.forbids(call) => {
+                let (code, mut body) = status(422, "Invalid");
+                body["message"] = json!(format!("{plural} {name:?} is invalid: spec: Forbidden: by a policy"));
+                Some((code, body))
+            }
             _ => self.write(format!("{method} {plural}/{name} {sub}"), |stage| match stage.change(call) {
                 Ok(object) => (200, object),
                 Err(refused) => stage.refusal(refused),
             }),
         }
+    }
+
+    /// A set may be scaled whatever the policy says of its pods.
+    fn forbids(&self, call: &Call) -> bool {
+        let scales = call.plural == "statefulsets" && call.body["spec"].get("template").is_none();
+        self.forbidden == Some(call.plural.as_str()) && !scales
     }
 
     fn refusal(&mut self, refused: Refused) -> Reply {

@@ -39,6 +39,8 @@ pub(super) struct Stage {
     pub(super) events: Vec<[String; 4]>,
     /// What the StatefulSet's controller says of pods that it could not make.
     pub(super) failures: Vec<String>,
+    /// The plural of the objects that an admission policy refuses to have changed.
+    pub(super) forbidden: Option<&'static str>,
     /// Writes that were refused.
     pub(super) refused: Vec<String>,
     /// The write at which the process ends.
@@ -87,6 +89,7 @@ impl Stage {
             writes: Vec::new(),
             events: Vec::new(),
             failures: Vec::new(),
+            forbidden: None,
             refused: Vec::new(),
             fuse: None,
             dead: false,

@@ -260,6 +260,120 @@ fn g2_a_lost_member_is_replaced_although_the_spec_is_invalid() {
     });
 }
 
+/// G2: the size that is there is kept while the spec is invalid, also where the spec asks for less and the member of the
+/// highest ordinal is the one that is lost: it is replaced, not scaled away.
+#[test]
+fn g2_the_size_is_kept_whichever_member_is_lost() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        lock(&stage).edit(&json!({"replicas": 1, "config": {"extra": {"max-txn-opps": "9"}}}));
+        lock(&stage).world.wipe_disk(2);
+        pass_for(&operator, &stage, 60).await;
+        let stage = lock(&stage);
+        assert_eq!(stage.world.raft.members.keys().copied().collect::<Vec<_>>(), [1, 2, 4], "{}", stage.planned());
+        assert_eq!((stage.world.pods.len(), &stage.resource["status"]["readyReplicas"]), (3, &json!(3)));
+    });
+}
+
+/// G2: an edit that is refused as a whole deletes no volume by the policy that it brings along.
+#[test]
+fn g2_kept_volumes_stay_while_the_spec_is_invalid() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        lock(&stage).edit(&json!({"replicas": 1}));
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        let volumes = |stage: &Shared| lock(stage).world.volumes.keys().copied().collect::<Vec<_>>();
+        assert_eq!(volumes(&stage), [0, 1, 2]);
+        let retention = json!({"retention": {"whenScaled": "Delete"}});
+        lock(&stage).edit(&json!({"storage": retention, "config": {"extra": {"max-txn-opps": "9"}}}));
+        pass_for(&operator, &stage, 60).await;
+        assert_eq!(volumes(&stage), [0, 1, 2], "{:?}", lock(&stage).writes);
+        lock(&stage).edit(&json!({"config": null}));
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(volumes(&stage), [0]);
+    });
+}
+
+/// G2: so it is with a spec that the API server refuses, whichever object it is, and with an object of somebody else's:
+/// a lost member is replaced, from the template that was applied last.
+#[test]
+fn g2_a_lost_member_is_replaced_although_the_api_server_refuses_what_the_spec_leads_to() {
+    for (plural, kind) in [("statefulsets", "StatefulSet"), ("configmaps", "ConfigMap")] {
+        block_on(async {
+            let stage = shared(settled(3, &json!({})).await);
+            let operator = Operator::new(&stage);
+            lock(&stage).forbidden = Some(plural);
+            let image = lock(&stage).world.set.clone().expect("a set").image;
+            let config = json!({"logLevel": "debug"});
+            lock(&stage).edit(&json!({"replicas": 5, "image": "balsa.dev/balsa:b", "config": config}));
+            lock(&stage).world.wipe_disk(1);
+            pass_for(&operator, &stage, 60).await;
+            {
+                let stage = lock(&stage);
+                let members: Vec<u64> = stage.world.raft.members.keys().copied().collect();
+                assert_eq!(members, [1, 3, 4], "{}", stage.planned());
+                assert_eq!(stage.resource["status"]["readyReplicas"], 3);
+                let words = format!("the API server refuses {kind} db");
+                assert!(stage.planned().contains(&words), "{}", stage.planned());
+                assert_eq!(stage.condition("Updated"), ("False".to_owned(), "InvalidSpec".to_owned()));
+                assert_eq!(stage.world.set.clone().expect("a set").image, image);
+            }
+            // A member that serves needs the budget raised before it goes.
+            lock(&stage).annotate("balsa.dev/replace-member", "1");
+            pass_for(&operator, &stage, 60).await;
+            let members: Vec<u64> = lock(&stage).world.raft.members.keys().copied().collect();
+            assert_eq!(members, [3, 4, 5], "{}", lock(&stage).planned());
+            lock(&stage).forbidden = None;
+            operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+            assert_eq!(lock(&stage).world.raft.members.len(), 5);
+            assert_eq!(lock(&stage).condition("Updated"), ("True".to_owned(), "UpToDate".to_owned()));
+        });
+    }
+}
+
+/// G2: a disruption budget of somebody else's under the cluster's name is told, and no repair waits for more than what it
+/// bounds, whether the spec is good or not.
+#[test]
+fn g2_a_lost_member_is_replaced_under_a_foreign_disruption_budget() {
+    for edit in [json!({}), json!({"config": {"extra": {"max-txn-opps": "9"}}})] {
+        block_on(async {
+            let stage = shared(settled(3, &json!({})).await);
+            let operator = Operator::new(&stage);
+            let key = ("poddisruptionbudgets".to_owned(), "db".to_owned());
+            lock(&stage).objects.get_mut(&key).expect("a budget")["metadata"]["labels"] = json!({});
+            lock(&stage).edit(&edit);
+            lock(&stage).world.wipe_disk(1);
+            pass_for(&operator, &stage, 60).await;
+            let stage = lock(&stage);
+            let members: Vec<u64> = stage.world.raft.members.keys().copied().collect();
+            assert_eq!(members, [1, 3, 4], "{}", stage.planned());
+            assert!(stage.planned().contains("PodDisruptionBudget db is not the operator's"), "{}", stage.planned());
+        });
+    }
+}
+
+/// G2: a StatefulSet of somebody else's under the cluster's name is not scaled, whatever is lost.
+#[test]
+fn g2_nothing_is_repaired_with_a_foreign_stateful_set() {
+    for edit in [json!({}), json!({"config": {"extra": {"max-txn-opps": "9"}}})] {
+        block_on(async {
+            let stage = shared(settled(3, &json!({})).await);
+            let operator = Operator::new(&stage);
+            let key = ("statefulsets".to_owned(), "db".to_owned());
+            lock(&stage).objects.get_mut(&key).expect("a set")["metadata"]["labels"] = json!({});
+            lock(&stage).edit(&edit);
+            lock(&stage).world.wipe_disk(1);
+            pass_for(&operator, &stage, 60).await;
+            let stage = lock(&stage);
+            let touched: Vec<&String> = stage.writes.iter().filter(|write| !write.ends_with(" status")).collect();
+            assert_eq!(touched, Vec::<&String>::new(), "{}", stage.planned());
+            assert_eq!(stage.condition("Progressing"), ("False".to_owned(), "InvalidSpec".to_owned()));
+        });
+    }
+}
+
 /// M29: what the StatefulSet may ask for and no pod may be, only its controller hears; the conditions have its words.
 #[test]
 fn m29_why_a_pod_cannot_be_made_is_told_in_its_controllers_words() {

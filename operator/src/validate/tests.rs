@@ -185,3 +185,13 @@ fn settings_of_which_some_stand_elsewhere_are_the_nodes_to_judge() {
     let cluster = validate(&cluster_from(&format!("{certificate}, {key}}}"))).expect("the node judges");
     assert!(cluster.hot.is_empty(), "and nothing is pushed");
 }
+
+/// Whatever is wrong with the spec, no volume goes by a policy that it brings along.
+#[test]
+fn repairs_keep_volumes() {
+    let retention = "storage: {size: 1Gi, retention: {whenScaled: Delete}}";
+    let resource = cluster_from(&format!("{{image: a, {retention}, config: {{extra: {{max-txn-opps: '1'}}}}}}"));
+    assert_eq!(validate(&resource), Err(Invalid::UnknownFlag("max-txn-opps".into())));
+    let kept = for_repairs(&resource).expect("there is enough for repairs");
+    assert_eq!(kept.storage.retention.when_scaled, Retention::Retain);
+}
