@@ -73,7 +73,11 @@ pub(super) fn human_may(view: &View<'_>, row: &str, reason: WaitReason, target: 
         }
         _ => &[],
     };
-    ways_out(reason).iter().chain(founding).map(fill).collect()
+    let ways = match reason {
+        WaitReason::QuorumAtRisk => quorum_at_risk(view, row),
+        _ => ways_out(reason),
+    };
+    ways.iter().chain(founding).map(fill).collect()
 }
 
 /// Most often it is over before anybody has read it.
@@ -98,7 +102,6 @@ fn ways_out(reason: WaitReason) -> &'static [&'static str] {
         WaitReason::NodeUnreachable => {
             &["bring the Kubernetes node back, or delete its Node object, or taint it out-of-service"]
         }
-        WaitReason::QuorumAtRisk => &["bring the other members back", "raise spec.replicas"],
         WaitReason::MemberUnhealthy => &["look at the log of {pod}", "annotate balsa.dev/replace-member={member}"],
         WaitReason::LearnerStuck => &["look at the log of {pod}", "lower spec.replicas to take the learner back"],
         WaitReason::RolloutStalled => &["correct the image or the configuration", "look at the log of {pod}"],
@@ -127,7 +130,24 @@ fn ways_out(reason: WaitReason) -> &'static [&'static str] {
         WaitReason::DisruptionBudget => &["look who else writes the PodDisruptionBudget {name}"],
         WaitReason::NoQuorum => &["bring a majority of the pods of {name} back"],
         WaitReason::MembersUnknown => &["bring the pods of {name} back", "let the operator reach their port 2380"],
-        WaitReason::LeftoverVolume | WaitReason::OperatorTemplateChanged => &[],
+        WaitReason::QuorumAtRisk | WaitReason::LeftoverVolume | WaitReason::OperatorTemplateChanged => &[],
+    }
+}
+
+/// More replicas are a way out only of scaling in: a replacement holds scaling out until it is done. A voter that is alone
+/// has no others, so nothing can replace it.
+fn quorum_at_risk(view: &View<'_>, row: &str) -> &'static [&'static str] {
+    let alone = view.voters().count() == 1;
+    match row {
+        "X7" if alone => {
+            &["take the annotation balsa.dev/replace-member away, and raise spec.replicas before you set it again"]
+        }
+        _ if alone && row.starts_with('X') => &[
+            "take a backup with etcdctl snapshot save now: volume {claim} goes when {pod} ends, and the data go with it",
+            "restore the backup into a new RaftCluster",
+        ],
+        _ if row.starts_with('I') => &["bring the other members back", "raise spec.replicas"],
+        _ => &["bring the other members back"],
     }
 }
 

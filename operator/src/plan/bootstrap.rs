@@ -44,20 +44,26 @@ fn pod_0_silent(view: &View<'_>) -> Decision {
 
 /// B3 and B6: no cluster id is latched.
 fn intend_or_adopt(view: &View<'_>, notes: &mut Notes) -> Row {
-    if let Some((k, _)) = view.observed.volumes.iter().find(|(_, volume)| volume.unclear) {
+    // Labels that do not tell are mended once the cluster is adopted, where the node tells whose the disk is: it may be a
+    // voter's, and must not be given up for them.
+    let owner = |(k, volume): (&u32, &ObservedVolume)| match volume.unclear {
+        true => view.reported_marker(*k),
+        false => volume.marker,
+    };
+    let volumes = &view.observed.volumes;
+    if let Some((k, _)) = volumes.iter().find(|(k, volume)| volume.unclear && owner((k, volume)).is_none()) {
         let message = format!("the labels of volume {k} do not tell whose it is");
         return Decision::wait("B6", WaitReason::LeftoverVolume, message).on(*k, None).now();
     }
-    let volumes = view.observed.volumes.values();
-    let labelled: BTreeSet<u64> = volumes.filter_map(|v| v.marker).map(|marker| marker.cluster_id).collect();
+    let labelled: BTreeSet<u64> = volumes.iter().filter_map(owner).map(|marker| marker.cluster_id).collect();
     let mut labelled = labelled.into_iter();
     match (labelled.next(), labelled.next()) {
         (Some(id), None) => adopt(view, notes, id),
         (Some(_), Some(_)) => {
             let of = |(k, volume): (&u32, &ObservedVolume)| {
-                Some(format!("{} of {:x}", names::volume(&view.cluster.name, *k), volume.marker?.cluster_id))
+                Some(format!("{} of {:x}", names::volume(&view.cluster.name, *k), owner((k, volume))?.cluster_id))
             };
-            let owners: Vec<String> = view.observed.volumes.iter().filter_map(of).collect();
+            let owners: Vec<String> = volumes.iter().filter_map(of).collect();
             let message = format!("the volumes are of several clusters: {}", owners.join(", "));
             Decision::wait("B6", WaitReason::LeftoverVolume, message).now()
         }
