@@ -205,7 +205,29 @@ async fn one_snapshot_is_received_at_a_time() {
     stalled.abort();
     let _ = stalled.await;
     eventually("the first is gone", || served.key_spaces().len() == 1).await;
-    assert!(client.snapshot(stream::iter(good)).await.is_ok());
+    client.snapshot(stream::iter(good)).await.unwrap();
+    served.node.stop().await;
+}
+
+/// The sender may go away before the disk and the Raft thread are done with the last chunk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_refused_once_nobody_waits_any_more_leaves_nothing() {
+    let served = Served::founded().await;
+    let scratch = tempfile::tempdir().unwrap();
+    let copy = scratch.path().join("copy");
+    let manifest = checkpoint(&served, &copy, 1_000);
+    let mut good = chunks(&copy, &manifest).into_iter();
+    let kept = served.key_spaces();
+    let way = served.node.clone();
+    let service = PeerService::new(served.data.path(), Arc::new(move || way.handle()));
+    let mut incoming = service.receive(good.next().unwrap()).await.unwrap();
+    for chunk in good {
+        incoming = incoming.take(chunk).await.unwrap();
+    }
+    let mut finish = Box::pin(incoming.finish());
+    assert!(futures::poll!(&mut finish).is_pending());
+    drop(finish);
+    eventually("it is gone", || served.key_spaces() == kept).await;
     served.node.stop().await;
 }
 

@@ -273,20 +273,24 @@ impl Handle {
         self.0.inbox.frame(frame, bytes)
     }
 
-    /// Takes a snapshot that is complete and verified under `name` in the directory of key spaces. True when it is in
-    /// use from now on; false when this member is already past it.
+    /// Takes a snapshot that is complete and verified under `name` in the directory of key spaces. The answer is true when
+    /// it is in use from now on, and false when this member is already past it; it has no time-out, because whoever waits
+    /// for it owns the snapshot until then. None at all means that the engine ended, maybe with the snapshot in use.
     ///
     /// # Errors
-    /// `TimedOut`, `Stopped`.
-    pub async fn install_snapshot(
+    /// `TooManyRequests`, `NotLeader` of a removed member: the snapshot is not taken.
+    pub fn install_snapshot(
         &self,
         name: String,
         point: SnapshotPoint,
         from: u64,
         term: u64,
-    ) -> Result<bool, Failure> {
+    ) -> Result<oneshot::Receiver<Result<bool, Failure>>, Failure> {
         failpoint::hit("snapshot-received")?;
-        self.request(|reply| Input::Install { name, point, from, term, reply }).await
+        self.check_not_removed()?;
+        let (reply, answer) = oneshot::channel();
+        self.0.inbox.request(Input::Install { name, point, from, term, reply })?;
+        Ok(answer)
     }
 
     /// The hub that watch streams are opened on.

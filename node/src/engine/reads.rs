@@ -69,6 +69,16 @@ impl Reads {
         replica.read_index(context);
     }
 
+    /// Callers give up while there is no leader, or while nothing is applied, and others come: once a tick those that are
+    /// gone are dropped, or they would add up for as long as that lasts.
+    pub(crate) fn forget_given_up(&mut self) {
+        self.waiting.retain(|reply| !reply.is_closed());
+        self.confirmed.retain(|_, replies| {
+            replies.retain(|reply| !reply.is_closed());
+            !replies.is_empty()
+        });
+    }
+
     /// Raft confirmed attempts; those whose index is applied are answered.
     pub(crate) fn confirmed(&mut self, states: Vec<ReadState>, applied: u64) {
         for state in states {
@@ -95,6 +105,13 @@ impl Reads {
     /// The leader changed: unanswered attempts will not be answered any more.
     pub(crate) fn again(&mut self) {
         self.repeat(Instant::now(), Duration::ZERO);
+    }
+
+    /// Callers that are remembered.
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        let attempts = self.attempts.values().map(|attempt| attempt.replies.len());
+        self.waiting.len() + attempts.chain(self.confirmed.values().map(Vec::len)).sum::<usize>()
     }
 
     fn repeat(&mut self, now: Instant, after: Duration) {

@@ -48,6 +48,11 @@ impl Waiters {
         }
     }
 
+    /// Whether somebody still waits.
+    pub(crate) fn awaited(&self, sequence: u64) -> bool {
+        self.shard(sequence).lock().contains_key(&sequence)
+    }
+
     /// Takes a proposal back that the leader of `term` refused: its command, if somebody still waits. A refusal that comes
     /// late, after the proposal went to a later leader, means nothing: that one may have taken it.
     pub(crate) fn take_back(&self, sequence: u64, term: u64) -> Option<Bytes> {

@@ -224,18 +224,28 @@ impl Incoming {
     }
 
     /// Everything has arrived: checks that, and offers it to Raft. True when it is in use from now on, false when this
-    /// member is past it.
+    /// member is past it. It comes to its end also when nobody waits for that any more.
     ///
     /// # Errors
-    /// `Storage` when something is missing; `Failed` when the engine did not answer: it may be installed then.
+    /// `Storage` when something is missing; `Failed` when the engine did not take it, or ended.
     pub async fn finish(self) -> Result<bool, PeerError> {
+        // A task of its own: the sender may go away before an engine that stands still says whether it takes the snapshot.
+        tokio::spawn(self.offer()).await.unwrap_or(Err(Failure::Stopped.into()))
+    }
+
+    async fn offer(self) -> Result<bool, PeerError> {
         let Self { head, name, manifest, staging, handle, receipt, _permit, .. } = self;
         let path = on_disk(move || staging.finish()).await?;
         receipt.done();
-        let point = snapshot::point(&manifest);
-        let installed = handle.install_snapshot(name, point, head.from, head.term).await;
-        // An engine that did not answer may still take it; what it does not take is removed at the next start.
-        if matches!(installed, Ok(false)) || refused_for_good(&installed) {
+        let answer = handle.install_snapshot(name, snapshot::point(&manifest), head.from, head.term);
+        // What waits for the engine must not keep it.
+        drop(handle);
+        let installed = match answer {
+            Ok(answer) => answer.await.unwrap_or(Err(Failure::Stopped)),
+            Err(failure) => Err(failure),
+        };
+        // An engine that ended without an answer may have taken it; if it did not, the next start removes it.
+        if !matches!(installed, Ok(true) | Err(Failure::Stopped)) {
             warn!(index = manifest.index, ?installed, "a received snapshot is not needed");
             on_disk(move || remove(&path)).await?;
         }
@@ -271,11 +281,6 @@ impl Drop for Receipt {
         let counted = if self.done { &SNAPSHOTS_RECEIVED } else { &SNAPSHOTS_NOT_RECEIVED };
         counted.with_label_values(&[&self.from]).inc();
     }
-}
-
-/// Whether the call never reached the engine.
-fn refused_for_good(installed: &Result<bool, Failure>) -> bool {
-    matches!(installed, Err(Failure::TooManyRequests | Failure::Uninitialized))
 }
 
 async fn write(mut staging: Staging, data: SnapshotData) -> Result<Staging, PeerError> {

@@ -1,0 +1,263 @@
+//! A driver without its thread, on a real log and a real key space: each input is given to it by hand.
+
+use balsa_proto::log::Member;
+use parking_lot::Mutex;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChange, ConfChangeType, ConfState, Entry, EntryType};
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::domain::apply::StateMachine;
+use crate::domain::raft::ReplicaConfig;
+use crate::engine::Store;
+use crate::storage::{LogWrite, SnapshotPoint};
+use crate::transport::tonic::{PeerMetrics, TonicPeers, TonicPeersConfig};
+
+/// Notes what goes to the others.
+#[derive(Default)]
+struct Sent(Mutex<Vec<(u64, Body)>>);
+
+impl Peers for Sent {
+    fn send(&self, to: u64, body: Body) -> bool {
+        self.0.lock().push((to, body));
+        true
+    }
+
+    fn reaches(&self, _to: u64) -> bool {
+        true
+    }
+
+    fn update(&self, _peers: &[(u64, Vec<String>)]) {}
+}
+
+/// Member 2 of three, alone with a log that `entries` follow.
+struct Alone {
+    driver: Driver,
+    sent: Arc<Sent>,
+    applier: std::sync::mpsc::Receiver<Work>,
+    _directory: tempfile::TempDir,
+}
+
+impl Alone {
+    fn new(entries: &[Entry]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let member = |id| Member { id, ..Member::default() };
+        let membership = Membership { members: vec![member(1), member(2), member(3)], ..Membership::default() };
+        let conf_state = ConfState::from((vec![1, 2, 3], vec![]));
+        let point = SnapshotPoint { index: 1, term: 1, conf_state: conf_state.clone() };
+        let log = Arc::new(RocksLog::open(&directory.path().join("log")).unwrap());
+        let hard_state = raft::eraftpb::HardState { term: 1, commit: 1, ..Default::default() };
+        let hard_state = Some(&hard_state);
+        log.write(LogWrite { reset_to: Some(&point), hard_state, entries, ..LogWrite::default() }).unwrap();
+        let store = Arc::new(Store::open(&directory.path().join("kv"), &Default::default()).unwrap());
+        StateMachine::found(&*store, &membership, &point).unwrap();
+        let config = ReplicaConfig { id: 2, election_ticks: 10, heartbeat_ticks: 1, pre_vote: false, seed: 1 };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let replica = Replica::open(config, log.clone(), 1, conf_state, &logger).unwrap();
+        let sent = Arc::new(Sent::default());
+        let (to_applier, applier) = std::sync::mpsc::channel();
+        let ports = ports(directory.path(), log, store, membership, sent.clone(), to_applier);
+        Self { driver: Driver::new(replica, ports, 1), sent, applier, _directory: directory }
+    }
+
+    /// As a turn of the thread, without waiting.
+    fn turn(&mut self, inputs: Vec<Input>) {
+        for input in inputs {
+            self.driver.take(input);
+        }
+        self.driver.tick_when_due();
+        self.driver.propose_queued();
+        self.driver.reads.issue(&mut self.driver.replica, Instant::now());
+        self.driver.carry_out_batches();
+        self.driver.after_batches();
+        assert!(!self.driver.broken);
+    }
+
+    /// A message of member 1.
+    fn hear(&mut self, kind: MessageType, index: u64) {
+        let term = self.driver.replica.role().term;
+        let message = Message { msg_type: kind, from: 1, to: 2, term, index, ..Message::default() };
+        self.frame(1, Body::Raft(peer::RaftMessages { messages: vec![messages::to_wire(message)] }));
+    }
+
+    fn frame(&mut self, from: u64, body: Body) {
+        let (to, body) = (2, Some(body));
+        self.turn(vec![Input::Frame(peer::Frame { cluster_id: 1, from, to, body, ..peer::Frame::default() })]);
+    }
+
+    /// Member 1 votes for it.
+    fn elected(&mut self) -> u64 {
+        self.driver.replica.campaign();
+        self.turn(Vec::new());
+        self.hear(MessageType::MsgRequestVoteResponse, 0);
+        assert!(self.driver.replica.role().leads);
+        self.driver.replica.role().term
+    }
+
+    /// The data of what is in the log above `index`.
+    fn log_after(&mut self, index: u64) -> Vec<Bytes> {
+        let last = self.driver.replica.last_index();
+        let (tail, context) = (self.driver.replica.tail(), raft::GetEntriesContext::empty(false));
+        let entries = raft::Storage::entries(tail, index + 1, last + 1, None, context).unwrap();
+        entries.into_iter().map(|entry| entry.data).collect()
+    }
+
+    /// The removal at 2 and the empty entry of the leader's term at 3 are committed, and its state machine has them.
+    fn removal_applied(&mut self, leaving: u64) {
+        self.hear(MessageType::MsgAppendResponse, 3);
+        let Ok(Work::Apply(entries)) = self.applier.try_recv() else { panic!("nothing is committed") };
+        assert_eq!(entries.last().unwrap().index, 3);
+        let change = ConfChange { node_id: leaving, change_type: ConfChangeType::RemoveNode, ..ConfChange::default() };
+        let mut membership = (*self.driver.ports.status.read().membership).clone();
+        membership.members.retain(|member| member.id != leaving);
+        let membership = Arc::new(membership);
+        Arc::make_mut(&mut self.driver.ports.status.write()).membership = membership.clone();
+        let term = self.driver.replica.role().term;
+        let (changes, membership) = (Vec::new(), Some(membership));
+        let conf_changes = vec![change];
+        let report = Report { index: 3, term, conf_changes, changes, membership, bytes: 0, installed: false };
+        self.turn(vec![Input::Applied(report)]);
+    }
+
+    /// The next tick is due.
+    fn tick(&mut self) {
+        self.driver.next_tick = Instant::now();
+        self.turn(Vec::new());
+    }
+}
+
+fn ports(
+    directory: &std::path::Path,
+    log: Arc<RocksLog>,
+    store: Arc<Store>,
+    membership: Membership,
+    peers: Arc<Sent>,
+    applier: std::sync::mpsc::Sender<Work>,
+) -> Ports {
+    let (inbox, fatal) = (Arc::new(Inbox::default()), Fatal::default());
+    let status = Arc::new(RwLock::new(Arc::new(Status { membership: Arc::new(membership), ..Status::default() })));
+    let store = Arc::new(RwLock::new(store));
+    let snapshots = directory.join("snapshot");
+    let keeper = Arc::new(Keeper::new(store, inbox.clone(), fatal.clone(), snapshots, 1, status.clone()));
+    let runtime = tokio::runtime::Handle::current();
+    let (dialer, metrics) = (Default::default(), PeerMetrics::default());
+    let config = TonicPeersConfig { cluster_id: 1, member_id: 2, incarnation: 1, dialer, metrics };
+    let tonic = TonicPeers::new(config, runtime.clone(), Arc::new(|_| {}));
+    Ports {
+        snapshots: Snapshots::new(tonic, inbox.clone(), runtime),
+        inbox,
+        log,
+        peers,
+        applier,
+        keeper,
+        waiters: Arc::new(Waiters::default()),
+        status,
+        leader: watch::channel((0, 0)).0,
+        fatal,
+        member_id: 2,
+        incarnation: 1,
+        tick: Duration::from_secs(60),
+        election_ticks: 10,
+    }
+}
+
+/// An entry at 2 that a leader of an earlier term left.
+fn removal(leaving: u64) -> Entry {
+    let change = ConfChange { node_id: leaving, change_type: ConfChangeType::RemoveNode, ..ConfChange::default() };
+    let (data, entry_type) = (change.write_to_bytes().unwrap().into(), EntryType::EntryConfChange);
+    Entry { index: 2, term: 1, data, entry_type, ..Entry::default() }
+}
+
+fn forward(term: u64, sequence: u64, batch: &'static [u8]) -> Body {
+    let batch = Bytes::from_static(batch);
+    Body::Forward(peer::Forward { term, proposals: vec![peer::ForwardedProposal { sequence, batch }] })
+}
+
+/// A leader died with a removal in its log. The member that leaves hands what its clients asked for meanwhile to the next
+/// leader, and when it applies its removal it tells them that this is in no log.
+#[tokio::test]
+async fn a_new_leader_takes_nothing_of_a_member_whose_removal_it_found_in_its_log() {
+    let mut alone = Alone::new(&[removal(3)]);
+    let term = alone.elected();
+    alone.frame(3, forward(term, 7, b"of 3"));
+    alone.frame(1, forward(term, 8, b"of 1"));
+    let _answer = alone.driver.ports.waiters.register(9, Bytes::from_static(b"of 2"));
+    alone.turn(vec![Input::Propose { sequence: 9, data: Bytes::from_static(b"of 2") }]);
+    alone.removal_applied(3);
+    assert_eq!(alone.log_after(3), [Bytes::from_static(b"of 1of 2")], "what others ask waits, and is not lost");
+    let sent = alone.sent.0.lock();
+    let refused = sent.iter().filter_map(|(to, body)| match body {
+        Body::Refusal(refusal) => Some((*to, refusal.sequences.clone(), refusal.term)),
+        _ => None,
+    });
+    assert_eq!(refused.collect::<Vec<_>>(), [(3, vec![7], term)]);
+}
+
+#[tokio::test]
+async fn a_leader_that_finds_its_own_removal_in_its_log_takes_nothing_of_its_clients() {
+    let mut alone = Alone::new(&[removal(2)]);
+    alone.elected();
+    let waiters = alone.driver.ports.waiters.clone();
+    let _answer = waiters.register(9, Bytes::from_static(b"of 2"));
+    alone.turn(vec![Input::Propose { sequence: 9, data: Bytes::from_static(b"of 2") }]);
+    assert_eq!(alone.log_after(3), Vec::<Bytes>::new());
+    waiters.fail_all(&crate::engine::Failure::NotLeader { leader: None });
+    alone.removal_applied(2);
+    assert_eq!(alone.log_after(3), Vec::<Bytes>::new());
+}
+
+/// Clients that come, wait and give up while there is no leader must leave nothing behind.
+#[tokio::test]
+async fn what_callers_gave_up_is_not_kept_while_there_is_no_leader() {
+    let mut alone = Alone::new(&[]);
+    let waiters = alone.driver.ports.waiters.clone();
+    let propose = |sequence| Input::Propose { sequence, data: Bytes::from_static(b"a") };
+    let answers = [1, 2, 3].map(|sequence| waiters.register(sequence, Bytes::from_static(b"a")));
+    let reads: Vec<_> = (0..3).map(|_| oneshot::channel()).collect();
+    let (replies, mut read_answers): (Vec<_>, Vec<_>) = reads.into_iter().unzip();
+    alone.turn([1, 2, 3].map(propose).into_iter().chain(replies.into_iter().map(Input::Read)).collect());
+    assert_eq!((alone.driver.queue.len(), alone.driver.reads.kept()), (3, 3));
+    waiters.forget(1);
+    waiters.forget(3);
+    read_answers.truncate(1);
+    alone.tick();
+    let queued: Vec<u64> = alone.driver.queue.iter().map(|queued| queued.sequence).collect();
+    assert_eq!((queued, alone.driver.reads.kept()), (vec![2], 1), "of those that still wait, all is kept");
+    assert_eq!(waiters.take_back(2, 0), None, "it was sent to nobody");
+    drop(answers);
+}
+
+fn queued(data: &[u8]) -> Queued {
+    Queued { origin: Origin::Local, term: 0, sequence: 0, data: Bytes::copy_from_slice(data) }
+}
+
+/// The second bug that the simulation found: the key space was flushed up to 9, of which Raft knew 7 to be applied; it
+/// was trimmed up to 9, and Raft panicked in its next election.
+#[test]
+fn the_log_is_never_trimmed_above_what_raft_knows_to_be_applied() {
+    assert_eq!(trim_to(9, 7, 100, None), 7);
+    assert_eq!(trim_to(7, 9, 100, None), 7, "what is not durable is still needed after a crash");
+    assert_eq!(trim_to(9, 9, 4, None), 4);
+    assert_eq!(trim_to(9, 9, 100, Some(3)), 3, "a snapshot on its way is followed by the entries after it");
+}
+
+#[test]
+fn commands_share_an_entry_up_to_the_bound_and_keep_their_order() {
+    let large = vec![7; ENTRY_BYTES - 1];
+    let packed = pack(&[queued(b"a"), queued(b"b"), queued(&large), queued(b"c")]);
+    assert_eq!(packed.len(), 2);
+    assert_eq!(&packed[0][..], b"ab");
+    assert_eq!(packed[1].len(), ENTRY_BYTES);
+    assert_eq!(packed[1][ENTRY_BYTES - 1], b'c');
+}
+
+/// Whoever hears that a snapshot was not taken removes it, and a log that names it could not be opened any more.
+#[tokio::test]
+async fn after_a_failed_write_nobody_says_that_a_snapshot_was_not_taken() {
+    let mut alone = Alone::new(&[]);
+    alone.driver.broken = true;
+    let (reply, mut answer) = oneshot::channel();
+    let point = SnapshotPoint { index: 9, term: 1, conf_state: ConfState::from((vec![1, 2, 3], vec![])) };
+    alone.driver.take(Input::Install { name: "9".to_owned(), point, from: 1, term: 1, reply });
+    assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+}
