@@ -164,6 +164,13 @@ async fn a_watch_of_the_past_gets_at_most_a_thousand_revisions_at_a_time() {
 async fn the_messages_of_a_snapshot_have_etcds_shape() {
     on_each(|channel| async move {
         let mut client = MaintenanceClient::new(channel);
+        // etcd knows the version of its storage some seconds after its start only, and leaves it out of messages until then.
+        let storage_is_known = async {
+            while client.status(pb::StatusRequest {}).await.expect("a status").into_inner().storage_version.is_empty() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        timeout(PATIENCE, storage_is_known).await.expect("a version in time");
         let mut messages = client.snapshot(pb::SnapshotRequest {}).await.expect("a stream").into_inner();
         let mut all = Vec::new();
         while let Some(message) = timeout(PATIENCE, messages.message()).await.expect("in time").expect("no error") {
