@@ -1,6 +1,7 @@
 //! Wires one node: configuration, logging, engine, listeners, signals. It decides nothing else.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use balsa_node::api::server::{Closing, Listeners, Services};
 use balsa_node::api::snapshot_command;
@@ -17,6 +18,9 @@ use balsa_node::service::{Member, auto_compaction, corruption, settings, stop};
 use balsa_node::storage::marker;
 use balsa_node::transport::tonic::Dialer;
 use balsa_node::wiring;
+
+/// How long the process, before it ends, waits for calls that are in the store.
+const LAST_CALLS: Duration = Duration::from_secs(5);
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -56,8 +60,9 @@ fn main() {
                 }
                 run(&config, &hot).await
             });
-            // What still works for a client may hang on the disk that is the reason for the end.
-            runtime.shutdown_background();
+            // What still works for a client may hang on the disk that is the reason for the end. Everything else is waited
+            // for: a thread that is in RocksDB while the process exits finds its locks gone.
+            runtime.shutdown_timeout(LAST_CALLS);
             ended
         }
         Err(error) => Err(failed(error)),
