@@ -60,8 +60,7 @@ fn main() {
                 }
                 run(&config, &hot).await
             });
-            // What still works for a client may hang on the disk that is the reason for the end. Everything else is waited
-            // for: a thread that is in RocksDB while the process exits finds its locks gone.
+            // What still works for a client may hang on the disk that is the reason for the end.
             runtime.shutdown_timeout(LAST_CALLS);
             ended
         }
