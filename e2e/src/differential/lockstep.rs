@@ -290,7 +290,7 @@ impl Lockstep {
         }
         self.read_revision().await;
         let current = self.revisions.current;
-        let served = self.turns.served(current, (&mut self.etcd, &mut self.balsa)).await;
+        let served = self.turns.served((&mut self.etcd, &mut self.balsa)).await;
         for (call, etcd, balsa) in served {
             self.compare(at, &Step::Call(call), &etcd, &balsa)?;
         }

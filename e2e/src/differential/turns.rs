@@ -66,17 +66,17 @@ struct Waiter {
     own: Bytes,
     /// The revision at which it took its place.
     place: i64,
-    /// The last place before it.
-    behind: i64,
-    /// No server watches from before this revision.
+    /// No server watches from before this revision. It stays when the place before this one goes: etcd may hear of that
+    /// late, when its watch is caught up, and a compaction before that ends the call.
     since: i64,
     etcd: Pending,
     balsa: Pending,
 }
 
 impl Waiter {
-    fn before(&self, pairs: &[KeyValue]) -> Option<i64> {
-        pairs.iter().map(|kv| kv.create_revision).filter(|place| *place < self.place).max()
+    /// Whether somebody is before it.
+    fn waits(&self, pairs: &[KeyValue]) -> bool {
+        pairs.iter().any(|kv| kv.create_revision < self.place)
     }
 }
 
@@ -145,33 +145,22 @@ impl Turns {
         let (Some(place), true, false) = (place, begun && begun_too, answered) else {
             return Some(tokio::join!(etcd.end(call, one), balsa.end(call, other)));
         };
-        let mut waiter =
-            Waiter { call: call.clone(), queue, own, place, behind: 0, since: next, etcd: one, balsa: other };
-        waiter.behind = waiter.before(&pairs).unwrap_or_default();
-        self.waiters.push(waiter);
+        self.waiters.push(Waiter { call: call.clone(), queue, own, place, since: next, etcd: one, balsa: other });
         None
     }
 
     /// Ends the calls whose turn has come, each with both answers.
-    pub async fn served(&mut self, revision: i64, (etcd, balsa): Sides<'_>) -> Vec<(Call, Reply, Reply)> {
+    pub async fn served(&mut self, (etcd, balsa): Sides<'_>) -> Vec<(Call, Reply, Reply)> {
         let mut served = Vec::new();
-        for mut waiter in std::mem::take(&mut self.waiters) {
+        for waiter in std::mem::take(&mut self.waiters) {
             let pairs = etcd.pairs(&waiter.queue).await.unwrap_or_default();
-            let before = waiter.before(&pairs);
-            let early = waiter.etcd.is_answered() || waiter.balsa.is_answered();
-            match before.filter(|_| !early) {
-                Some(behind) => {
-                    if behind != waiter.behind {
-                        (waiter.behind, waiter.since) = (behind, revision);
-                    }
-                    self.waiters.push(waiter);
-                }
-                None => {
-                    let Waiter { call, etcd: one, balsa: other, .. } = waiter;
-                    let (one, other) = tokio::join!(etcd.end(&call, one), balsa.end(&call, other));
-                    served.push((call, one, other));
-                }
+            if waiter.waits(&pairs) && !waiter.etcd.is_answered() && !waiter.balsa.is_answered() {
+                self.waiters.push(waiter);
+                continue;
             }
+            let Waiter { call, etcd: one, balsa: other, .. } = waiter;
+            let (one, other) = tokio::join!(etcd.end(&call, one), balsa.end(&call, other));
+            served.push((call, one, other));
         }
         served
     }
@@ -250,8 +239,11 @@ impl Turns {
             let leader = pairs.iter().min_by_key(|kv| kv.create_revision).map_or(0, |kv| kv.mod_revision);
             let before = observer.told;
             if leader != observer.leader {
-                (observer.leader, observer.since) = (leader, revision);
-                observer.told += usize::from(leader != 0);
+                observer.leader = leader;
+                if leader != 0 {
+                    // That nobody is elected any more is not told, so nothing shows when a server has heard it.
+                    (observer.told, observer.since) = (observer.told + 1, revision);
+                }
                 tokio::join!(observer.etcd.wait(observer.told), observer.balsa.wait(observer.told));
             }
             let one = observer.etcd.after(before, &mut etcd.identity);
