@@ -7,7 +7,7 @@ use std::sync::Arc;
 use balsa_proto::mvccpb::{Event, KeyValue};
 use bytes::Bytes;
 
-use super::{Model, Random};
+use super::{Model, Random, answers};
 use crate::domain::apply::Effects;
 use crate::domain::mvcc::watch::{Filters, Interest, watched_range};
 use crate::domain::mvcc::{Changes, Most, ReadError, Revisions, Wanted, changes, current};
@@ -52,11 +52,7 @@ impl Wish {
 
     fn names(&self, key: &[u8]) -> bool {
         let low: &[u8] = if self.key.is_empty() { b"\0" } else { &self.key };
-        match &self.range_end[..] {
-            [] => key == low,
-            [0] => key >= low,
-            high => key >= low && key < high,
-        }
+        answers::names(low, &self.range_end, key)
     }
 }
 
