@@ -17,7 +17,7 @@ use crate::config::version::{BALSA_VERSION, ETCD_VERSION};
 use crate::engine::Status;
 use crate::engine::watch::WatchCounts;
 use crate::metrics;
-use crate::storage::KeySpace;
+use crate::storage::{KeySpace, disk};
 
 /// All that `/metrics` shows of this member.
 pub struct Metrics {
@@ -238,9 +238,11 @@ impl Observed {
     fn read(&self, member: &Member) {
         self.ready.set(i64::from(health::is_ready(member)));
         self.draining.set(i64::from(member.is_draining()));
-        let Ok(handle) = member.handle() else { return };
-        self.quota.set(handle.quota());
+        let free = disk::free_bytes(&member.settings().data_dir).ok();
+        let quota = member.hot().values.quota_bytes;
+        let Ok(handle) = member.handle() else { return self.quota.set(room(quota, 0, free)) };
         let (size, live) = handle.store().size_bytes();
+        self.quota.set(room(quota, size, free));
         self.size.set(clamp(size));
         self.size_in_use.set(clamp(live));
         self.inbox.set(handle.queued() as i64);
@@ -308,6 +310,13 @@ impl Observed {
             metrics::PEER_ROUND_TRIP.with_label_values(&[&peer]);
         }
     }
+}
+
+/// What the key space may hold: the quota, or without one what it will hold when the disk is full. etcd's alerts divide by
+/// this and compare with it, so that 0 for "no quota" would fire them for ever; with the disk they say in time that it
+/// fills up, whoever fills it. A disk that does not tell is taken for an endless one.
+fn room(quota: i64, held: u64, free: Option<u64>) -> i64 {
+    if quota > 0 { quota } else { free.map_or(i64::MAX, |free| clamp(held.saturating_add(free))) }
 }
 
 /// A counter that follows a number which only grows. Two readings at once may not both add the difference: the second
@@ -524,6 +533,17 @@ mod tests {
             !rendered(&metrics).contains("balsa_raft_match_index{"),
             "a member that is gone leaves no series behind"
         );
+    }
+
+    #[test]
+    fn without_a_quota_the_disk_is_the_limit() {
+        assert_eq!(room(1_000, 700, Some(5)), 1_000);
+        for none in [0, -1] {
+            assert_eq!(room(none, 700, Some(5)), 705);
+            assert_eq!(room(none, 0, Some(5)), 5, "before it is a member");
+            assert_eq!(room(none, 700, None), i64::MAX);
+            assert_eq!(room(none, u64::MAX, Some(5)), i64::MAX);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+pub mod disk;
 pub mod durable;
 pub mod key_space;
 pub mod log;

@@ -9,6 +9,7 @@ mod proxy;
 mod writer;
 
 mod admission;
+mod alerts;
 mod auth;
 mod auth_leases;
 mod beside;
