@@ -17,8 +17,8 @@ use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, mpsc};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
@@ -186,13 +186,18 @@ async fn put_steadily(
     Ok(())
 }
 
-/// Renews the leases of one stream in turn, all of them once in a third of the TTL, until it is told to stop; then all
-/// of them once more, so that they end together.
+/// Waits, but no longer once it is time to stop.
+async fn pause(stop: &watch::Receiver<bool>, time: Duration) {
+    let _ = timeout(time, stop.clone().wait_for(|stop| *stop)).await;
+}
+
+/// Renews the leases of one stream in turn, all of them once in a third of the TTL, until it is told to stop; then at once
+/// all of them once more, as all other streams do, so that they end together.
 async fn keep_alive(
     channel: Channel,
     ids: Vec<i64>,
     ttl: i64,
-    stop: Arc<AtomicBool>,
+    stop: watch::Receiver<bool>,
     renewed: Arc<AtomicU64>,
 ) -> anyhow::Result<()> {
     let (requests, stream) = mpsc::channel(ids.len());
@@ -203,7 +208,7 @@ async fn keep_alive(
     let round = Duration::from_secs(ttl as u64) / 3;
     let mut last = false;
     while !last {
-        last = stop.load(Ordering::Relaxed);
+        last = *stop.borrow();
         let started = Instant::now();
         let burst = ids.len().div_ceil(20);
         let sending = async {
@@ -211,9 +216,7 @@ async fn keep_alive(
                 for id in chunk {
                     requests.send(pb::LeaseKeepAliveRequest { id: *id }).await.context("the stream takes requests")?;
                 }
-                if !last && !stop.load(Ordering::Relaxed) {
-                    sleep(round * burst as u32 / ids.len() as u32).await;
-                }
+                pause(&stop, round * burst as u32 / ids.len() as u32).await;
             }
             anyhow::Ok(())
         };
@@ -226,9 +229,7 @@ async fn keep_alive(
             anyhow::Ok(())
         };
         tokio::try_join!(sending, receiving)?;
-        if !last {
-            sleep(round.saturating_sub(started.elapsed())).await;
-        }
+        pause(&stop, round.saturating_sub(started.elapsed())).await;
     }
     Ok(())
 }
@@ -266,21 +267,21 @@ async fn left(channel: &Channel) -> anyhow::Result<i64> {
 /// All leases, granted with a key each, and the streams that keep them alive.
 struct Kept {
     streams: tokio::task::JoinSet<anyhow::Result<()>>,
-    stop: Arc<AtomicBool>,
+    stop: watch::Sender<bool>,
     renewed: Arc<AtomicU64>,
 }
 
 impl Kept {
     async fn start(args: &Args, channels: &[Channel]) -> anyhow::Result<Self> {
         let ids: Vec<i64> = (1..=args.leases).collect();
-        let (stop, renewed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, renewed) = (watch::Sender::new(false), Arc::new(AtomicU64::new(0)));
         let mut streams = tokio::task::JoinSet::new();
         // Each stream begins as soon as its leases are there: all the grants may take longer than a TTL.
         for (number, ids) in ids.chunks(ids.len().div_ceil(args.streams)).enumerate() {
             let channel = channels[number % channels.len()].clone();
             let grants = ids.iter().map(|id| grant(channel.clone(), *id, args.ttl));
             stream::iter(grants).buffer_unordered(200).try_collect::<()>().await?;
-            streams.spawn(keep_alive(channel, ids.to_vec(), args.ttl, stop.clone(), renewed.clone()));
+            streams.spawn(keep_alive(channel, ids.to_vec(), args.ttl, stop.subscribe(), renewed.clone()));
         }
         Ok(Self { streams, stop, renewed })
     }
@@ -298,7 +299,7 @@ impl Kept {
 
     /// Renews each lease once more, and no more.
     async fn stop(mut self) -> anyhow::Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.send_replace(true);
         while let Some(done) = self.streams.join_next().await {
             done??;
         }
