@@ -180,13 +180,20 @@ fn may_remove(status: &Status, id: u64) -> Result<(), Failure> {
 }
 
 fn may_promote<L: LogStore>(replica: &Replica<L>, id: u64) -> Result<(), Failure> {
-    let commit = replica.commit();
     let progress = replica.progress();
-    let matched = progress.iter().find(|(member, ..)| *member == id).map_or(0, |(_, matched, ..)| *matched);
-    if matched > 0 && matched + CAUGHT_UP_ENTRIES >= commit {
+    let matched = |id| progress.iter().find(|(member, ..)| *member == id).map_or(0, |(_, matched, ..)| *matched);
+    let (commit, learner, leader) = (replica.commit(), matched(id), matched(replica.role().leader));
+    if is_in_sync(learner, leader, commit) {
         return Ok(());
     }
-    Err(Failure::NotCaughtUp { id, matched, commit })
+    Err(Failure::NotCaughtUp { id, matched: learner, commit })
+}
+
+/// Whether a learner may become a voter: it holds nine tenths of the leader's log, as in etcd, and lacks no more than the
+/// bound of what is committed. A learner that will never get the rest would make a quorum of three one of four.
+fn is_in_sync(learner: u64, leader: u64, commit: u64) -> bool {
+    let share = learner.saturating_mul(10) >= leader.saturating_mul(9);
+    learner > 0 && share && learner.saturating_add(CAUGHT_UP_ENTRIES) >= commit
 }
 
 /// What Raft is asked to log. Raft never applies the change of an `Update`, which has none: its entry only has to be one
@@ -218,4 +225,25 @@ fn relay(answer: oneshot::Receiver<Result<Outcome, Failure>>, reply: Reply<Arc<l
         };
         let _ = reply.send(outcome);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_learner_is_in_sync_by_etcds_share_and_by_the_bound() {
+        for (learner, leader, commit, expected) in [
+            (0, 1, 1, false),
+            (1, 1, 1, true),
+            (89, 100, 100, false),
+            (90, 100, 100, true),
+            (90, 101, 90, false),
+            (9_000, 10_000, 10_000, true),
+            (95_000, 100_000, 96_000, true),
+            (95_000, 100_000, 96_001, false),
+        ] {
+            assert_eq!(is_in_sync(learner, leader, commit), expected, "{learner} of {leader}, {commit} committed");
+        }
+    }
 }

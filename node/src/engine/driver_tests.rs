@@ -23,8 +23,8 @@ impl Peers for Sent {
         true
     }
 
-    fn reaches(&self, _to: u64) -> bool {
-        true
+    fn reached_since(&self, _to: u64) -> Option<Instant> {
+        Some(Instant::now())
     }
 
     fn update(&self, _peers: &[(u64, Vec<String>)]) {}

@@ -39,6 +39,9 @@ pub enum Failure {
     /// As `TimedOut`; a leader was lost just before it was asked for.
     #[error("request timed out, a leader was lost")]
     LeaderLost,
+    /// As `TimedOut`; the connection to the leader broke meanwhile, or the leader's own to a quorum.
+    #[error("request timed out, a connection was lost")]
+    ConnectionLost,
     /// A read was not confirmed before the leader changed.
     #[error("leader changed")]
     LeaderChanged,

@@ -94,7 +94,7 @@ impl Handle {
     ///
     /// # Errors
     /// `Refused` by the model or by this member's quota; `TooManyRequests`, `TooLarge`: not in the log and never will be;
-    /// `TimedOut`, `LeaderLost`, `NotTaken`, `Stopped`: unknown.
+    /// `TimedOut`, `LeaderLost`, `ConnectionLost`, `NotTaken`, `Stopped`: unknown.
     pub async fn propose(&self, command: Command, who: Option<Identity>) -> Result<Outcome, Failure> {
         self.admit(&command).await?;
         let Identity { username, revision } = who.unwrap_or_default();
@@ -152,7 +152,7 @@ impl Handle {
     /// as a command does.
     ///
     /// # Errors
-    /// Those of [`read_index`](Self::read_index); `NotTaken`, `LeaderLost`.
+    /// Those of [`read_index`](Self::read_index); `NotTaken`, `LeaderLost`, `ConnectionLost`.
     pub async fn read_index_as_command(&self) -> Result<(), Failure> {
         let (asked, led) = (Instant::now(), self.leader_now().0 != 0);
         self.read_index().await.map_err(|failure| self.reason(failure, asked, led))
@@ -241,7 +241,7 @@ impl Handle {
 
     /// This member's own view of the members, whoever leads: itself and those to which a connection is up are active.
     pub fn reached(&self) -> Vec<Progress> {
-        let active = |id| id == self.0.member_id || self.0.peers.reaches(id);
+        let active = |id| id == self.0.member_id || self.0.peers.reached_since(id).is_some();
         let membership = self.status().membership.clone();
         membership.members.iter().map(|m| Progress { id: m.id, active: active(m.id), ..Progress::default() }).collect()
     }
@@ -359,11 +359,28 @@ impl Handle {
         if failure != Failure::TimedOut {
             return failure;
         }
-        let status = self.0.status.read();
+        let status = self.0.status.read().clone();
         if !led && status.leader == 0 {
-            Failure::NotTaken
-        } else {
-            late(asked, status.elected, self.0.election_timeout)
+            return Failure::NotTaken;
+        }
+        match late(asked, status.elected, self.0.election_timeout) {
+            Failure::TimedOut if !self.connected_since(asked, &status) => Failure::ConnectionLost,
+            failure => failure,
+        }
+    }
+
+    /// Whether the connection to the leader, or the leader's to a quorum, has lasted. Nothing is said without a leader.
+    fn connected_since(&self, asked: Instant, status: &Status) -> bool {
+        let own = self.0.member_id;
+        let lasted = |id: u64| id == own || self.0.peers.reached_since(id).is_some_and(|since| since < asked);
+        match status.leader {
+            0 => true,
+            leader if leader == own => {
+                // As in etcd learners count too.
+                let members = &status.membership.members;
+                members.iter().filter(|member| lasted(member.id)).count() > members.len() / 2
+            }
+            leader => lasted(leader),
         }
     }
 }

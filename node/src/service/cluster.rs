@@ -2,6 +2,7 @@
 //! etcd's errors and habits: no fence, the strict check, removal of the leader hands leadership over first.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use balsa_proto::{etcdserverpb as pb, log};
 use tokio::time::{Instant, sleep};
@@ -80,11 +81,11 @@ impl Cluster {
             false => reconfigure::may_add_voter(membership, progress),
         };
         let ask = |urls| self.leader.member_add(urls, request.clone());
-        if let Some(answer) = at_leader(&handle, origin, may_add, ask).await? {
+        if let Some(answer) = self.at_leader(&handle, origin, None, may_add, ask).await? {
             return Ok(answer);
         }
         let status = handle.status();
-        may_add(&status.membership, &status.progress)?;
+        may_add(&status.membership, &connected(&status.progress, &handle.reached()))?;
         if request.is_learner {
             // Of two reasons etcd says this one.
             membership::urls_are_free(&status.membership, 0, &peer_urls)?;
@@ -121,9 +122,8 @@ impl Cluster {
             true => reconfigure::may_wait_to_remove(membership, reached, request.id),
             false => Ok(()),
         };
-        if let Some(answer) =
-            at_leader(&handle, origin, may_wait, |urls| self.leader.member_remove(urls, request)).await?
-        {
+        let ask = |urls| self.leader.member_remove(urls, request);
+        if let Some(answer) = self.at_leader(&handle, origin, None, may_wait, ask).await? {
             return Ok(answer);
         }
         let status = handle.status();
@@ -133,8 +133,7 @@ impl Cluster {
         if request.id == handle.member_id() {
             return self.remove_self(&handle, request).await;
         }
-        let change = Change::Remove(log::RemoveMember { id: request.id });
-        let membership = handle.change_membership(change, 0).await?;
+        let membership = take_out(&handle, request.id).await?;
         Ok(pb::MemberRemoveResponse { header: Some(header(&handle.status(), 0)), members: members(&membership) })
     }
 
@@ -163,7 +162,8 @@ impl Cluster {
     ) -> Result<pb::MemberPromoteResponse, Error> {
         let handle = self.member.voter()?;
         self.require_root(&handle, origin).await?;
-        match at_leader(&handle, origin, |_, _| Ok(()), |urls| self.leader.member_promote(urls, request)).await {
+        let (bound, ask) = (Some(handle.request_timeout()), |urls| self.leader.member_promote(urls, request));
+        match self.at_leader(&handle, origin, bound, |_, _| Ok(()), ask).await {
             // etcd looks for the leader itself here, and its Raft in the other calls.
             Err(Error::Failed(Failure::NotTaken)) => return Err(Failure::NoLeader.into()),
             Err(error) => return Err(error),
@@ -202,7 +202,7 @@ impl Cluster {
         let handle = self.member.voter()?;
         self.require_root(&handle, origin).await?;
         let ask = |urls| self.leader.member_update(urls, request.clone());
-        if let Some(answer) = at_leader(&handle, origin, |_, _| Ok(()), ask).await? {
+        if let Some(answer) = self.at_leader(&handle, origin, None, |_, _| Ok(()), ask).await? {
             return Ok(answer);
         }
         let change = Change::Update(log::UpdateMember { id: request.id, peer_urls });
@@ -220,33 +220,57 @@ impl Cluster {
     fn strict(&self) -> bool {
         self.member.settings().strict_reconfig_check
     }
+
+    /// What the leader answers; None when this member leads. While there is none, or none that can be connected to, nothing
+    /// has been asked: then `may` looks at what this member itself can reach, and with its consent a leader is waited for,
+    /// until `bound` is over or, as in etcd, for as long as the client waits.
+    async fn at_leader<T>(
+        &self,
+        handle: &Handle,
+        origin: &Origin,
+        bound: Option<Duration>,
+        may: impl Fn(&log::Membership, &[Progress]) -> Result<(), Error>,
+        ask: impl Fn(Vec<String>) -> Answer<T>,
+    ) -> Result<Option<T>, Error> {
+        let until = bound.map(|bound| Instant::now() + bound);
+        loop {
+            let asked = match place(handle, origin.is_forwarded()) {
+                Ok(Place::Here) => return Ok(None),
+                Ok(Place::At(urls)) => ask(urls).await,
+                Err(error) => Err(error),
+            };
+            match asked {
+                Err(Error::Failed(Failure::NoLeader)) => may(&handle.status().membership, &handle.reached())?,
+                answered => return answered.map(Some),
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Err(Failure::NotTaken.into());
+            }
+            if self.member.stopping().is_cancelled() {
+                return Err(Failure::Stopped.into());
+            }
+            sleep(ASK_AGAIN).await;
+        }
+    }
 }
 
-/// What the leader answers; None when this member leads. While there is none, or none that can be connected to, nothing has
-/// been asked: then `may` looks at what this member itself can reach, and with its consent a leader is waited for, as long
-/// as a request may take.
-async fn at_leader<T>(
-    handle: &Handle,
-    origin: &Origin,
-    may: impl Fn(&log::Membership, &[Progress]) -> Result<(), Error>,
-    ask: impl Fn(Vec<String>) -> Answer<T>,
-) -> Result<Option<T>, Error> {
-    let until = Instant::now() + handle.request_timeout();
+/// A leader hears of its followers with their first answers. Within its first election time-out those that it misses may be
+/// there all the same, and who has waited for a leader should not be refused for that.
+async fn take_out(handle: &Handle, id: u64) -> Result<Arc<log::Membership>, Failure> {
+    let is_new = || handle.status().elected.is_some_and(|at| at.elapsed() < handle.election_timeout());
     loop {
-        let asked = match place(handle, origin.is_forwarded()) {
-            Ok(Place::Here) => return Ok(None),
-            Ok(Place::At(urls)) => ask(urls).await,
-            Err(error) => Err(error),
-        };
-        match asked {
-            Err(Error::Failed(Failure::NoLeader)) => may(&handle.status().membership, &handle.reached())?,
-            answered => return answered.map(Some),
+        match handle.change_membership(Change::Remove(log::RemoveMember { id }), 0).await {
+            Err(Failure::QuorumAtRisk) if is_new() => sleep(ASK_AGAIN).await,
+            done => return done,
         }
-        if Instant::now() >= until {
-            return Err(Failure::NotTaken.into());
-        }
-        sleep(ASK_AGAIN).await;
     }
+}
+
+/// What the leader knows of its peers, without those whose connection is gone: Raft itself misses one only after an election
+/// time-out.
+fn connected(progress: &[Progress], reached: &[Progress]) -> Vec<Progress> {
+    let is_reached = |id| reached.iter().any(|peer| peer.id == id && peer.active);
+    progress.iter().map(|peer| Progress { active: peer.active && is_reached(peer.id), ..peer.clone() }).collect()
 }
 
 /// Valid peer URLs in canonical order.

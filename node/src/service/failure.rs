@@ -281,6 +281,12 @@ fn failure_row(failure: &Failure) -> Row {
             Unknown,
             Reason::TimedOut,
         ),
+        Failure::ConnectionLost => row(
+            Code::Unavailable,
+            "etcdserver: request timed out, possibly due to connection lost",
+            Unknown,
+            Reason::TimedOut,
+        ),
         Failure::LeaderChanged => row(Code::Unavailable, "etcdserver: leader changed", Refused, Reason::NoLeader),
         Failure::Stopped => row(Code::Unavailable, "etcdserver: server stopped", Unknown, Reason::TimedOut),
         Failure::ChangeInFlight => {
@@ -471,6 +477,7 @@ pub(crate) fn all() -> Vec<Error> {
         Failure::TimedOut,
         Failure::NotTaken,
         Failure::LeaderLost,
+        Failure::ConnectionLost,
         Failure::LeaderChanged,
         Failure::Stopped,
         Failure::ChangeInFlight,
@@ -529,6 +536,7 @@ mod tests {
             Failure::TimedOut,
             Failure::NotTaken,
             Failure::LeaderLost,
+            Failure::ConnectionLost,
             Failure::Stopped,
             Failure::Storage("disk".into()),
         ];

@@ -6,6 +6,8 @@ pub mod siblings;
 pub mod tls;
 pub mod tonic;
 
+use std::time::Instant;
+
 use balsa_proto::peer;
 
 /// The other members, as the engine sees them.
@@ -16,8 +18,8 @@ pub trait Peers: Send + Sync + 'static {
     /// the first ones may be.
     fn send(&self, to: u64, body: peer::frame::Body) -> bool;
 
-    /// Whether a connection to `to` is up.
-    fn reaches(&self, to: u64) -> bool;
+    /// Since when a connection to `to` is up, if it is.
+    fn reached_since(&self, to: u64) -> Option<Instant>;
 
     /// Replaces the list of peers by (id, peer URLs). The own id may be in it and is ignored. A peer that is no longer
     /// listed still gets what is queued for it, within a second, so that it may learn of its removal.

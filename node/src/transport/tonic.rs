@@ -11,6 +11,7 @@ mod snapshot;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use balsa_proto::peer::frame::Body;
 use balsa_proto::peer::{Frame, RaftMessage, RaftMessages};
@@ -100,7 +101,7 @@ impl Peers for TonicPeers {
             (Some(queue), Body::Raft(raft)) => divide(raft.messages)
                 .into_iter()
                 .all(|messages| queue.push(self.frame(to, Body::Raft(RaftMessages { messages })))),
-            (Some(queue), body) => queue.is_up() && queue.push(self.frame(to, body)),
+            (Some(queue), body) => queue.up_since().is_some() && queue.push(self.frame(to, body)),
         };
         if !taken {
             self.shared.config.metrics.failed(to);
@@ -108,8 +109,8 @@ impl Peers for TonicPeers {
         taken
     }
 
-    fn reaches(&self, to: u64) -> bool {
-        self.links.read().get(&to).is_some_and(|link| link.queue.is_up())
+    fn reached_since(&self, to: u64) -> Option<Instant> {
+        self.links.read().get(&to).and_then(|link| link.queue.up_since())
     }
 
     fn update(&self, peers: &[(u64, Vec<String>)]) {

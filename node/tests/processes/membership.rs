@@ -1,11 +1,14 @@
 //! Members come and go through etcd's own calls.
 
+use std::time::Duration;
+
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::node::ListRequest;
 use balsa_proto::node::node_client::NodeClient;
 use tonic::Code;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Member};
+use crate::gateway::http::Request;
 
 async fn add_learner(cluster: &Cluster, url: String) -> u64 {
     let leader = &cluster.members[cluster.leader().await];
@@ -55,6 +58,33 @@ async fn m3_a_learner_catches_up_is_promoted_and_once_removed_never_runs_again_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_learner_that_lacks_a_tenth_of_a_young_log_is_not_promoted_as_in_etcd() {
+    let mut cluster = Cluster::start(1).await;
+    let index = cluster.add_unstarted("joiner");
+    let id = add_learner(&cluster, cluster.members[index].peer_url()).await;
+    let all = cluster.initial_cluster();
+    cluster.run(index, &all, "existing");
+    let url = cluster.members[0].peer_url();
+    let follows = || async {
+        let mut node = NodeClient::connect(url.clone()).await.expect("the peer port answers");
+        let listed = node.list(ListRequest::default()).await.expect("a list").into_inner();
+        listed.progress.iter().any(|peer| peer.id == id && peer.match_index > 0)
+    };
+    cluster.eventually("the learner follows", follows).await;
+    cluster.members[index].kill();
+    for number in 0..100 {
+        cluster.members[0].put(&format!("k/{number}"), "v").await.expect("a write");
+    }
+    let promote =
+        async |cluster: &Cluster| cluster.members[0].cluster().member_promote(pb::MemberPromoteRequest { id }).await;
+    let refused = promote(&cluster).await.expect_err("it has a small part of the log");
+    let text = "etcdserver: can only promote a learner member which is in sync with leader";
+    assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, text));
+    cluster.restart(index);
+    cluster.eventually("it has the rest and is promoted", || async { promote(&cluster).await.is_ok() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn m4_a_member_whose_disk_was_emptied_refuses_to_run() {
     let mut cluster = Cluster::start(3).await;
     cluster.members[0].put("a", "1").await.expect("a write");
@@ -92,4 +122,48 @@ async fn nobody_is_added_where_one_more_that_is_down_would_end_the_quorum() {
         assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "etcdserver: unhealthy cluster"));
     }
     cluster.members[leader].put("k", "v").await.expect("the two go on");
+}
+
+/// A leader that has just lost its followers leads on for an election time-out. What it would take into its log then has no
+/// outcome.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_added_by_a_leader_whose_followers_have_just_died() {
+    let mut cluster = Cluster::start_with(3, &["--election-timeout=10000"]).await;
+    let leader = cluster.leader().await;
+    for other in (0..3).filter(|other| *other != leader) {
+        cluster.members[other].kill();
+    }
+    let port = cluster.members[leader].client_port;
+    let connected = || async {
+        let shown = String::from_utf8(Request::get("/metrics").send(port).await.body).expect("text");
+        shown.lines().any(|line| line.starts_with("etcd_network_active_peers{") && line.ends_with(" 1"))
+    };
+    cluster.eventually("the connections are gone", || async { !connected().await }).await;
+    for is_learner in [true, false] {
+        let request = pb::MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.9:9".into()], is_learner };
+        let refused = cluster.members[leader].cluster().member_add(request).await.expect_err("one of three");
+        assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "etcdserver: unhealthy cluster"));
+    }
+    let status = cluster.members[leader].status().await.expect("a status");
+    assert_eq!(status.header.map(|header| header.member_id), Some(status.leader), "it still leads");
+}
+
+/// etcd waits for as long as the client does, over the seconds that other requests have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_waits_for_a_leader_as_long_as_its_client() {
+    let mut cluster = Cluster::start(3).await;
+    let id =
+        async |member: &Member| member.status().await.and_then(|status| status.header).expect("a header").member_id;
+    let dead = id(&cluster.members[2]).await;
+    cluster.members[1].kill();
+    cluster.members[2].kill();
+    let leaderless = || async { cluster.members[0].status().await.is_some_and(|status| status.leader == 0) };
+    cluster.eventually("the leader is given up", leaderless).await;
+    let mut asked = cluster.members[0].cluster();
+    let removal = tokio::spawn(async move { asked.member_remove(pb::MemberRemoveRequest { id: dead }).await });
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    assert!(!removal.is_finished(), "{:?}", removal.await);
+    cluster.restart(1);
+    let removed = removal.await.expect("it ends").expect("removed").into_inner();
+    assert_eq!(removed.members.len(), 2);
 }

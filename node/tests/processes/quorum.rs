@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::cluster::{Cluster, PATIENCE};
 use crate::etcd::{Etcd, RELEASES, program};
 use crate::gateway::http::{Request, healthy};
+use crate::proxy::{Cuts, Network};
 
 /// `{dead}` and `{self}` stand for ids. What etcd lets wait for ever has a deadline of 3 s.
 const CALLS: &str = r#"
@@ -143,4 +144,44 @@ async fn without_a_quorum_every_call_is_answered_as_by_etcd() {
     let differ: Vec<String> =
         theirs.iter().zip(&ours).filter(|(a, b)| a != b).map(|(a, b)| format!("etcd:  {a}\nbalsa: {b}")).collect();
     assert!(differ.is_empty(), "{}", differ.join("\n"));
+}
+
+/// A follower's disk takes longer than a request may. A leader is known all the while, so what etcd says depends on the
+/// connection to it alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_without_an_outcome_tells_whether_the_connection_to_the_leader_broke_meanwhile() {
+    let mut cluster = Cluster::unstarted(3);
+    // Requests have 9 s then, and the leader stays on a busy machine.
+    cluster.members.iter_mut().for_each(|member| member.flags.push("--election-timeout=2000".to_owned()));
+    let network = Network::before(&mut cluster).await;
+    cluster.found().await;
+    let leader = cluster.leader().await;
+    let (breaks, lasts) = ((leader + 1) % 3, (leader + 2) % 3);
+    for index in [breaks, lasts] {
+        cluster.members[index].kill();
+        cluster.restart_to_fail(index, "apply-before-write=20*off->1*sleep(11000)->off");
+        cluster.serves(index).await;
+    }
+    network.note_processes(&cluster);
+    assert_eq!(cluster.leader().await, leader);
+    let put_until_it_hangs = async |index: usize| loop {
+        if let Err(status) = cluster.members[index].put("k", "v").await {
+            return status.message().to_owned();
+        }
+    };
+    let both = async { tokio::join!(put_until_it_hangs(breaks), put_until_it_hangs(lasts)) };
+    let cuts = async {
+        loop {
+            sleep(Duration::from_secs(2)).await;
+            network.cut(Cuts::from([(breaks, leader)]));
+            sleep(Duration::from_millis(100)).await;
+            network.cut(Cuts::new());
+        }
+    };
+    let (broke, lasted) = tokio::select! {
+        both = both => both,
+        () = cuts => return,
+    };
+    assert_eq!(broke, "etcdserver: request timed out, possibly due to connection lost", "{}", cluster.logs());
+    assert_eq!(lasted, "etcdserver: request timed out", "{}", cluster.logs());
 }

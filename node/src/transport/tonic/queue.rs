@@ -1,7 +1,7 @@
 //! What waits for one peer's stream.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use balsa_proto::peer::Frame;
 use parking_lot::Mutex;
@@ -17,12 +17,11 @@ pub(super) const MAX_QUEUED_BYTES: usize = 64 << 20;
 pub(super) const MAX_QUEUED_FRAMES: usize = 4_096;
 
 /// Frames in order, with their encoded lengths.
-#[derive(Default)]
 pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     arrived: Notify,
-    /// The last attempt to connect failed, and none has succeeded since.
-    down: AtomicBool,
+    /// None when the last attempt to connect failed, and none has succeeded since.
+    up: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -30,6 +29,13 @@ struct Waiting {
     frames: VecDeque<(Frame, usize)>,
     bytes: usize,
     closed: bool,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        // Taken for a way until the first attempt says otherwise.
+        Self { waiting: Mutex::default(), arrived: Notify::new(), up: Mutex::new(Some(Instant::now())) }
+    }
 }
 
 impl Queue {
@@ -83,11 +89,11 @@ impl Queue {
         self.waiting.lock().closed
     }
 
-    pub(super) fn is_up(&self) -> bool {
-        !self.down.load(Ordering::Relaxed)
+    pub(super) fn up_since(&self) -> Option<Instant> {
+        *self.up.lock()
     }
 
     pub(super) fn set_up(&self, up: bool) {
-        self.down.store(!up, Ordering::Relaxed);
+        *self.up.lock() = up.then(Instant::now);
     }
 }
