@@ -24,9 +24,9 @@ use crate::storage::{KeySpace, SnapshotPoint, StorageError, Table, View, WriteBa
 
 pub use super::mvcc::{RevisionEvents, Unlisted};
 
-/// Bytes of superseded values from which a run takes no further entry: a small put may supersede a large value, and all are in
-/// memory until the run is written.
-const SUPERSEDED_BYTES: usize = 16 << 20;
+/// Bytes of superseded values and of pairs in answers from which a run takes no further entry: a small put may supersede a
+/// large value, a small transaction may read many, and all are in memory until the run is written.
+const HELD_BYTES: usize = 16 << 20;
 
 /// Why applying cannot go on. The process stops.
 #[derive(Debug, thiserror::Error)]
@@ -238,7 +238,7 @@ impl<K: KeySpace> StateMachine<K> {
     }
 
     /// Applies committed entries, in order, as one atomic write. Entries at or below the applied index are passed over:
-    /// they come again after a crash. If they supersede much, only the first ones are applied, at least one: the effects
+    /// they come again after a crash. If they supersede or answer much, only the first ones are applied, at least one: the effects
     /// say how far it went. The tables are the same in whatever runs the entries are given.
     ///
     /// # Errors
@@ -269,7 +269,7 @@ impl<K: KeySpace> StateMachine<K> {
         for (entry, decoded) in fresh.iter().zip(decoded) {
             run.index = entry.index;
             run.entry(entry.term, decoded)?;
-            if run.overlay.superseded_bytes() >= SUPERSEDED_BYTES {
+            if run.overlay.superseded_bytes() + run.answered >= HELD_BYTES {
                 last = entry;
                 break;
             }
@@ -406,6 +406,8 @@ struct Run<V> {
     maintenance: Arc<log::Maintenance>,
     auth: AuthChanges,
     effects: Effects,
+    /// Bytes of the pairs in the answers so far.
+    answered: usize,
     /// Raft index of the entry under way.
     index: u64,
 }
@@ -418,6 +420,7 @@ impl<V: View> Run<V> {
             maintenance: Arc::clone(&machine.maintenance),
             auth: AuthChanges::new(Arc::clone(&machine.auth)),
             effects: Effects::default(),
+            answered: 0,
             index: 0,
         }
     }
@@ -434,6 +437,7 @@ impl<V: View> Run<V> {
                         Err(ReadError::Storage(error)) => return Err(error.into()),
                     };
                     self.overlay.finish_command();
+                    self.answered += outcome.as_ref().map_or(0, Outcome::pair_bytes);
                     self.effects.outcomes.push((id, outcome));
                 }
                 self.overlay.finish_entry();
@@ -549,6 +553,7 @@ impl<V: View> Run<V> {
 #[cfg(test)]
 mod tests {
     use balsa_proto::etcdserverpb as pb;
+    use pb::request_op::Request;
 
     use super::*;
     use crate::storage::memory::{FailedWrite, MemoryKeySpace};
@@ -622,6 +627,33 @@ mod tests {
                 Vec::from_iter(from + 1..=to)
             );
             assert_eq!(effects.events.len(), effects.outcomes.len());
+        }
+    }
+
+    #[test]
+    fn large_answers_to_small_writes_are_several_runs() {
+        let of = |index: u64, command| {
+            let proposal = log::Proposal { sequence: index, command: Some(command), ..Default::default() };
+            entry(index, log::Batch { proposals: vec![proposal] })
+        };
+        let put = |index: u64, key: &str, bytes: usize| {
+            let put = pb::PutRequest { key: key.to_owned().into(), value: vec![7; bytes].into(), ..Default::default() };
+            of(index, Command::Put(put))
+        };
+        let mut state = machine();
+        state.apply(&[put(1, "l/1", 1 << 20), put(2, "l/2", 1 << 20)]).unwrap();
+        let read = pb::RangeRequest { key: "l/".into(), range_end: "l0".into(), ..Default::default() };
+        let write = pb::PutRequest { key: "k".into(), ..Default::default() };
+        let operations = [Request::RequestRange(read), Request::RequestPut(write)];
+        let inner = operations.map(|request| pb::RequestOp { request: Some(request) }).to_vec();
+        let nested = pb::TxnRequest { success: inner, ..Default::default() };
+        let outer = pb::RequestOp { request: Some(Request::RequestTxn(nested)) };
+        let txn = pb::TxnRequest { success: vec![outer], ..Default::default() };
+        let entries: Vec<_> = (3..=14).map(|index| of(index, Command::Txn(txn.clone()))).collect();
+        // Each answers a little more than 2 MiB.
+        for to in [10, 14] {
+            let effects = state.apply(&entries).unwrap();
+            assert_eq!((effects.index, state.applied().index, state.revision()), (to, to, to as i64 + 1));
         }
     }
 

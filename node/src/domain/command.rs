@@ -1,6 +1,8 @@
 //! What clients ask of the replicated state, and what applying it answers. The vocabulary is etcd's own messages.
 
+use balsa_proto::mvccpb::KeyValue;
 use balsa_proto::{etcdserverpb as pb, log};
+use pb::response_op::Response;
 
 /// A command as it stands in the log.
 pub use balsa_proto::log::proposal::Command;
@@ -59,6 +61,32 @@ pub enum Outcome {
     Publish,
     /// Of a membership change: the membership after it.
     Membership(log::Membership),
+}
+
+impl Outcome {
+    /// Bytes of keys and values in the answer. Those before a put are the ones that it superseded.
+    pub fn pair_bytes(&self) -> usize {
+        match self {
+            Outcome::DeleteRange(response) => bytes_of(&response.prev_kvs),
+            Outcome::Txn(response) => bytes_of_txn(response),
+            _ => 0,
+        }
+    }
+}
+
+fn bytes_of(pairs: &[KeyValue]) -> usize {
+    pairs.iter().map(|pair| pair.key.len() + pair.value.len()).sum()
+}
+
+/// As deep as the request, whose depth is bounded.
+fn bytes_of_txn(response: &pb::TxnResponse) -> usize {
+    let of = |response: &pb::ResponseOp| match &response.response {
+        Some(Response::ResponseRange(range)) => bytes_of(&range.kvs),
+        Some(Response::ResponseDeleteRange(delete)) => bytes_of(&delete.prev_kvs),
+        Some(Response::ResponseTxn(txn)) => bytes_of_txn(txn),
+        Some(Response::ResponsePut(_)) | None => 0,
+    };
+    response.responses.iter().map(of).sum()
 }
 
 /// Where the sequences of a process begin: far from those of earlier processes of its member, because a refusal that

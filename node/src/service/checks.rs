@@ -1,6 +1,6 @@
 //! What a request must satisfy before the engine hears of it. Pure; etcd's checks, in etcd's order, with etcd's errors.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use balsa_proto::etcdserverpb as pb;
 use pb::request_op::Request;
@@ -103,21 +103,52 @@ fn operations(request: &pb::TxnRequest, left: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// The keys that a branch puts and the ranges that it deletes.
+/// What a branch deletes. A request has room for a hundred thousand operations, so no delete is compared with each put.
+#[derive(Default)]
+struct Deletes<'a> {
+    keys: HashSet<&'a [u8]>,
+    /// From the low end to the high end; apart from each other.
+    ranges: BTreeMap<&'a [u8], &'a [u8]>,
+}
+
+impl<'a> Deletes<'a> {
+    /// `range_end` is read literally, as etcd does: an end of "\0" covers nothing here.
+    fn add(&mut self, key: &'a [u8], range_end: &'a [u8]) {
+        if range_end.is_empty() {
+            self.keys.insert(key);
+        } else if key < range_end {
+            self.add_range(key, range_end);
+        }
+    }
+
+    fn add_range(&mut self, mut low: &'a [u8], mut high: &'a [u8]) {
+        while let Some((&start, &end)) = self.ranges.range(..=high).next_back().filter(|(_, end)| **end >= low) {
+            self.ranges.remove(start);
+            (low, high) = (low.min(start), high.max(end));
+        }
+        self.ranges.insert(low, high);
+    }
+
+    fn unite(&mut self, other: Self) {
+        self.keys.extend(other.keys);
+        other.ranges.into_iter().for_each(|(low, high)| self.add_range(low, high));
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        self.keys.contains(key) || self.ranges.range(..=key).next_back().is_some_and(|(_, end)| key < *end)
+    }
+}
+
+/// The keys that a branch puts and those that it deletes.
 #[derive(Default)]
 struct Writes<'a> {
     puts: HashSet<&'a [u8]>,
-    deletes: Vec<(&'a [u8], &'a [u8])>,
+    deletes: Deletes<'a>,
 }
 
 impl<'a> Writes<'a> {
-    /// `range_end` is read literally, as etcd does: an end of "\0" covers nothing here.
-    fn deleted(&self, key: &[u8]) -> bool {
-        self.deletes.iter().any(|(low, end)| if end.is_empty() { key == *low } else { *low <= key && key < *end })
-    }
-
     fn put(&mut self, key: &'a [u8]) -> Result<(), Error> {
-        if self.deleted(key) || !self.puts.insert(key) { Err(Error::DuplicateKey) } else { Ok(()) }
+        if self.deletes.contains(key) || !self.puts.insert(key) { Err(Error::DuplicateKey) } else { Ok(()) }
     }
 }
 
@@ -127,7 +158,7 @@ fn writes(branch: &[pb::RequestOp]) -> Result<Writes<'_>, Error> {
     let mut all = Writes::default();
     for operation in branch {
         if let Some(Request::RequestDeleteRange(delete)) = &operation.request {
-            all.deletes.push((&delete.key, &delete.range_end));
+            all.deletes.add(&delete.key, &delete.range_end);
         }
     }
     for operation in branch {
@@ -139,7 +170,8 @@ fn writes(branch: &[pb::RequestOp]) -> Result<Writes<'_>, Error> {
         for key in failure.puts.iter().filter(|key| !success.puts.contains(*key)) {
             all.put(key)?;
         }
-        all.deletes.extend(success.deletes.into_iter().chain(failure.deletes));
+        all.deletes.unite(success.deletes);
+        all.deletes.unite(failure.deletes);
     }
     for operation in branch {
         if let Some(Request::RequestPut(put)) = &operation.request {
@@ -211,6 +243,40 @@ mod tests {
         assert_eq!(check(of(129)), Err(Error::TooManyOperations));
         assert_eq!(check(vec![nest(of(127), vec![])]), Ok(()));
         assert_eq!(check(vec![nest(of(128), vec![])]), Err(Error::TooManyOperations));
+    }
+
+    #[test]
+    fn what_is_deleted_is_the_union_of_all_ranges() {
+        let keys: Vec<&[u8]> = vec![b"a", b"b", b"c", b"d"];
+        let ends: Vec<&[u8]> = vec![b"", b"a", b"b", b"c", b"d"];
+        let every: Vec<_> = keys.iter().flat_map(|key| ends.iter().map(|end| (*key, *end))).collect();
+        for (first, second, third) in (0..8_000).map(|n| (every[n % 20], every[n / 20 % 20], every[n / 400])) {
+            let (mut deletes, mut other) = (Deletes::default(), Deletes::default());
+            deletes.add(first.0, first.1);
+            deletes.add(second.0, second.1);
+            other.add(third.0, third.1);
+            deletes.unite(other);
+            for key in &keys {
+                let covers = |(low, end): &(&[u8], &[u8])| key == low && end.is_empty() || low <= key && key < end;
+                let all = [first, second, third];
+                assert_eq!(deletes.contains(key), all.iter().any(covers), "{key:?} of {all:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_full_of_deletes_and_puts_is_checked_in_no_time() {
+        let key = |number: usize| format!("{number:05}");
+        let chunk = |first: usize, op: &dyn Fn(&str) -> pb::RequestOp| {
+            nest((first..first + 40).map(|number| op(&key(number))).collect(), vec![])
+        };
+        let nested = |from: usize, op: &dyn Fn(&str) -> pb::RequestOp| {
+            let middle = |first: usize| nest((0..20).map(|at| chunk(first + at * 40, op)).collect(), vec![]);
+            (0..25).map(|at| middle(from + at * 800)).collect::<Vec<_>>()
+        };
+        let deletes = nested(0, &|key| delete_op(key, ""));
+        let puts = nested(20_000, &|key| put_op(key));
+        assert_eq!(check([deletes, puts].concat()), Ok(()));
     }
 
     #[test]

@@ -42,6 +42,8 @@ struct Slot {
     changed_at: i64,
     /// The version before that revision.
     before: Option<Version>,
+    /// Where its last event stands among those of the command under way, unless they were written ahead since.
+    place: usize,
 }
 
 /// What the row of `revision` says of a change beside the event.
@@ -197,7 +199,7 @@ impl<V: View> Overlay<V> {
         let (create_revision, version) = now.map_or((revision, 1), |now| (now.create_revision, now.version + 1));
         let version = Version { create_revision, mod_revision: revision, version, lease, value };
         let slot = self.slots.entry(key.clone()).or_default();
-        slot.now = Some(version.clone());
+        (slot.now, slot.place) = (Some(version.clone()), self.events.len());
         let prev_kv = slot.before.clone().map(|before| key_value(key.clone(), before));
         self.events.push(put_event(key_value(key.clone(), version), prev_kv));
         self.marks.push(mark);
@@ -211,6 +213,7 @@ impl<V: View> Overlay<V> {
         self.leases.moved(key, now.map_or(0, |now| now.lease), 0);
         self.history.insert(self.arena.history_key(key, revision), Bytes::new());
         let slot = self.slots.entry(key.clone()).or_default();
+        slot.place = self.events.len();
         let prev_kv = slot.before.clone().map(|before| key_value(key.clone(), before));
         self.events.push(delete_event(key.clone(), revision, prev_kv));
         self.marks.push(mark);
@@ -228,8 +231,8 @@ impl<V: View> Overlay<V> {
         };
         let (now, row) = (slot.now.take(), slot.row.take());
         if slot.changed_at == revision {
-            let mut earlier = self.events.iter().zip(&mut self.marks).rev();
-            if let Some((_, mark)) = earlier.find(|(event, _)| event.kv.as_ref().is_some_and(|kv| kv.key == key)) {
+            let earlier = self.events.get(slot.place).and_then(|event| event.kv.as_ref());
+            if let (true, Some(mark)) = (earlier.is_some_and(|kv| kv.key == key), self.marks.get_mut(slot.place)) {
                 mark.in_passing = true;
             }
             if now.is_none() {
