@@ -145,14 +145,14 @@ impl Maintenance {
     /// reads and writes. The answer has no header, as etcd's.
     ///
     /// # Errors
-    /// `Storage`.
+    /// `Internal` with the reason when the files cannot be rewritten. What that means for the member shows at its next write.
     pub async fn defragment(&self, caller: &Caller) -> Result<pb::DefragmentResponse, Error> {
         let handle = self.member.voter()?;
         self.member.require_root(&handle, caller).await?;
         let store = handle.store();
         let started = Instant::now();
         metrics::DEFRAGMENTING.inc();
-        let done = blocking(move || store.compact_files().map_err(|error| Failure::from(error).into())).await;
+        let done = blocking(move || store.compact_files().map_err(|error| Error::Internal(error.to_string()))).await;
         metrics::DEFRAGMENTING.dec();
         done?;
         metrics::DEFRAGMENTED.observe(started.elapsed().as_secs_f64());

@@ -103,6 +103,9 @@ pub trait KeySpace: Send + Sync + 'static {
 
     /// Rewrites the files without what was deleted or replaced, so that its space is given back. Takes as long as the store
     /// is large; reads and writes go on meanwhile.
+    ///
+    /// # Errors
+    /// `Failed` when the files could not be rewritten, because the disk is full for instance. The data are as before.
     fn compact_files(&self) -> Result<()>;
 
     /// Bytes held (on disk, or in memory until the next flush), and how many of them are live as far as the engine can

@@ -15,7 +15,7 @@ use rocksdb::{
     DBCompressionType, DEFAULT_COLUMN_FAMILY_NAME, FlushOptions, Options, ReadOptions, ReadTier, properties,
 };
 
-use super::{RocksView, bounded_options, may_create, storage_error};
+use super::{RocksView, background_errors, bounded_options, may_create, storage_error};
 use crate::storage::key_space::Write;
 use crate::storage::{KeySpace, Result, StorageError, Table, WriteBatch};
 
@@ -158,6 +158,8 @@ impl KeySpace for RocksKeySpace {
 
     fn compact_files(&self) -> Result<()> {
         self.flush()?;
+        // RocksDB's interface in C keeps what a compaction came to for itself.
+        let failed_before = background_errors(&self.tables.database);
         let mut options = CompactOptions::default();
         // Without this RocksDB would keep its own compactions waiting for ours.
         options.set_exclusive_manual_compaction(false);
@@ -167,7 +169,13 @@ impl KeySpace for RocksKeySpace {
             let family = self.tables.family(table)?;
             self.tables.database.compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);
         }
-        Ok(())
+        match background_errors(&self.tables.database) - failed_before {
+            0 => Ok(()),
+            failures => Err(StorageError::Failed {
+                what: format!("rewrite the files of key space {}", self.tables.directory.path.display()),
+                cause: format!("flushes or compactions failed ({failures} times): is the disk full, or damaged?"),
+            }),
+        }
     }
 
     fn size_bytes(&self) -> (u64, u64) {
@@ -282,6 +290,23 @@ mod tests {
         let mut batch = WriteBatch::default();
         Table::ALL.into_iter().for_each(|table| batch.put(table, vec![key], vec![key]));
         store.write(batch).unwrap();
+    }
+
+    #[test]
+    fn files_that_cannot_be_rewritten_are_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = RocksKeySpace::open(directory.path(), &KeySpaceOptions::default()).unwrap();
+        write(&store, 1);
+        store.compact_files().unwrap();
+        write(&store, 2);
+        store.flush().unwrap();
+        for entry in std::fs::read_dir(directory.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "sst") {
+                std::fs::File::options().write(true).open(path).unwrap().set_len(0).unwrap();
+            }
+        }
+        assert!(matches!(store.compact_files(), Err(StorageError::Failed { .. })));
     }
 
     #[test]

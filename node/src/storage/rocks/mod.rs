@@ -86,6 +86,15 @@ fn storage_error(action: &str, directory: &Path, error: &rocksdb::Error) -> Stor
     }
 }
 
+fn number(database: &DB, property: &rocksdb::properties::PropName) -> u64 {
+    database.property_int_value(property).ok().flatten().unwrap_or_default()
+}
+
+/// Flushes and compactions that have failed since the database was opened.
+fn background_errors(database: &DB) -> u64 {
+    number(database, properties::BACKGROUND_ERRORS)
+}
+
 /// Whether the database holds its writers back although a flush or a compaction of it has failed, which is what makes
 /// room for them.
 ///
@@ -93,9 +102,8 @@ fn storage_error(action: &str, directory: &Path, error: &rocksdb::Error) -> Stor
 /// that was held back before the failure wait with it, without a bound and without a word (`DBImpl::DelayWrite`). Neither
 /// that recovery nor the waiting can be switched off from here. A write that comes later is refused at once.
 fn refuses_writes(database: &DB, what: &str, directory: &Path) -> Option<StorageError> {
-    let value = |property| database.property_int_value(property).ok().flatten().unwrap_or_default();
-    let failures = value(properties::BACKGROUND_ERRORS);
-    (value(properties::IS_WRITE_STOPPED) != 0 && failures != 0).then(|| StorageError::Failed {
+    let failures = background_errors(database);
+    (number(database, properties::IS_WRITE_STOPPED) != 0 && failures != 0).then(|| StorageError::Failed {
         what: format!("write to {what} {}", directory.display()),
         cause: format!("held back because flushes or compactions failed ({failures} times): is the disk full?"),
     })
