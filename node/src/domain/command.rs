@@ -7,10 +7,6 @@ use pb::response_op::Response;
 /// A command as it stands in the log.
 pub use balsa_proto::log::proposal::Command;
 
-/// The Raft group that a call is meant for. One group today; sharding by consistent hash adds more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct GroupId(pub u32);
-
 /// Names one proposal for its waiter. Never used twice: `incarnation` is drawn anew by each process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProposalId {

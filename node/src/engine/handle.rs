@@ -303,22 +303,6 @@ impl Handle {
         self.0.store.read().clone()
     }
 
-    /// Hands leadership to the most caught-up active voter, if this member leads. At most one election time-out. When
-    /// nobody takes over, the others elect a leader by themselves once this one is gone.
-    pub async fn hand_over(&self) {
-        let status = self.status();
-        if !status.is_leader() {
-            return;
-        }
-        let votes = |id: u64| status.membership.members.iter().any(|member| member.id == id && !member.is_learner);
-        let candidates = status.progress.iter().filter(|p| p.id != status.raft_id && p.active && votes(p.id));
-        let Some(target) = candidates.max_by_key(|progress| progress.match_index) else { return };
-        match self.move_leader(target.id).await {
-            Ok(()) => tracing::info!(to = format!("{:x}", target.id), "handed leadership over"),
-            Err(error) => tracing::warn!(to = format!("{:x}", target.id), %error, "leadership was not handed over"),
-        }
-    }
-
     /// Stops all threads: the driver first, then the applier with all it was given, then a last flush.
     pub async fn stop(&self) {
         let (stopped, wait) = oneshot::channel();

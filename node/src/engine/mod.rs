@@ -34,6 +34,7 @@ pub mod watch;
 pub use failure::Failure;
 pub use handle::Handle;
 pub use limit::Limit;
+pub(crate) use member::Layout;
 pub use node::{Bootstrap, Node, NodeConfig, StartError};
 pub(crate) use snapshot::make as make_checkpoint;
 pub use status::Status;

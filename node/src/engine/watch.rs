@@ -109,7 +109,6 @@ struct State {
     watchers: HashMap<WatcherKey, Watcher>,
     streams: HashMap<StreamKey, Stream>,
     last_key: u64,
-    stopped: bool,
 }
 
 struct Watcher {
@@ -152,7 +151,6 @@ impl WatchHub {
             watchers: HashMap::new(),
             streams: HashMap::new(),
             last_key: 0,
-            stopped: false,
         };
         Ok(Arc::new(Self {
             source,
@@ -168,9 +166,6 @@ impl WatchHub {
         let buffer = Arc::new(Buffer::new(self.room.clone()));
         let mut state = self.state.lock();
         let key = state.new_key();
-        if state.stopped {
-            buffer.fail(Failure::Stopped);
-        }
         let stream = Stream {
             buffer: buffer.clone(),
             watchers: BTreeSet::new(),
@@ -183,14 +178,15 @@ impl WatchHub {
         WatchStream::new(self.clone(), key, buffer)
     }
 
-    /// Hands over revisions in order. Called by the applier after they are visible in the store; revisions that were
-    /// published before are skipped. Never waits for a client.
-    pub fn publish(&self, batch: &[RevisionEvents]) {
+    /// Without `unlisted`.
+    #[cfg(test)]
+    pub(crate) fn publish(&self, batch: &[RevisionEvents]) {
         self.publish_all(batch, &[]);
     }
 
-    /// The same with revisions among them whose events are only in the store: the watchers that they may be for read
-    /// them there.
+    /// Hands over revisions in order. Called by the applier after they are visible in the store; revisions that were
+    /// published before are skipped. Never waits for a client. Of the revisions `unlisted` among them the events are only in
+    /// the store: the watchers that they may be for read them there.
     pub fn publish_all(&self, batch: &[RevisionEvents], unlisted: &[Unlisted]) {
         let mut state = self.state.lock();
         let published = state.published;
@@ -230,13 +226,6 @@ impl WatchHub {
         state.published = state.published.max(now.revision);
         drop(state);
         self.compacted(now.compacted);
-    }
-
-    /// Ends all streams, and every later one, with [`Failure::Stopped`].
-    pub fn stop(&self) {
-        let mut state = self.state.lock();
-        state.stopped = true;
-        state.streams.values().for_each(|stream| stream.buffer.fail(Failure::Stopped));
     }
 
     /// The last published revision.

@@ -17,16 +17,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
 use super::corruption;
-use crate::engine::{Failure, Handle};
+use crate::engine::{Failure, Handle, Layout};
 use crate::metrics::{
     SNAPSHOT_RECEIVE_SECONDS, SNAPSHOT_SAVE, SNAPSHOTS_COMING, SNAPSHOTS_NOT_RECEIVED, SNAPSHOTS_RECEIVED,
 };
 use crate::storage::snapshot::{self, Staging};
 use crate::storage::{StorageError, durable};
 use crate::transport::tonic::PeerMetrics;
-
-/// Directory of the key spaces in the data directory; a received snapshot becomes one of them.
-const KEY_SPACES: &str = "kv";
 
 static FOREIGN_FRAMES: LazyLock<IntCounter> = LazyLock::new(|| {
     let name = "balsa_peer_foreign_frames_total";
@@ -67,6 +64,7 @@ pub enum PeerError {
 
 /// The peer service of one process.
 pub struct PeerService {
+    /// A received snapshot becomes one of those in there.
     key_spaces: PathBuf,
     way: Way,
     metrics: PeerMetrics,
@@ -79,7 +77,7 @@ impl PeerService {
     pub fn new(data_dir: &Path, way: Way) -> Self {
         LazyLock::force(&FOREIGN_FRAMES);
         Self {
-            key_spaces: data_dir.join(KEY_SPACES),
+            key_spaces: Layout(data_dir.to_owned()).key_spaces(),
             way,
             metrics: PeerMetrics::default(),
             receiving: Arc::new(Semaphore::new(1)),

@@ -550,19 +550,6 @@ fn nothing_of_a_cancelled_watcher_is_sent_and_its_id_can_be_used_again() {
     assert_eq!(drain(&hub, &mut stream), ["5: b@3 (through 3)"]);
 }
 
-#[tokio::test]
-async fn a_stopped_hub_ends_its_streams_after_what_waits() {
-    let store = Store::new(100);
-    let hub = WatchHub::new(store.clone(), options(100)).expect("hub");
-    let mut stream = hub.open();
-    stream.watch(0, everything(0));
-    hub.publish(&[store.put("a")]);
-    hub.stop();
-    assert!(matches!(stream.next().await, Ok(Delivery::Events { .. })));
-    assert_eq!(stream.next().await, Err(Failure::Stopped));
-    assert_eq!(hub.open().next().await, Err(Failure::Stopped));
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_of_all_paces_get_everything_while_the_applier_goes_on() {
     const WRITES: usize = 3000;

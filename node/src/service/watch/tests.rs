@@ -308,12 +308,9 @@ async fn the_session_ends_with_its_client_and_with_the_process() {
     assert_eq!(broken.next().await, Some(Err(End::Client("reset"))));
     assert_eq!(broken.next().await, None);
 
-    let stop: [fn(&Scene); 2] = [|scene| scene.hub.stop(), |scene| scene.stopping.cancel()];
-    for stop in stop {
-        let mut stopped = scene();
-        stop(&stopped);
-        assert_eq!(stopped.next().await, Some(Err(End::Failed(Failure::Stopped.into()))));
-    }
+    let mut stopped = scene();
+    stopped.stopping.cancel();
+    assert_eq!(stopped.next().await, Some(Err(End::Failed(Failure::Stopped.into()))));
 
     let dropped = scene();
     dropped.create("a", |_| {});
