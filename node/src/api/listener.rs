@@ -2,6 +2,9 @@
 //!
 //! Handshakes run beside each other and never in the way of the next connection. Each has [`HANDSHAKE_BOUND`]; of more than
 //! [`MAX_HANDSHAKES`] the oldest is given up, because a client that means well is done in milliseconds.
+//!
+//! A port that is closed has connections that nobody has accepted, and handshakes under way. Their clients are told that no
+//! call was begun, as is one whose connection the server drops before it has begun with it (`parting.rs`).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -10,7 +13,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::task::AtomicWaker;
@@ -28,6 +31,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use super::certificate_hosts;
+use super::parting::{self, Greeting, Linger, Partings};
 use crate::metrics::{QUEUE_FULL, TLS_HANDSHAKE_FAILURES};
 use crate::transport::tls::{Subject, Tls};
 
@@ -49,6 +53,10 @@ const TLS_1_2: u16 = 0x0303;
 const LARGEST_RECORD: usize = 5 + (16 << 10);
 /// The alert that says so, as a record of TLS 1.0.
 const PROTOCOL_VERSION: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
+/// How long handshakes are waited for when the port closes; the client's first call may come with the end of its own.
+const LAST_HANDSHAKES: Duration = Duration::from_secs(1);
+/// Connections that the system holds for us until they are accepted.
+pub(super) const BACKLOG: u32 = 1_024;
 /// Pause after an accept that failed, mostly for want of file descriptors.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
@@ -142,6 +150,18 @@ impl ClientCertificate {
 pub struct Stream {
     bytes: Bytes,
     connection: Connection,
+    stage: Stage,
+    partings: Partings,
+}
+
+/// How far a connection has come.
+enum Stage {
+    /// Nothing was sent yet, so no call was begun.
+    Fresh(Greeting),
+    /// Served.
+    Served,
+    /// Our direction is closed.
+    Closed(Linger),
 }
 
 enum Bytes {
@@ -151,12 +171,38 @@ enum Bytes {
     Taken,
 }
 
+impl Stream {
+    fn new(bytes: Bytes, connection: Connection, partings: Partings) -> Self {
+        Self { bytes, connection, stage: Stage::Fresh(Greeting::default()), partings }
+    }
+
+    /// The same connection in other hands.
+    fn take(&mut self) -> Self {
+        let bytes = std::mem::replace(&mut self.bytes, Bytes::Taken);
+        let stage = std::mem::replace(&mut self.stage, Stage::Served);
+        Self { bytes, connection: self.connection.clone(), stage, partings: self.partings.clone() }
+    }
+
+    /// Whether something was sent.
+    fn sent(&mut self, written: &Poll<io::Result<usize>>) {
+        if matches!(written, Poll::Ready(Ok(1..))) && matches!(self.stage, Stage::Fresh(_)) {
+            self.stage = Stage::Served;
+        }
+    }
+}
+
 impl Drop for Stream {
     fn drop(&mut self) {
         let asked = self.connection.takeover.0.lock().take();
         if let Some(asked) = asked {
-            let bytes = std::mem::replace(&mut self.bytes, Bytes::Taken);
-            let _ = asked.send(Self { bytes, connection: self.connection.clone() });
+            let _ = asked.send(self.take());
+        } else if let Stage::Fresh(greeting) = self.stage
+            && self.partings.are_due()
+            && !matches!(self.bytes, Bytes::Taken)
+        {
+            let mut stream = self.take();
+            stream.stage = Stage::Served;
+            self.partings.spawn(parting::without_a_call(stream, greeting));
         }
     }
 }
@@ -170,49 +216,81 @@ impl Connected for Stream {
 }
 
 /// Serves connections of `listener` until the stream is dropped. With `unread` a connection is over whose other end has
-/// taken nothing for so long of what it was sent.
+/// taken nothing for so long of what it was sent. A port that closes before the process ends has `partings`.
 pub fn incoming(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
     unread: Option<Duration>,
+    partings: Option<Partings>,
 ) -> ReceiverStream<io::Result<Stream>> {
     let (ready, stream) = mpsc::channel(READY);
-    tokio::spawn(accept(listener, tls, unread, ready));
+    let port =
+        Port { tls, unread, ready, partings: partings.clone().unwrap_or_default(), handshakes: Handshakes::default() };
+    match partings {
+        Some(partings) => partings.spawn(port.accept(listener)),
+        None => drop(tokio::spawn(port.accept(listener))),
+    }
     ReceiverStream::new(stream)
 }
 
-async fn accept(
-    listener: TcpListener,
+/// What is done with connections of a port.
+struct Port {
     tls: Option<Arc<Tls>>,
     unread: Option<Duration>,
     ready: mpsc::Sender<io::Result<Stream>>,
-) {
-    let mut handshakes = Handshakes::default();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = ready.closed() => return,
-        };
-        let (stream, remote) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                sleep(AFTER_FAILURE).await;
-                continue;
-            }
-        };
-        let _ = stream.set_nodelay(true);
-        // As gRPC-Go does. Where the system does not know it, the connection lasts until it gives up by itself.
-        let _ = SockRef::from(&stream).set_tcp_user_timeout(unread);
-        match &tls {
-            None => {
-                let connection = Connection::new(remote, false, None);
-                if ready.send(Ok(Stream { bytes: Bytes::Plain(stream), connection })).await.is_err() {
-                    return;
+    partings: Partings,
+    handshakes: Handshakes,
+}
+
+impl Port {
+    async fn accept(mut self, listener: TcpListener) {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.ready.closed() => break,
+            };
+            match accepted {
+                Ok((stream, remote)) => self.accepted(stream, remote).await,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(AFTER_FAILURE).await;
                 }
             }
-            Some(tls) => handshakes.start(tls.clone(), stream, remote, ready.clone()),
         }
+        if self.partings.are_due() {
+            self.close(listener).await;
+        }
+    }
+
+    async fn accepted(&mut self, stream: TcpStream, remote: SocketAddr) {
+        let _ = stream.set_nodelay(true);
+        // As gRPC-Go does. Where the system does not know it, the connection lasts until it gives up by itself.
+        let _ = SockRef::from(&stream).set_tcp_user_timeout(self.unread);
+        match &self.tls {
+            None => {
+                let connection = Connection::new(remote, false, None);
+                let stream = Stream::new(Bytes::Plain(stream), connection, self.partings.clone());
+                // Nobody takes it once the port is closed, and dropping it says so to its client.
+                let _ = self.ready.send(Ok(stream)).await;
+            }
+            Some(tls) => {
+                self.handshakes.start(tls.clone(), stream, remote, self.partings.clone(), self.ready.clone());
+            }
+        }
+    }
+
+    /// Says farewell to whoever is waiting, whom the system would send a reset as the port goes.
+    async fn close(mut self, listener: TcpListener) {
+        // Asks the system itself: what it has told the runtime may be old.
+        let Ok(listener) = listener.into_std() else { return };
+        for _ in 0..BACKLOG {
+            let Ok((stream, remote)) = listener.accept() else { break };
+            if let (Ok(()), Ok(stream)) = (stream.set_nonblocking(true), TcpStream::from_std(stream)) {
+                self.accepted(stream, remote).await;
+            }
+        }
+        drop(listener);
+        let _ = timeout(LAST_HANDSHAKES, self.handshakes.all()).await;
     }
 }
 
@@ -224,7 +302,18 @@ struct Handshakes {
 }
 
 impl Handshakes {
-    fn start(&mut self, tls: Arc<Tls>, stream: TcpStream, remote: SocketAddr, ready: mpsc::Sender<io::Result<Stream>>) {
+    async fn all(&mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    fn start(
+        &mut self,
+        tls: Arc<Tls>,
+        stream: TcpStream,
+        remote: SocketAddr,
+        partings: Partings,
+        ready: mpsc::Sender<io::Result<Stream>>,
+    ) {
         while self.tasks.try_join_next().is_some() {}
         if self.oldest_first.len() >= MAX_HANDSHAKES {
             self.oldest_first.retain(|task| !task.is_finished());
@@ -236,7 +325,7 @@ impl Handshakes {
             oldest.abort();
         }
         self.oldest_first.push_back(self.tasks.spawn(async move {
-            let shaken = timeout(HANDSHAKE_BOUND, handshake(&tls, stream, remote)).await;
+            let shaken = timeout(HANDSHAKE_BOUND, handshake(&tls, stream, remote, partings)).await;
             match shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(stream) => drop(timeout(HANDSHAKE_BOUND, ready.send(Ok(stream))).await),
                 Err(error) => {
@@ -279,7 +368,7 @@ fn too_old(hello: &[u8; HELLO]) -> Option<u16> {
     (*kind == CLIENT_HELLO && version < TLS_1_2).then_some(version)
 }
 
-async fn handshake(tls: &Tls, stream: TcpStream, remote: SocketAddr) -> io::Result<Stream> {
+async fn handshake(tls: &Tls, stream: TcpStream, remote: SocketAddr, partings: Partings) -> io::Result<Stream> {
     let config = tls.server().ok_or_else(|| io::Error::other("there is no certificate to serve with"))?;
     let stream = greeted(stream).await?;
     let stream = TlsAcceptor::from(config).accept(stream).await?;
@@ -288,7 +377,7 @@ async fn handshake(tls: &Tls, stream: TcpStream, remote: SocketAddr) -> io::Resu
         _ => None,
     };
     let connection = Connection::new(remote, true, certificate);
-    Ok(Stream { bytes: Bytes::Tls(Box::new(stream)), connection })
+    Ok(Stream::new(Bytes::Tls(Box::new(stream)), connection, partings))
 }
 
 /// The certificate of a client whose chain is good already. A peer's must be of the host that it connects from.
@@ -303,22 +392,29 @@ async fn admitted(tls: &Tls, leaf: &CertificateDer<'_>, remote: SocketAddr) -> i
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.connection.closer.check(context)?;
-        match &mut self.bytes {
+        let before = into.filled().len();
+        let read = match &mut self.bytes {
             Bytes::Plain(stream) => Pin::new(stream).poll_read(context, into),
             Bytes::Tls(stream) => Pin::new(stream).poll_read(context, into),
             Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        };
+        if let Stage::Fresh(greeting) = &mut self.stage {
+            greeting.note(&into.filled()[before..]);
         }
+        read
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.connection.closer.check(context)?;
-        match &mut self.bytes {
+        let written = match &mut self.bytes {
             Bytes::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Bytes::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
             Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
+        };
+        self.sent(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -327,11 +423,13 @@ impl AsyncWrite for Stream {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.connection.closer.check(context)?;
-        match &mut self.bytes {
+        let written = match &mut self.bytes {
             Bytes::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
             Bytes::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),
             Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
+        };
+        self.sent(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -351,11 +449,26 @@ impl AsyncWrite for Stream {
         }
     }
 
+    /// Closes our direction and waits for the client's. With TLS the end is said there first.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.bytes {
-            Bytes::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Bytes::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        let this = &mut *self;
+        let linger = match &mut this.stage {
+            Stage::Closed(linger) => linger,
+            Stage::Fresh(_) | Stage::Served => {
+                ready!(match &mut this.bytes {
+                    Bytes::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+                    Bytes::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+                    Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+                })?;
+                this.stage = Stage::Closed(Linger::new());
+                return self.poll_shutdown(context);
+            }
+        };
+        this.connection.closer.check(context)?;
+        match &mut this.bytes {
+            Bytes::Plain(stream) => linger.poll(stream, context).map(Ok),
+            Bytes::Tls(stream) => linger.poll(stream.get_mut().0, context).map(Ok),
+            Bytes::Taken => Poll::Ready(Ok(())),
         }
     }
 }

@@ -24,6 +24,7 @@ pub mod listener;
 pub mod lock;
 pub mod maintenance;
 pub mod node;
+mod parting;
 pub mod peer;
 pub mod ping_guard;
 pub mod server;

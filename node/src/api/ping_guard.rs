@@ -234,7 +234,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<S> {
                         written => *sent += written,
                     }
                 }
-                ready!(Pin::new(&mut this.stream).poll_flush(context))?;
+                // What the client still sends must not take the farewell away.
+                ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
                 return Poll::Ready(Err(io::Error::other("got too many pings from the client")));
             }
             State::Frames(watched) if watched.over => {

@@ -52,6 +52,7 @@ use super::listener;
 use super::lock::LockApi;
 use super::maintenance::MaintenanceApi;
 use super::node::NodeApi;
+use super::parting::Partings;
 use super::peer::PeerApi;
 use super::ping_guard::Guarded;
 use super::unread::{self, Bounded};
@@ -85,9 +86,6 @@ const PEERS: Http2 = Http2 {
     keepalive_interval: Some(Duration::from_secs(2 * 3600)),
     keepalive_timeout: Duration::from_secs(20),
 };
-
-/// Connections that the system holds for us until they are accepted.
-const BACKLOG: u32 = 1_024;
 
 /// Longest wait for open connections once the listeners are told to close.
 const CLOSE_BOUND: Duration = Duration::from_secs(5);
@@ -259,6 +257,7 @@ pub struct Listeners {
     servers: JoinSet<Result<(), tonic::transport::Error>>,
     until_exit: JoinSet<Result<(), tonic::transport::Error>>,
     closing: CancellationToken,
+    partings: Partings,
     clients: Http2,
     reuse_port: bool,
 }
@@ -266,8 +265,9 @@ pub struct Listeners {
 impl Listeners {
     /// None yet. Those that close gracefully are for clients, whose connections obey `clients`.
     pub fn new(clients: Http2, reuse_port: bool) -> Self {
-        let (servers, until_exit) = (JoinSet::new(), JoinSet::new());
-        Self { servers, until_exit, closing: CancellationToken::new(), clients, reuse_port }
+        let closing = CancellationToken::new();
+        let partings = Partings::new(closing.clone());
+        Self { servers: JoinSet::new(), until_exit: JoinSet::new(), closing, partings, clients, reuse_port }
     }
 
     /// Binds each address and serves `routes` there, behind `tls` where the URL is https. Bound when it returns.
@@ -291,7 +291,8 @@ impl Listeners {
             // etcd's own rule: a connection that is pinged when it is idle also has to take what it is sent.
             let unread = limits.keepalive_interval.map(|_| limits.keepalive_timeout);
             let unread = unread.filter(|_| closing == Closing::Gracefully);
-            let incoming = listener::incoming(listener, tls.filter(|_| url.is_https()).cloned(), unread);
+            let partings = (closing == Closing::Gracefully).then(|| self.partings.clone());
+            let incoming = listener::incoming(listener, tls.filter(|_| url.is_https()).cloned(), unread, partings);
             let served = move |stream| Gathered::new(Guarded::new(stream, limits.ping_min_time));
             let incoming = incoming.map(move |accepted| accepted.map(served));
             let server = server(closing, limits).add_routes(routes.clone());
@@ -320,11 +321,14 @@ impl Listeners {
         }
     }
 
-    /// Accepts no more clients, tells those that are there to go away, waits for what is in flight, at most
-    /// [`CLOSE_BOUND`], and leaves the rest to the end of the process.
+    /// Accepts no more clients, tells those that are there to go away, waits for what is in flight and until they have closed
+    /// too, at most [`CLOSE_BOUND`], and leaves the rest to the end of the process.
     pub async fn close(mut self) {
         self.closing.cancel();
-        let all = async { while self.servers.join_next().await.is_some() {} };
+        let all = async {
+            while self.servers.join_next().await.is_some() {}
+            self.partings.all().await;
+        };
         if timeout(CLOSE_BOUND, all).await.is_err() {
             tracing::warn!("some connections were still open and end with the process");
         }
@@ -337,7 +341,7 @@ fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.set_reuseport(reuse_port)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(listener::BACKLOG)
 }
 
 /// What no path of `http.rs` serves: the gateway's paths, `Unimplemented` for gRPC, 404 for anything else.

@@ -15,6 +15,7 @@ mod auth_leases;
 mod beside;
 mod bounds;
 mod damage;
+mod drain;
 mod etcd3gw;
 mod failpoints;
 mod faults;

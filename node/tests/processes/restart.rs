@@ -72,7 +72,5 @@ async fn a_member_that_stops_answers_every_call_that_it_took_up() {
     }
     let history = writers.finish().await;
     history.check(&cluster).await;
-    // A call that reaches a socket that is closed already is answered with a reset, which says nothing to its client.
-    let done = history.done_without_an_answer(&cluster).await;
-    assert!(done.is_empty(), "{done:?}\n{}", cluster.logs());
+    assert_eq!(history.unknown_errors, Vec::<String>::new(), "{}", cluster.logs());
 }

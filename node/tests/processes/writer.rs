@@ -35,8 +35,8 @@ struct Written {
 /// What the writers saw.
 pub(crate) struct History {
     pub(crate) fates: Vec<(String, Fate)>,
-    /// The keys whose fate is unknown, and what was said of each.
-    unknown: Vec<(String, Option<String>)>,
+    /// What was said of the writes whose fate is unknown.
+    pub(crate) unknown_errors: Vec<String>,
     /// The longest time in which nobody's write was acknowledged.
     pub(crate) longest_pause: Duration,
 }
@@ -60,28 +60,15 @@ impl Writers {
         let of = |fate| all.iter().filter(move |written| written.fate == fate);
         let acknowledged: Vec<Instant> = of(Fate::Acknowledged).map(|written| written.at).collect();
         let longest_pause = acknowledged.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
-        let unknown = of(Fate::Unknown).map(|written| (written.key.clone(), written.error.clone())).collect();
+        let unknown_errors = of(Fate::Unknown).filter_map(|written| written.error.clone()).collect();
         let fates = all.into_iter().map(|written| (written.key, written.fate)).collect();
-        History { fates, unknown, longest_pause }
+        History { fates, unknown_errors, longest_pause }
     }
 }
 
 impl History {
     pub(crate) fn count(&self, fate: Fate) -> usize {
         self.fates.iter().filter(|(_, other)| *other == fate).count()
-    }
-
-    /// Those of unknown fate that are in the store: a member took them up and did not answer.
-    pub(crate) async fn done_without_an_answer(&self, cluster: &Cluster) -> Vec<&(String, Option<String>)> {
-        let member = &cluster.members[cluster.leader().await];
-        let mut done = Vec::new();
-        for unknown in &self.unknown {
-            let request = pb::RangeRequest { key: unknown.0.clone().into(), count_only: true, ..Default::default() };
-            if member.kv().range(request).await.expect("a linearizable read").into_inner().count > 0 {
-                done.push(unknown);
-            }
-        }
-        done
     }
 
     /// Compares with the store.
