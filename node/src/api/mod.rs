@@ -27,6 +27,7 @@ pub mod node;
 mod parting;
 pub mod peer;
 pub mod ping_guard;
+mod reflection;
 pub mod server;
 pub mod snapshot_command;
 pub mod status;

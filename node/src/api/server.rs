@@ -14,7 +14,7 @@ use axum::response::Response;
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::v3electionpb::election_server::ElectionServer;
 use balsa_proto::v3lockpb::lock_server::LockServer;
-use balsa_proto::{FILE_DESCRIPTOR_SET, node as wire, peer};
+use balsa_proto::{node as wire, peer};
 use pb::auth_server::AuthServer;
 use pb::cluster_server::ClusterServer;
 use pb::kv_server::KvServer;
@@ -55,6 +55,7 @@ use super::node::NodeApi;
 use super::parting::Partings;
 use super::peer::PeerApi;
 use super::ping_guard::Guarded;
+use super::reflection;
 use super::unread::{self, Bounded};
 use super::watch::WatchApi;
 use crate::config::url::Url;
@@ -184,11 +185,6 @@ impl Services {
         let watch = WatchServer::new(watch);
         let (reporter, health) = tonic_health::server::health_reporter();
         tokio::spawn(super::health::follow(self.member.clone(), reporter));
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        };
         let routes = Routes::default()
             .add_service(DecodeLimit::new(kv.max_encoding_message_size(usize::MAX), limit(), |service, bound| {
                 service.max_decoding_message_size(bound)
@@ -207,8 +203,8 @@ impl Services {
             .add_service(DecodeLimit::new(auth, limit(), AuthServer::max_decoding_message_size))
             .add_service(DecodeLimit::new(maintenance, limit(), MaintenanceServer::max_decoding_message_size))
             .add_service(health)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?);
+            .add_service(reflection::builder().build_v1()?)
+            .add_service(reflection::builder().build_v1alpha()?);
         let methods = self.metrics.grpc();
         let unread = Bounded { methods: methods.clone(), bound: self.unread };
         let counting = Counting { methods, slow: self.slow_call };

@@ -31,6 +31,7 @@ mod membership;
 mod metrics;
 mod nemesis;
 mod quorum;
+mod reflection;
 mod restart;
 mod settings;
 mod snapshot;
