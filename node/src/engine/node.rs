@@ -189,7 +189,7 @@ impl Node {
             (None, Bootstrap::Static { members, token, existing: false }) => {
                 node.found_static(&members, &token).await?
             }
-            (None, Bootstrap::Static { members, existing: true, .. }) => node.join_existing(&members).await?,
+            (None, Bootstrap::Static { existing: true, .. }) => node.join_existing().await?,
         }
         Ok(node)
     }
@@ -292,8 +292,10 @@ impl Node {
             return Err(StartError::WrongDisk(format!("{place} has format {found}, this version knows {known}")));
         }
         let disk = member::open(&self.config, &marker)?;
-        check_not_removed(&marker, &ask(&self.config.dialer, &disk.peer_urls()).await)?;
-        check_place(&marker, disk.membership(), &self.config)?;
+        let (peers, others) = (disk.peer_urls(), self.listed_others());
+        let (known, listed) = tokio::join!(ask(&self.config.dialer, &peers), ask(&self.config.dialer, &others));
+        check_not_removed(&marker, &known)?;
+        check_place(&marker, disk.membership(), &listed, &self.config)?;
         let handle = disk.start(&self.fatal)?;
         let (name, client_urls) = (self.config.name.clone(), self.config.client_urls.clone());
         tokio::spawn(publish(handle.clone(), name, client_urls, self.listening.subscribe()));
@@ -306,6 +308,12 @@ impl Node {
         );
         *self.running.write() = Some(Running { marker, handle });
         Ok(())
+    }
+
+    /// The URLs of the other members that the flags name.
+    fn listed_others(&self) -> Vec<String> {
+        let Bootstrap::Static { members, .. } = &self.config.bootstrap else { return Vec::new() };
+        members.iter().filter(|(name, _)| *name != self.config.name).flat_map(|(_, urls)| urls.clone()).collect()
     }
 
     // ---- told by the operator
@@ -353,13 +361,14 @@ impl Node {
             membership.members.iter().filter(|member| member.id != id).flat_map(|m| m.peer_urls.clone()).collect();
         let answers = ask(&self.config.dialer, &others).await;
         check_not_started(&self.config.peer_urls, &answers)?;
+        let founded = Marker { cluster_id: membership.cluster_id, member_id: id, ..Marker::default() };
+        check_place(&founded, &membership, &answers, &self.config)?;
         let _becoming = self.becoming.lock().await;
         self.found(&membership, id).await.map(|_| ())
     }
 
-    async fn join_existing(&self, members: &[(String, Vec<String>)]) -> Result<(), StartError> {
-        let others: Vec<String> =
-            members.iter().filter(|(name, _)| *name != self.config.name).flat_map(|(_, urls)| urls.clone()).collect();
+    async fn join_existing(&self) -> Result<(), StartError> {
+        let others = self.listed_others();
         let deadline = tokio::time::Instant::now() + FIND_CLUSTER;
         loop {
             let answers = ask(&self.config.dialer, &others).await;
@@ -460,19 +469,34 @@ fn check_not_removed(marker: &Marker, answers: &[MembersResponse]) -> Result<(),
     Ok(())
 }
 
-/// A disk that was put into another member's place would make two processes one member. Only what the disk itself knows is
-/// looked at: a member that moves to new URLs is told so by the cluster before it starts there.
-fn check_place(marker: &Marker, membership: &Membership, config: &NodeConfig) -> Result<(), StartError> {
-    let elsewhere = |member: &&Member| member.id != marker.member_id && overlap(&member.peer_urls, &config.peer_urls);
-    let Some(other) = membership.members.iter().find(elsewhere) else { return Ok(()) };
-    Err(StartError::WrongDisk(format!(
-        "{} is the disk of member {:x}, but {} is where cluster {:x} has member {:x}",
-        config.data_dir.display(),
-        marker.member_id,
-        config.peer_urls.join(","),
-        marker.cluster_id,
-        other.id
-    )))
+/// A disk that was put into another member's place would make two processes one member, or have a member of one cluster
+/// answer in place of another's. `listed` is what the members say that the flags name. Of its own cluster only the disk itself
+/// is asked: a member that moves to new URLs is told so by the cluster before it starts there.
+fn check_place(
+    marker: &Marker,
+    own: &Membership,
+    listed: &[MembersResponse],
+    config: &NodeConfig,
+) -> Result<(), StartError> {
+    let foreign = listed.iter().filter_map(|answer| answer.membership.as_ref());
+    let foreign = foreign.filter(|membership| membership.cluster_id != marker.cluster_id);
+    let itself = |cluster: &Membership, member: &Member| {
+        (cluster.cluster_id, member.id) == (marker.cluster_id, marker.member_id)
+    };
+    for cluster in std::iter::once(own).chain(foreign) {
+        let here = |member: &&Member| !itself(cluster, member) && overlap(&member.peer_urls, &config.peer_urls);
+        let Some(other) = cluster.members.iter().find(here) else { continue };
+        return Err(StartError::WrongDisk(format!(
+            "{} is the disk of member {:x} of cluster {:x}, but {} is where cluster {:x} has member {:x}",
+            config.data_dir.display(),
+            marker.member_id,
+            marker.cluster_id,
+            config.peer_urls.join(","),
+            cluster.cluster_id,
+            other.id
+        )));
+    }
+    Ok(())
 }
 
 /// The marker of the member that the cluster lists at one of `own_urls`.

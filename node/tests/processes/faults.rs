@@ -56,7 +56,7 @@ async fn a_request_over_the_bound_is_refused_with_etcds_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_of_another_cluster_is_not_mistaken_for_ones_own() {
+async fn a_damaged_marker_is_not_taken_for_an_empty_disk() {
     let mut cluster = Cluster::start(1).await;
     cluster.members[0].kill();
     let marker = cluster.members[0].data.join("MARKER");
@@ -67,4 +67,36 @@ async fn a_disk_of_another_cluster_is_not_mistaken_for_ones_own() {
     cluster.restart(0);
     assert_eq!(cluster.members[0].wait_for_exit().code(), Some(73), "Corrupt\n{}", cluster.logs());
     assert!(cluster.members[0].log_text().contains("MARKER"), "the file is named");
+}
+
+/// The others say whose place it is. (The disk of another member of the same cluster knows it by itself: `damage.rs`.)
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_of_another_cluster_is_refused_and_left_as_it_is() {
+    let (mut ours, mut theirs) = (Cluster::start(3).await, Cluster::start(1).await);
+    theirs.members[0].put("whose", "theirs").await.expect("a write");
+    ours.members[0].put("whose", "ours").await.expect("a write");
+    let (own, lent) = (ours.members[1].data.clone(), theirs.members[0].data.clone());
+    let aside = ours.directory.path().join("aside");
+    ours.members[1].kill();
+    theirs.members[0].kill();
+    std::fs::rename(&own, &aside).expect("moved");
+    std::fs::rename(&lent, &own).expect("moved");
+    let marker = std::fs::read(own.join("MARKER")).expect("a marker");
+    ours.restart(1);
+    assert_eq!(ours.members[1].wait_for_exit().code(), Some(72), "WrongDisk\n{}", ours.logs());
+    let log = ours.members[1].log_text();
+    let told = log.lines().find(|line| line.contains(r#""reason":"WrongDisk""#)).expect("why it ends");
+    let place = format!("but {} is where cluster ", ours.members[1].peer_url());
+    assert!(told.contains(" is the disk of member 1 of cluster ") && told.contains(&place), "{told}");
+    assert_eq!(std::fs::read(own.join("MARKER")).expect("a marker"), marker);
+
+    std::fs::rename(&own, &lent).expect("moved");
+    std::fs::rename(&aside, &own).expect("moved");
+    ours.restart(1);
+    theirs.restart(0);
+    theirs.serves(0).await;
+    assert_eq!(theirs.members[0].get("whose").await.expect("a read").as_deref(), Some("theirs"));
+    ours.serves(1).await;
+    assert_eq!(ours.members[1].get("whose").await.expect("a read").as_deref(), Some("ours"));
+    ours.assert_hashes_agree().await;
 }
