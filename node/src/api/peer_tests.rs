@@ -25,6 +25,7 @@ const CLUSTER: u64 = 0xc1;
 /// A node, not a member yet, with its peer port open.
 struct Served {
     node: Arc<Node>,
+    service: Arc<PeerService>,
     url: String,
     data: tempfile::TempDir,
 }
@@ -55,9 +56,9 @@ impl Served {
         let node = Node::open(config, Fatal::default()).await.unwrap();
         let way = node.clone();
         let service = Arc::new(PeerService::new(data.path(), Arc::new(move || way.handle())));
-        let server = tonic::transport::Server::builder().add_service(PeerApi::new(service).into_server());
+        let server = tonic::transport::Server::builder().add_service(PeerApi::new(service.clone()).into_server());
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        Self { node, url, data }
+        Self { node, service, url, data }
     }
 
     /// A member alone, which leads.
@@ -201,11 +202,34 @@ async fn one_snapshot_is_received_at_a_time() {
     eventually("the first is under way", || served.key_spaces().len() == 2).await;
     let second = client.snapshot(stream::iter(good.clone())).await.unwrap_err();
     assert_eq!(second.code(), Code::ResourceExhausted);
-    // A sender that goes away makes room.
+    // A sender that goes away makes room, once nothing is left of what it sent.
     stalled.abort();
     let _ = stalled.await;
-    eventually("the first is gone", || served.key_spaces().len() == 1).await;
+    eventually("there is room", || !served.service.is_receiving()).await;
+    assert_eq!(served.key_spaces().len(), 1);
     client.snapshot(stream::iter(good)).await.unwrap();
+    served.node.stop().await;
+}
+
+/// The sender may go away while a thread makes the directory: until that is gone there is no room.
+#[tokio::test(flavor = "multi_thread")]
+async fn there_is_no_room_for_a_snapshot_while_another_is_still_on_the_disk() {
+    let served = Served::founded().await;
+    let scratch = tempfile::tempdir().unwrap();
+    let copy = scratch.path().join("copy");
+    let manifest = checkpoint(&served, &copy, 1_000);
+    let (first, kept) = (chunks(&copy, &manifest).remove(0), served.key_spaces());
+    for _ in 0..10 {
+        let mut receiving = Box::pin(served.service.receive(first.clone()));
+        assert!(futures::poll!(&mut receiving).is_pending());
+        drop(receiving);
+        eventually("there is room", || !served.service.is_receiving()).await;
+        // Were the thread still at work, the directory would come now.
+        for _ in 0..50 {
+            assert_eq!(served.key_spaces(), kept);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
     served.node.stop().await;
 }
 

@@ -189,7 +189,9 @@ impl Applier {
         changes
     }
 
-    /// Switches to an installed snapshot. The log names it already, so a crash before the end only repeats this.
+    /// Switches to an installed snapshot. The log names it already, so a crash before the end only repeats this. None says that
+    /// this member was removed: Raft refuses one whose configuration lacks it, and an id is never given again. Who missed its own
+    /// removal hears of it from its peers (`notice_removal`).
     fn install(&mut self, name: &str, point: &SnapshotPoint) -> Result<(), ApplyError> {
         metrics::SNAPSHOT_INSTALLING.set(1);
         let store = Arc::new(Store::open(&self.directory.join(name), &self.options)?);

@@ -117,13 +117,19 @@ impl PeerService {
         let receipt = Receipt::begin(head.from);
         let name = directory_name(&manifest);
         let (parent, staged) = (self.key_spaces.clone(), name.clone());
-        let (manifest, staging) = on_disk(move || {
+        let (manifest, place) = on_disk(move || {
             let staging = Staging::begin(&parent, &staged, &manifest)?;
-            Ok((manifest, staging))
+            Ok((manifest, Place { staging, permit }))
         })
         .await?;
         info!(from = format!("{:x}", head.from), index = manifest.index, name, "receiving a snapshot");
-        Ok(Incoming { head, name, manifest, staging, handle, metrics: self.metrics.clone(), receipt, _permit: permit })
+        Ok(Incoming { head, name, manifest, place, handle, metrics: self.metrics.clone(), receipt })
+    }
+
+    /// Whether another snapshot would be refused.
+    #[cfg(test)]
+    pub(crate) fn is_receiving(&self) -> bool {
+        self.receiving.available_permits() == 0
     }
 
     /// The hash of this member's key history.
@@ -199,11 +205,17 @@ pub struct Incoming {
     head: Head,
     name: String,
     manifest: SnapshotManifest,
-    staging: Staging,
+    place: Place,
     handle: Handle,
     metrics: PeerMetrics,
     receipt: Receipt,
-    _permit: OwnedSemaphorePermit,
+}
+
+/// The disk space of a snapshot that is being received, and the right to it, in one: a thread that still writes when the
+/// sender has gone has both. Dropped, it removes what is on the disk, and makes room for the next snapshot only then.
+struct Place {
+    staging: Staging,
+    permit: OwnedSemaphorePermit,
 }
 
 impl Incoming {
@@ -217,7 +229,7 @@ impl Incoming {
         }
         self.metrics.received(self.head.from, chunk.encoded_len());
         let Some(Body::Data(data)) = chunk.body else { return Err(PeerError::OutOfOrder("a second manifest")) };
-        self.staging = write(self.staging, data).await?;
+        self.place = write(self.place, data).await?;
         Ok(self)
     }
 
@@ -232,7 +244,7 @@ impl Incoming {
     }
 
     async fn offer(self) -> Result<bool, PeerError> {
-        let Self { head, name, manifest, staging, handle, receipt, _permit, .. } = self;
+        let Self { head, name, manifest, place: Place { staging, permit }, handle, receipt, .. } = self;
         let path = on_disk(move || staging.finish()).await?;
         receipt.done();
         let answer = handle.install_snapshot(name, snapshot::point(&manifest), head.from, head.term);
@@ -247,6 +259,7 @@ impl Incoming {
             warn!(index = manifest.index, ?installed, "a received snapshot is not needed");
             on_disk(move || remove(&path)).await?;
         }
+        drop(permit);
         Ok(installed?)
     }
 }
@@ -281,10 +294,10 @@ impl Drop for Receipt {
     }
 }
 
-async fn write(mut staging: Staging, data: SnapshotData) -> Result<Staging, PeerError> {
+async fn write(mut place: Place, data: SnapshotData) -> Result<Place, PeerError> {
     on_disk(move || {
-        staging.write(&data)?;
-        Ok(staging)
+        place.staging.write(&data)?;
+        Ok(place)
     })
     .await
 }
