@@ -1,14 +1,25 @@
-//! The process: signals in, exit codes and the termination message out. Only `main` uses it.
+//! The process: signals in, exit codes and the termination message out. Only `main` and `wiring` use it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 use std::{env, fs, io};
 
 use balsa_proto::log::Marker;
 use balsa_proto::node::ExitCode;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::api::snapshot_command;
+use crate::config::ConfigError;
+use crate::engine::StartError;
+use crate::engine::fatal::Ending;
+use crate::service::corruption::Inconsistent;
 
 /// Where Kubernetes reads the termination message, unless `TERMINATION_LOG` names another file.
 const TERMINATION_LOG: &str = "/dev/termination-log";
+
+/// How long the process, before it ends, waits for calls that are in the store.
+const LAST_CALLS: Duration = Duration::from_secs(5);
 
 /// SIGTERM and SIGINT.
 pub struct StopSignals {
@@ -106,9 +117,65 @@ impl Termination {
     }
 }
 
+/// A failure without a type of its own.
+pub fn failed(error: impl ToString) -> Termination {
+    Termination::failed(1, error.to_string())
+}
+
+impl From<ConfigError> for Termination {
+    fn from(error: ConfigError) -> Self {
+        Self::failed(error.exit_code(), error.to_string())
+    }
+}
+
+impl From<StartError> for Termination {
+    fn from(error: StartError) -> Self {
+        Self::typed(error.exit_code(), error.reason(), error.to_string())
+    }
+}
+
+impl From<Ending> for Termination {
+    fn from(ending: Ending) -> Self {
+        Self::typed(ending.code as i32, &Self::reason_of(ending.code), ending.message)
+    }
+}
+
+impl From<Inconsistent> for Termination {
+    fn from(found: Inconsistent) -> Self {
+        match found {
+            Inconsistent::Own => Ending { code: ExitCode::ExitCorrupt, message: found.to_string() }.into(),
+            // To call this disk corrupt would be to have it replaced, perhaps by what is.
+            Inconsistent::Unclear => failed(found),
+        }
+    }
+}
+
+/// Runs the node to its end.
+///
+/// # Errors
+/// Those of `node`; the system gives no threads.
+pub fn block_on(node: impl Future<Output = Result<i32, Termination>>) -> Result<i32, Termination> {
+    let runtime = Runtime::new().map_err(failed)?;
+    let ended = runtime.block_on(node);
+    // What still works for a client may hang on the disk that is the reason for the end.
+    runtime.shutdown_timeout(LAST_CALLS);
+    ended
+}
+
+/// Says what the command on snapshots has to say: on stdout, or on stderr why not.
+pub fn answer(done: Result<String, snapshot_command::Failed>) {
+    match done {
+        Ok(text) => print!("{text}"),
+        Err(failed) => {
+            eprintln!("Error: {}", failed.message);
+            std::process::exit(failed.exit_code);
+        }
+    }
+}
+
 /// Ends the process without what C++ does at an exit: it destroys the locks of RocksDB, and a thread that closes a database
 /// at that moment, or waits for a disk in one, would end the process by SIGABRT instead. Nothing of ours is buffered.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "the standard library knows no exit without destructors")]
 fn exit_now(code: i32) -> ! {
     // SAFETY: takes a plain integer, touches no memory of ours and does not return.
     unsafe { libc::_exit(code) }
@@ -123,7 +190,7 @@ pub fn end_by(signal: i32) -> ! {
 }
 
 /// Restores the signal's default action and raises it. Returns only if the signal is blocked.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "the standard library neither resets nor raises signals")]
 fn die_of(signal: i32) {
     // SAFETY: both calls take plain integers and touch no memory of ours; no other thread depends on the handler that is
     // replaced, because the process ends here.

@@ -1,23 +1,27 @@
-//! What `main` hands to the layers, out of the configuration. Stands above all of them, so that none knows another's
-//! settings.
+//! What `main` puts together, out of the configuration: the parts of a node and what each needs to know. Stands above all
+//! layers, so that none knows another's settings.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::api::server::{Closing, Listeners, Services};
 use crate::config::gates;
 use crate::config::hot::{AutoCompaction, HotConfig};
 use crate::config::tls::{TlsSide, TlsVersion};
 use crate::config::url::Url;
 use crate::config::{self, Config};
 use crate::domain::auto_compaction::Retention;
+use crate::engine::fatal::Fatal;
 use crate::engine::leases::LeaseOptions;
 use crate::engine::watch::WatchOptions;
-use crate::engine::{self, Limit, NodeConfig};
-use crate::service::Settings;
+use crate::engine::{self, Limit, Node, NodeConfig};
+use crate::process::{Termination, failed};
 use crate::service::caller::AuthSettings;
 use crate::service::jwt::TokenKeyError;
 use crate::service::metrics::Metrics;
 use crate::service::tokens::Tokens;
+use crate::service::{Member, Settings, auto_compaction, corruption};
 use crate::storage::rocks::KeySpaceOptions;
 use crate::transport::tls::{Identity, Tls, TlsError, TlsOptions, Version, self_signed};
 use crate::transport::tonic::{Dialer, PeerMetrics};
@@ -108,6 +112,64 @@ pub fn retention(hot: &Arc<HotConfig>) -> impl Fn() -> Retention + Send + use<> 
         AutoCompaction::Off => Retention::Everything,
         AutoCompaction::Periodic(period) => Retention::Period(period),
         AutoCompaction::Revision(revisions) => Retention::Revisions(revisions),
+    }
+}
+
+/// Opens the disk, and starts what runs beside calls.
+///
+/// # Errors
+/// What the disk is, or what it holds, forbids it; the keys of tokens cannot be read.
+pub async fn member(
+    config: &Config,
+    hot: &Arc<HotConfig>,
+    dialer: &Dialer,
+    fatal: &Fatal,
+) -> Result<Arc<Member>, Termination> {
+    let node = Node::open(engine(config, hot, dialer.clone()), fatal.clone()).await?;
+    let member = Arc::new(Member::new(node, service(config, hot).map_err(failed)?));
+    tokio::spawn(auto_compaction::run(member.clone(), retention(hot)));
+    let comparisons = corruption::Comparisons {
+        at_start: config.gates["InitialCorruptCheck"],
+        every: config.corrupt_check_time,
+        after_compactions: config.gates["CompactHashCheck"].then_some(config.compact_hash_check_time),
+    };
+    corruption::start(&member, comparisons).await?;
+    Ok(member)
+}
+
+/// Opens the ports.
+///
+/// # Errors
+/// An address that cannot be bound; metrics or routes that cannot be made.
+pub fn listen(config: &Config, member: &Arc<Member>, dialer: &Dialer, tls: &PortTls) -> io::Result<Listeners> {
+    let metrics = Arc::new(Metrics::of(config).map_err(io::Error::other)?);
+    let services = Services::new(member.clone(), metrics, config, dialer.clone());
+    let mut listeners = Listeners::new(config.http2, config.reuse_port);
+    let (client, client_http) = services.client_routes().map_err(io::Error::other)?;
+    let (metrics, peer) = (services.metrics_routes(), services.peer_routes());
+    let (of_client, of_peer) = (tls.client.as_ref(), tls.peer.as_ref());
+    listeners.serve(&config.listen_metrics_urls, of_client, &metrics, Closing::AtExit)?;
+    listeners.serve(&config.listen_peer_urls, of_peer, &peer, Closing::AtExit)?;
+    listeners.serve(&config.listen_client_http_urls, of_client, &client_http, Closing::Gracefully)?;
+    listeners.serve(&config.listen_client_urls, of_client, &client, Closing::Gracefully)?;
+    Ok(listeners)
+}
+
+/// TLS of the ports, where there is any.
+pub struct PortTls {
+    /// Of the client port and its like.
+    pub client: Option<Arc<Tls>>,
+    /// Of the peer port, and of connections to peers.
+    pub peer: Option<Arc<Tls>>,
+}
+
+impl PortTls {
+    /// As the configuration names it.
+    ///
+    /// # Errors
+    /// A file that is missing or is not what it should be.
+    pub fn of(config: &Config) -> Result<Self, TlsError> {
+        Ok(Self { client: client_tls(config)?, peer: peer_tls(config)? })
     }
 }
 

@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::storage::{Result, StorageError};
 
+/// The variable that arms them.
+const VARIABLE: &str = "BALSA_FAILPOINTS";
+
 /// All places. A name that is not here is refused, so that no test waits for what cannot happen.
 pub const NAMES: [&str; 17] = [
     // The driver's batch: about to write the log; written and synced, nothing sent; everything of it sent.
@@ -52,6 +55,17 @@ pub fn arm(text: &str) -> std::result::Result<(), String> {
         fail::cfg(name, action).map_err(|error| format!("failpoint {name}: {error}"))?;
     }
     ARMED.store(true, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Arms what the environment names, if it does.
+///
+/// # Errors
+/// See [`arm`].
+pub fn arm_from_environment() -> std::result::Result<(), String> {
+    let Some(text) = std::env::var(VARIABLE).ok().filter(|text| !text.is_empty()) else { return Ok(()) };
+    arm(&text).map_err(|error| format!("{VARIABLE}: {error}"))?;
+    tracing::warn!(failpoints = text, "failpoints are armed: this process is meant to fail");
     Ok(())
 }
 

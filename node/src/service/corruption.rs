@@ -24,8 +24,48 @@ const PEER_BOUND: Duration = Duration::from_secs(60);
 /// How long a peer may take at the start of another one; etcd's bound on a request.
 const START_BOUND: Duration = Duration::from_secs(7);
 
+/// When the members' data are compared.
+#[derive(Debug, Clone, Copy)]
+pub struct Comparisons {
+    /// Before this member serves.
+    pub at_start: bool,
+    /// On the leader; never for zero.
+    pub every: Duration,
+    /// On the leader, after compactions.
+    pub after_compactions: Option<Duration>,
+}
+
+/// A member that must not serve: what it has is not what its peers have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("found data inconsistency with peers")]
+pub enum Inconsistent {
+    /// It is this member that is wrong.
+    Own,
+    /// Nobody can say who is.
+    Unclear,
+}
+
+/// Starts the comparisons. The first one is waited for, because it decides whether to serve at all.
+///
+/// # Errors
+/// What the first one found.
+pub async fn start(member: &Arc<Member>, when: Comparisons) -> Result<(), Inconsistent> {
+    if when.at_start {
+        match at_first(member).await {
+            AtStart::Same => {}
+            AtStart::Wrong => return Err(Inconsistent::Own),
+            AtStart::Differs => return Err(Inconsistent::Unclear),
+        }
+    }
+    tokio::spawn(run(member.clone(), when.every));
+    if let Some(interval) = when.after_compactions {
+        tokio::spawn(run_after_compactions(member.clone(), interval));
+    }
+    Ok(())
+}
+
 /// Compares every `interval` until the process ends; never for an interval of 0.
-pub async fn run(member: Arc<Member>, interval: Duration) {
+async fn run(member: Arc<Member>, interval: Duration) {
     if interval.is_zero() {
         return;
     }
@@ -63,7 +103,7 @@ async fn raise(handle: &Handle, member_id: u64) -> Result<(), Error> {
 }
 
 /// Compares, at most every `interval`, what the last compaction left, until the process ends.
-pub async fn run_after_compactions(member: Arc<Member>, interval: Duration) {
+async fn run_after_compactions(member: Arc<Member>, interval: Duration) {
     // Nothing to compare before the first compaction, which leaves a revision above it.
     let mut compared = 0;
     loop {
@@ -103,7 +143,7 @@ async fn check_compaction(handle: &Handle, dialer: &Dialer, revision: i64) -> Re
 
 /// Compares this member's data with those of the peers that answer, before it serves anybody. A node that is no member yet
 /// has none.
-pub async fn at_first(member: &Member) -> AtStart {
+async fn at_first(member: &Member) -> AtStart {
     let Ok(handle) = member.handle() else { return AtStart::Same };
     tracing::info!("starting initial corruption check");
     let own = match own_hash(&handle, 0).await {

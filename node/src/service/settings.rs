@@ -62,6 +62,13 @@ pub fn describe(hot: &HotConfig) -> wire::GetConfigResponse {
     wire::GetConfigResponse { version: active.version, config_hash, settings, refused, refusal }
 }
 
+/// Takes over what the file of the configuration says, if there is one, for as long as the process runs.
+pub async fn follow_file(path: Option<PathBuf>, hot: Arc<HotConfig>, data_dir: PathBuf) {
+    if let Some(path) = path {
+        SettingsFile::new(path, hot, data_dir).follow().await;
+    }
+}
+
 /// The file of the configuration, as it was last looked at.
 pub struct SettingsFile {
     path: PathBuf,

@@ -48,6 +48,14 @@ pub async fn drain(member: &Member, delay: Duration) {
     member.stopping().cancel();
 }
 
+/// [`drain`], unless `cut` ends first: that cuts the delay short, never the order of the steps.
+pub async fn drain_until<T>(member: &Member, delay: Duration, cut: impl Future<Output = T>) {
+    tokio::select! {
+        () = drain(member, delay) => {}
+        _ = cut => member.stopping().cancel(),
+    }
+}
+
 async fn hand_over(handle: &Handle) {
     let status = handle.status();
     if !status.is_leader() {
