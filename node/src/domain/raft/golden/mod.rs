@@ -84,6 +84,19 @@ fn a_member_may_stand_for_election_before_its_installed_snapshot_is_applied() {
     assert_eq!(cluster.elect(3), "3 leads leader=3 term=3\n");
 }
 
+/// The applier relies on it: no snapshot that it switches to says that its own member was removed.
+#[test]
+fn a_snapshot_whose_configuration_lacks_the_member_is_not_installed() {
+    for (voters, installs) in [(vec![1, 2], false), (vec![1, 2, 3], true)] {
+        let mut cluster = Cluster::default();
+        cluster.found(&[1, 2, 3], true);
+        cluster.elect(1);
+        let point = SnapshotPoint { index: 9, term: 2, conf_state: (voters, vec![]).into() };
+        cluster.member(3).replica.step_snapshot(1, 2, &point).unwrap();
+        assert_eq!(cluster.take(3).contains("installs 9/2"), installs);
+    }
+}
+
 fn run(script: &str) -> String {
     let mut cluster = Cluster::default();
     let mut out = String::new();
