@@ -11,8 +11,8 @@ use std::net::IpAddr;
 use axum::http::Request;
 use balsa_crds::RaftCluster;
 use balsa_proto::node::{
-    AddRequest, BootstrapRequest, JoinRequest, Peer, PrepareStopRequest, PromoteRequest, RemoveRequest,
-    SetConfigRequest,
+    AddRequest, BootstrapRequest, JoinRequest, MoveLeaderRequest, Peer, PrepareStopRequest, PromoteRequest,
+    RemoveRequest, SetConfigRequest,
 };
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -130,7 +130,8 @@ impl Hands<'_> {
             Step::Bootstrap(part) => self.bootstrap(part).await?,
             Step::AddLearner { peer_url, membership_index, .. } => {
                 let (membership_index, peer_urls) = (*membership_index, vec![peer_url.clone()]);
-                self.leader()?.add(AddRequest { membership_index, peer_urls }).await?;
+                let (mut leader, cluster_id) = self.leader()?;
+                leader.add(AddRequest { membership_index, peer_urls, cluster_id }).await?;
             }
             Step::Join { pod, marker, peers, membership_index } => {
                 let peers = peers.iter().map(|(id, urls)| Peer { id: *id, urls: urls.clone() }).collect();
@@ -150,19 +151,24 @@ impl Hands<'_> {
             }
             Step::Promote { raft_id, membership_index, .. } => {
                 let (membership_index, id) = (*membership_index, *raft_id);
-                self.leader()?.promote(PromoteRequest { membership_index, id }).await?;
+                let (mut leader, cluster_id) = self.leader()?;
+                leader.promote(PromoteRequest { membership_index, id, cluster_id }).await?;
             }
             Step::MoveLeader { to, .. } => {
-                self.leader()?.move_leader(*to).await?;
+                let (mut leader, cluster_id) = self.leader()?;
+                leader.move_leader(MoveLeaderRequest { target: *to, cluster_id }).await?;
             }
-            Step::SetConfig { pod, version, settings, .. } => self.set_config(pod, *version, settings).await?,
+            Step::SetConfig { pod, marker, version, settings } => {
+                self.set_config(pod, *marker, *version, settings).await?;
+            }
             Step::PrepareStop { pod, marker } => {
                 let Marker { cluster_id, raft_id, incarnation } = *marker;
                 self.node(pod)?.prepare_stop(PrepareStopRequest { cluster_id, raft_id, incarnation }).await?;
             }
             Step::RemoveMember { raft_id, membership_index, .. } => {
                 let (membership_index, id) = (*membership_index, *raft_id);
-                self.leader()?.remove(RemoveRequest { membership_index, id }).await?;
+                let (mut leader, cluster_id) = self.leader()?;
+                leader.remove(RemoveRequest { membership_index, id, cluster_id }).await?;
             }
             Step::DropVolume { volume, .. } => {
                 let name = names::volume(&self.cluster.name, volume.ordinal);
@@ -205,11 +211,13 @@ impl Hands<'_> {
     async fn set_config(
         &self,
         pod: &PodRef,
+        Marker { cluster_id, raft_id, incarnation }: Marker,
         version: u64,
         settings: &BTreeMap<String, String>,
     ) -> Result<(), ExecuteError> {
         let settings = settings.clone().into_iter().collect();
-        let active = self.node(pod)?.set_config(SetConfigRequest { version, settings }).await?.version;
+        let request = SetConfigRequest { version, settings, cluster_id, raft_id, incarnation };
+        let active = self.node(pod)?.set_config(request).await?.version;
         if active == version { Ok(()) } else { Err(ExecuteError::Changed(names::pod(&self.cluster.name, pod.ordinal))) }
     }
 
@@ -299,13 +307,14 @@ impl Hands<'_> {
         Ok(Node::at(self.dial, *address.ok_or_else(name)?, CHANGE_TIMEOUT))
     }
 
-    /// Changes of membership are proposed where the leader is; no node passes them on.
-    fn leader(&self) -> Result<Node, ExecuteError> {
+    /// Changes of membership are proposed where the leader is, with the cluster that is meant, because its address may have
+    /// become another pod's.
+    fn leader(&self) -> Result<(Node, u64), ExecuteError> {
         let list = self.observed.members.as_ref().ok_or(ExecuteError::NoLeader)?;
         let urls = list.members.get(&list.leader).map(|leader| leader.peer_urls.as_slice()).unwrap_or_default();
         let ordinal = urls.iter().find_map(|url| names::peer_url_ordinal(self.cluster, url));
         let address = self.addresses.get(&ordinal.ok_or(ExecuteError::NoLeader)?).ok_or(ExecuteError::NoLeader)?;
-        Ok(Node::at(self.dial, *address, CHANGE_TIMEOUT))
+        Ok((Node::at(self.dial, *address, CHANGE_TIMEOUT), list.cluster_id))
     }
 }
 

@@ -99,7 +99,12 @@ mod tests {
 
     fn tell(observed: &Observed, k: u32, ops: &str) -> Step {
         let settings = [("max-txn-ops".to_owned(), ops.to_owned())].into();
-        Step::SetConfig { pod: pod(observed, k), raft_id: 1, version: 2, settings }
+        Step::SetConfig {
+            pod: pod(observed, k),
+            marker: crate::observed::Marker { cluster_id: 7, raft_id: 1, incarnation: 1 },
+            version: 2,
+            settings,
+        }
     }
 
     /// Ordinal, since, last.

@@ -222,12 +222,12 @@ impl Node {
         Self::within(self.address, self.timeout, answer).await
     }
 
-    /// Hands leadership to `target`.
+    /// Hands leadership over.
     ///
     /// # Errors
     /// See [`NodeError`].
-    pub async fn move_leader(&mut self, target: u64) -> Result<MoveLeaderResponse, NodeError> {
-        let request = self.bounded(MoveLeaderRequest { target });
+    pub async fn move_leader(&mut self, request: MoveLeaderRequest) -> Result<MoveLeaderResponse, NodeError> {
+        let request = self.bounded(request);
         let answer = self.client.move_leader(request);
         Self::within(self.address, self.timeout, answer).await
     }

@@ -151,8 +151,8 @@ pub enum Step {
     SetConfig {
         /// The pod that must be the one answering.
         pod: PodRef,
-        /// Its raft id.
-        raft_id: u64,
+        /// The member that is meant: whoever else has its address refuses.
+        marker: Marker,
         /// The version that the node is to give them, above its present one.
         version: u64,
         /// All of them, by the names of flags.
@@ -479,9 +479,9 @@ impl Step {
             | Self::DeleteBudget { .. }
             | Self::DropFinalizer { .. } => (None, None),
             Self::AddLearner { ordinal, .. } => (Some(*ordinal), None),
-            Self::Join { pod, marker, .. } | Self::PrepareStop { pod, marker } => {
-                (Some(pod.ordinal), Some(marker.raft_id))
-            }
+            Self::Join { pod, marker, .. }
+            | Self::SetConfig { pod, marker, .. }
+            | Self::PrepareStop { pod, marker } => (Some(pod.ordinal), Some(marker.raft_id)),
             Self::LabelVolume { volume, label: VolumeLabel::Member(marker) } => {
                 (Some(volume.ordinal), Some(marker.raft_id))
             }
@@ -492,7 +492,6 @@ impl Step {
                 (Some(*ordinal), Some(*raft_id))
             }
             Self::MoveLeader { from, ordinal, .. } => (Some(*ordinal), Some(*from)),
-            Self::SetConfig { pod, raft_id, .. } => (Some(pod.ordinal), Some(*raft_id)),
             Self::DropVolume { volume, raft_id } => (Some(volume.ordinal), *raft_id),
             Self::RestartPod { pod, .. } => (Some(pod.ordinal), None),
         };

@@ -152,6 +152,9 @@ pub enum Error {
     /// Marker and request disagree.
     #[error("{0}")]
     WrongDisk(String),
+    /// The caller means another cluster.
+    #[error("{0}")]
+    OtherCluster(String),
     /// A push of settings whose version is not above the active one.
     #[error("{0}")]
     StaleConfig(String),
@@ -222,6 +225,9 @@ impl Error {
             }
             Error::WrongDisk(_) => {
                 row(Code::FailedPrecondition, "etcdserver: cluster ID mismatch", Refused, Reason::WrongDisk)
+            }
+            Error::OtherCluster(_) => {
+                row(Code::FailedPrecondition, "etcdserver: cluster ID mismatch", Refused, Reason::ClusterIdMismatch)
             }
             Error::StaleConfig(what) => Row {
                 code: Code::FailedPrecondition,
@@ -424,6 +430,7 @@ fn check_row(error: &Error) -> (Code, &'static str) {
         Error::Failed(_)
         | Error::Remote { .. }
         | Error::WrongDisk(_)
+        | Error::OtherCluster(_)
         | Error::StaleConfig(_)
         | Error::InvalidRequest(_)
         | Error::Internal(_) => (Code::Internal, "etcdserver: internal error"),
@@ -522,6 +529,7 @@ fn checks() -> impl IntoIterator<Item = Error> {
         Error::Unread,
         Error::PasswordTooLong,
         Error::WrongDisk("the disk is of another cluster".into()),
+        Error::OtherCluster("the call is for another cluster".into()),
     ]
 }
 

@@ -117,13 +117,22 @@ impl NodeService {
         Ok(listing(&handle.status()))
     }
 
+    /// This member, for a call that is meant for that cluster; 0 means whoever is asked. What is passed on to the leader
+    /// names the cluster always, because the leader's address may have become another pod's, too.
+    fn handle_of(&self, cluster_id: &mut u64) -> Result<Handle, Error> {
+        let handle = self.member.handle()?;
+        let own = handle.status().cluster_id;
+        check_cluster(own, std::mem::replace(cluster_id, own))?;
+        Ok(handle)
+    }
+
     /// Adds a learner.
     ///
     /// # Errors
-    /// `ConfigChanged`, `ChangeInFlight`, `NoLeader`, `InvalidRequest`, `TimedOut`.
-    pub async fn add(&self, request: wire::AddRequest, forwarded: bool) -> Result<wire::ChangeResponse, Error> {
+    /// `ClusterIdMismatch`, `ConfigChanged`, `ChangeInFlight`, `NoLeader`, `InvalidRequest`, `TimedOut`.
+    pub async fn add(&self, mut request: wire::AddRequest, forwarded: bool) -> Result<wire::ChangeResponse, Error> {
         let peer_urls = peer_urls(&request.peer_urls)?;
-        let handle = self.member.handle()?;
+        let handle = self.handle_of(&mut request.cluster_id)?;
         if let Place::At(urls) = place(&handle, forwarded)? {
             return self.leader.add(urls, request).await;
         }
@@ -134,9 +143,14 @@ impl NodeService {
     /// Makes a learner a voter.
     ///
     /// # Errors
-    /// `NotCaughtUp`, `MemberNotFound`, `MemberRemoved`, `ConfigChanged`, `ChangeInFlight`, `NoLeader`, `TimedOut`.
-    pub async fn promote(&self, request: wire::PromoteRequest, forwarded: bool) -> Result<wire::ChangeResponse, Error> {
-        let handle = self.member.handle()?;
+    /// `ClusterIdMismatch`, `NotCaughtUp`, `MemberNotFound`, `MemberRemoved`, `ConfigChanged`, `ChangeInFlight`,
+    /// `NoLeader`, `TimedOut`.
+    pub async fn promote(
+        &self,
+        mut request: wire::PromoteRequest,
+        forwarded: bool,
+    ) -> Result<wire::ChangeResponse, Error> {
+        let handle = self.handle_of(&mut request.cluster_id)?;
         if let Place::At(urls) = place(&handle, forwarded)? {
             return self.leader.promote(urls, request).await;
         }
@@ -147,10 +161,14 @@ impl NodeService {
     /// Removes a member.
     ///
     /// # Errors
-    /// `MoveLeaderFirst`, `QuorumAtRisk`, `LastVoter`, `MemberNotFound`, `ConfigChanged`, `ChangeInFlight`, `NoLeader`,
-    /// `TimedOut`.
-    pub async fn remove(&self, request: wire::RemoveRequest, forwarded: bool) -> Result<wire::ChangeResponse, Error> {
-        let handle = self.member.handle()?;
+    /// `ClusterIdMismatch`, `MoveLeaderFirst`, `QuorumAtRisk`, `LastVoter`, `MemberNotFound`, `ConfigChanged`,
+    /// `ChangeInFlight`, `NoLeader`, `TimedOut`.
+    pub async fn remove(
+        &self,
+        mut request: wire::RemoveRequest,
+        forwarded: bool,
+    ) -> Result<wire::ChangeResponse, Error> {
+        let handle = self.handle_of(&mut request.cluster_id)?;
         if let Place::At(urls) = place(&handle, forwarded)? {
             return self.leader.remove(urls, request).await;
         }
@@ -161,13 +179,13 @@ impl NodeService {
     /// Hands leadership to a voter and waits until it leads.
     ///
     /// # Errors
-    /// `BadTransferee`, `TransferTimedOut`, `ChangeInFlight`, `NoLeader`, `TimedOut`.
+    /// `ClusterIdMismatch`, `BadTransferee`, `TransferTimedOut`, `ChangeInFlight`, `NoLeader`, `TimedOut`.
     pub async fn move_leader(
         &self,
-        request: wire::MoveLeaderRequest,
+        mut request: wire::MoveLeaderRequest,
         forwarded: bool,
     ) -> Result<wire::MoveLeaderResponse, Error> {
-        let handle = self.member.handle()?;
+        let handle = self.handle_of(&mut request.cluster_id)?;
         let status = handle.status();
         if status.leader == request.target && request.target != 0 {
             return Ok(wire::MoveLeaderResponse { leader: status.leader, term: status.term });
@@ -183,8 +201,9 @@ impl NodeService {
     /// Changes the settings that can change at run time, in any state.
     ///
     /// # Errors
-    /// `StaleConfig`, `InvalidRequest`, `Internal` when the change cannot be kept.
+    /// `WrongDisk`, `Uninitialized` when another member is meant; `StaleConfig`, `InvalidRequest`, `Internal` when the change cannot be kept.
     pub async fn set_config(&self, request: wire::SetConfigRequest) -> Result<wire::SetConfigResponse, Error> {
+        self.check_meant((request.cluster_id, request.raft_id, request.incarnation))?;
         let Settings { hot, data_dir, .. } = self.member.settings().clone();
         let pushed = tokio::task::spawn_blocking(move || settings::push(&hot, &data_dir, request));
         pushed.await.map_err(|error| Error::Internal(error.to_string()))?
@@ -200,13 +219,15 @@ impl NodeService {
     /// # Errors
     /// `WrongDisk`, `Uninitialized` when another member is meant; `Storage` when the flush fails.
     pub async fn prepare_stop(&self, request: wire::PrepareStopRequest) -> Result<wire::PrepareStopResponse, Error> {
-        if request != wire::PrepareStopRequest::default() {
-            // Addresses go from pod to pod: a call that reached another member than it was meant for must not stop it.
-            let meant = (request.cluster_id, request.raft_id, request.incarnation);
-            check_disk(&self.member.handle()?.status(), meant)?;
-        }
+        self.check_meant((request.cluster_id, request.raft_id, request.incarnation))?;
         stop::prepare(&self.member).await?;
         Ok(wire::PrepareStopResponse {})
+    }
+
+    /// Addresses go from pod to pod: a call that reached another member than it was meant for must not change that one.
+    /// A call without a name is for whoever is asked.
+    fn check_meant(&self, meant: (u64, u64, u64)) -> Result<(), Error> {
+        if meant == (0, 0, 0) { Ok(()) } else { check_disk(&self.member.handle()?.status(), meant) }
     }
 }
 
@@ -327,6 +348,13 @@ fn check_disk(status: &Status, asked: (u64, u64, u64)) -> Result<(), Error> {
     Err(wrong_disk(status, &format!("member {raft_id:x}.{incarnation:x} of cluster {cluster_id:x}")))
 }
 
+fn check_cluster(own: u64, asked: u64) -> Result<(), Error> {
+    if asked == 0 || asked == own {
+        return Ok(());
+    }
+    Err(Error::OtherCluster(format!("this is a member of cluster {own:x}, the call is for {asked:x}: observe again")))
+}
+
 /// A call that reached another node than it was meant for must not found a cluster there.
 fn check_bootstrap(request: &wire::BootstrapRequest, own_name: &str) -> Result<(), Error> {
     if request.cluster_id == 0 {
@@ -393,6 +421,12 @@ mod tests {
 
     fn member_of(change: Change) -> Option<u64> {
         already_done(&membership(), &change).map(|response| response.member.unwrap().id)
+    }
+
+    #[test]
+    fn a_call_for_another_cluster_is_refused_and_one_without_a_name_is_not() {
+        assert_eq!((check_cluster(7, 7), check_cluster(7, 0)), (Ok(()), Ok(())));
+        assert!(matches!(check_cluster(7, 8), Err(Error::OtherCluster(_))));
     }
 
     #[test]

@@ -181,7 +181,11 @@ mod tests {
     }
 
     fn request(version: u64, value: &str) -> wire::SetConfigRequest {
-        wire::SetConfigRequest { version, settings: [("max-txn-ops".to_owned(), value.to_owned())].into() }
+        wire::SetConfigRequest {
+            version,
+            settings: [("max-txn-ops".to_owned(), value.to_owned())].into(),
+            ..Default::default()
+        }
     }
 
     #[test]

@@ -37,7 +37,7 @@ async fn a_push_is_active_on_each_node_that_acknowledged_it_and_survives_its_res
     let mut cluster = Cluster::start(3).await;
     let pushed = settings(&[("max-txn-ops", "3"), ("max-request-bytes", "1000"), ("log-level", "debug")]);
     for member in &cluster.members {
-        let request = wire::SetConfigRequest { version: 7, settings: pushed.clone() };
+        let request = wire::SetConfigRequest { version: 7, settings: pushed.clone(), ..Default::default() };
         let answer = node(member).await.set_config(request).await.expect("taken").into_inner();
         let state = node(member).await.state(wire::StateRequest::default()).await.expect("a state").into_inner();
         assert_eq!((answer.version, state.config_version), (7, 7));
@@ -57,7 +57,7 @@ async fn a_push_is_active_on_each_node_that_acknowledged_it_and_survives_its_res
     let kept = active(&cluster.members[1]).await;
     assert_eq!((kept.version, kept.settings["max-txn-ops"].as_str()), (7, "3"));
     let wider = settings(&[("max-txn-ops", "5")]);
-    let request = wire::SetConfigRequest { version: 8, settings: wider };
+    let request = wire::SetConfigRequest { version: 8, settings: wider, ..Default::default() };
     node(&cluster.members[1]).await.set_config(request).await.expect("taken");
     cluster.eventually("the restarted member serves", || async { puts(&cluster.members[1], 5).await.is_ok() }).await;
 }
@@ -72,7 +72,7 @@ async fn a_bad_or_stale_push_changes_nothing() {
         (2, &[("max-txn-ops", "3"), ("election-timeout", "9")], Code::InvalidArgument, "InvalidRequest"),
         (before.version, &[("max-txn-ops", "3")], Code::FailedPrecondition, "StaleConfig"),
     ] {
-        let request = wire::SetConfigRequest { version, settings: settings(pairs) };
+        let request = wire::SetConfigRequest { version, settings: settings(pairs), ..Default::default() };
         let error = node(member).await.set_config(request).await.expect_err("refused");
         let said = error.metadata().get("balsa-reason").map(tonic::metadata::MetadataValue::as_bytes);
         assert_eq!((error.code(), said), (code, Some(reason.as_bytes())), "{error:?}");

@@ -94,7 +94,9 @@ async fn bring_about(cluster: &mut Cluster, event: &str) {
         Some(("leader", id)) => {
             let target = id.parse().expect("an id");
             // The leader hands over only to a voter that has everything.
-            let moves = || async { client(cluster, 0).move_leader(wire::MoveLeaderRequest { target }).await.is_ok() };
+            let moves = || async {
+                client(cluster, 0).move_leader(wire::MoveLeaderRequest { target, cluster_id: 0 }).await.is_ok()
+            };
             cluster.eventually(event, moves).await;
         }
         Some(("restart", name)) => {
@@ -181,6 +183,7 @@ async fn call_node(
         "Remove" => call!(remove, RemoveRequest, "balsa.node.v1.ChangeResponse"),
         "MoveLeader" => call!(move_leader, MoveLeaderRequest, "balsa.node.v1.MoveLeaderResponse"),
         "PrepareStop" => call!(prepare_stop, PrepareStopRequest, "balsa.node.v1.PrepareStopResponse"),
+        "SetConfig" => call!(set_config, SetConfigRequest, "balsa.node.v1.SetConfigResponse"),
         other => panic!("no such method: {other}"),
     }
 }

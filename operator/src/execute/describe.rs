@@ -32,10 +32,10 @@ pub fn describe(cluster: &str, step: &Step) -> Option<String> {
         Step::ScaleIn { replicas, .. } => format!("lowered the pods to {replicas}"),
         Step::Promote { ordinal, raft_id, .. } => format!("member {} on {} votes", id(*raft_id), pod(*ordinal)),
         Step::MoveLeader { from, to, .. } => format!("moved leadership from member {} to {}", id(*from), id(*to)),
-        Step::SetConfig { pod: to, raft_id, version, .. } => {
+        Step::SetConfig { pod: to, marker, version, .. } => {
             format!(
                 "member {} on {} has the settings of spec.config, its version {version}",
-                id(*raft_id),
+                id(marker.raft_id),
                 pod(to.ordinal)
             )
         }
@@ -89,7 +89,12 @@ mod tests {
                 "member 3 on db-2 out of service",
             ),
             (
-                Step::SetConfig { pod: pod(), raft_id: 3, version: 8, settings: [].into() },
+                Step::SetConfig {
+                    pod: pod(),
+                    marker: Marker { cluster_id: 7, raft_id: 3, incarnation: 1 },
+                    version: 8,
+                    settings: [].into(),
+                },
                 "member 3 on db-2 has the settings of spec.config, its version 8",
             ),
             (Step::RemoveMember { ordinal: 2, raft_id: 3, membership_index: 1 }, "member 3 of db-2"),

@@ -544,9 +544,9 @@ fn headline(plan: &Plan) -> String {
         | Step::RemoveMember { ordinal, raft_id, membership_index } => {
             format!("pod {ordinal} member {raft_id} @{membership_index}")
         }
-        Step::SetConfig { pod, raft_id, version, settings } => {
+        Step::SetConfig { pod, marker, version, settings } => {
             let pairs: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
-            format!("pod {} member {raft_id} version {version} {}", pod.ordinal, pairs.join(" "))
+            format!("pod {} member {} version {version} {}", pod.ordinal, marker.raft_id, pairs.join(" "))
         }
         Step::PrepareStop { pod, marker } => format!("pod {} member {}", pod.ordinal, marker.raft_id),
         Step::MoveLeader { from, to, .. } => format!("from {from} to {to}"),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{Decision, NEXT, Notes, RETRY_SECONDS, Row, View};
-use crate::observed::{Failure, ObservedPod, Settings};
+use crate::observed::{Failure, Marker, ObservedPod, Settings};
 use crate::step::{Step, WaitReason};
 use crate::valid::ValidCluster;
 
@@ -20,7 +20,8 @@ const VERSION_SHARED_MAX: u64 = u64::MAX / 2;
 /// may be of a release that refuses and does not say so, which only the roll after this ends.
 pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
     let mut failed = Vec::new();
-    for (k, id, is) in members(view) {
+    for (k, marker, is) in members(view) {
+        let id = marker.raft_id;
         let wanted = wanted_settings(view.cluster, is);
         if is.are(&wanted) {
             continue;
@@ -35,7 +36,7 @@ pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
             continue;
         };
         let failure = view.failure_of_settings(k, &wanted);
-        let step = Step::SetConfig { pod, raft_id: id, version, settings: wanted };
+        let step = Step::SetConfig { pod, marker, version, settings: wanted };
         match failure {
             None => return Decision::act("S1", step).now(),
             Some(failure) => failed.push((failure, k, id, step)),
@@ -72,12 +73,12 @@ pub fn wanted_settings(cluster: &ValidCluster, is: &Settings) -> BTreeMap<String
     cluster.hot.iter().filter(|(name, _)| applies(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// The members that run and have told their settings: ordinal, id, settings.
-fn members<'a>(view: &'a View<'_>) -> impl Iterator<Item = (u32, u64, &'a Settings)> {
+/// The members that run and have told their settings: ordinal, marker, settings.
+fn members<'a>(view: &'a View<'_>) -> impl Iterator<Item = (u32, Marker, &'a Settings)> {
     let running = view.observed.pods.iter().filter(|(_, pod)| ObservedPod::is_running(pod));
     running.filter_map(|(k, _)| {
         let node = view.node(*k)?;
-        Some((*k, node.marker?.raft_id, node.settings.as_ref()?))
+        Some((*k, node.marker?, node.settings.as_ref()?))
     })
 }
 

@@ -51,15 +51,20 @@ impl Face {
         read(&mut stage, k).map(Response::new)
     }
 
-    /// Changes something by way of the process at the address. `T` is an answer that nobody looks into.
+    /// Changes something by way of the process at the address, if that is who is meant. `T` is an answer that nobody looks
+    /// into.
     async fn order<T: Default>(
         &self,
         what: String,
+        meant: Meant,
         change: impl FnOnce(&mut Stage, &PodRef) -> Result<(), Refused>,
     ) -> Result<Response<T>, Status> {
         self.ask(|stage, k| {
             let pod = stage.pod_ref(k).ok_or_else(silence)?;
-            let reply = stage.write(what, |stage| change(stage, &pod).map_err(|refused| stage.refuse(refused)));
+            let reply = stage.write(what, |stage| {
+                let done = meant.check(stage, k).and_then(|()| change(stage, &pod));
+                done.map_err(|refused| stage.refuse(refused))
+            });
             match reply {
                 None => Err(silence()),
                 Some(Ok(())) => Ok(T::default()),
@@ -69,6 +74,39 @@ impl Face {
         .await
     }
 }
+
+/// Whom a call is for. Zeros are for whoever is asked.
+enum Meant {
+    /// An empty disk, or one that is this member's already, as the model sees to itself.
+    Empty,
+    Cluster(u64),
+    Member(Marker),
+}
+
+impl Meant {
+    /// The node's part of the contract. What a stranger at the address takes for itself is a violation.
+    fn check(&self, stage: &mut Stage, k: u32) -> Result<(), Refused> {
+        let stranger = stage.strangers.then_some(STRANGER);
+        let own = stranger.or_else(|| stage.world.volumes.get(&k)?.disk);
+        match self {
+            Self::Empty if stranger.is_none() => {}
+            Self::Cluster(0) => {}
+            Self::Cluster(id) if own.is_some_and(|own| own.cluster_id == *id) => {}
+            Self::Cluster(_) => return Err(Refused::Node("ClusterIdMismatch")),
+            Self::Member(Marker { cluster_id: 0, raft_id: 0, incarnation: 0 }) => {}
+            Self::Member(marker) if own == Some(*marker) => {}
+            Self::Member(_) | Self::Empty => return Err(Refused::Node("WrongDisk")),
+        }
+        if stranger.is_some() {
+            let what = stage.writes.last().cloned().unwrap_or_default();
+            stage.world.violations.push(format!("another cluster's member was told: {what}"));
+        }
+        Ok(())
+    }
+}
+
+/// The member of another cluster that has the addresses of ours.
+const STRANGER: Marker = Marker { cluster_id: 0xbad, raft_id: 1, incarnation: 1 };
 
 fn silence() -> Status {
     Status::unavailable("nobody answers")
@@ -180,19 +218,19 @@ impl Node for Face {
     async fn bootstrap(&self, request: Request<BootstrapRequest>) -> Result<Response<BootstrapResponse>, Status> {
         let BootstrapRequest { cluster_id, peer_urls, .. } = request.into_inner();
         let url = peer_urls.into_iter().next().unwrap_or_default();
-        self.order("bootstrap".into(), |stage, pod| stage.world.found(pod, cluster_id, &url)).await
+        self.order("bootstrap".into(), Meant::Empty, |stage, pod| stage.world.found(pod, cluster_id, &url)).await
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let JoinRequest { cluster_id, raft_id, incarnation, .. } = request.into_inner();
         let marker = Marker { cluster_id, raft_id, incarnation };
-        self.order(format!("join {raft_id}"), |stage, pod| stage.world.join(pod, marker)).await
+        self.order(format!("join {raft_id}"), Meant::Empty, |stage, pod| stage.world.join(pod, marker)).await
     }
 
     async fn add(&self, request: Request<AddRequest>) -> Result<Response<ChangeResponse>, Status> {
-        let AddRequest { membership_index, peer_urls } = request.into_inner();
+        let AddRequest { membership_index, peer_urls, cluster_id } = request.into_inner();
         let url = peer_urls.into_iter().next().unwrap_or_default();
-        self.order(format!("add {url}"), |stage, pod| {
+        self.order(format!("add {url}"), Meant::Cluster(cluster_id), |stage, pod| {
             leads(stage, pod)?;
             stage.world.add(&url, membership_index)
         })
@@ -200,8 +238,8 @@ impl Node for Face {
     }
 
     async fn promote(&self, request: Request<PromoteRequest>) -> Result<Response<ChangeResponse>, Status> {
-        let PromoteRequest { membership_index, id } = request.into_inner();
-        self.order(format!("promote {id}"), |stage, pod| {
+        let PromoteRequest { membership_index, id, cluster_id } = request.into_inner();
+        self.order(format!("promote {id}"), Meant::Cluster(cluster_id), |stage, pod| {
             leads(stage, pod)?;
             stage.world.promote(id, membership_index)
         })
@@ -209,8 +247,8 @@ impl Node for Face {
     }
 
     async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<ChangeResponse>, Status> {
-        let RemoveRequest { membership_index, id } = request.into_inner();
-        self.order(format!("remove {id}"), |stage, pod| {
+        let RemoveRequest { membership_index, id, cluster_id } = request.into_inner();
+        self.order(format!("remove {id}"), Meant::Cluster(cluster_id), |stage, pod| {
             leads(stage, pod)?;
             stage.world.remove(id, membership_index)
         })
@@ -218,8 +256,8 @@ impl Node for Face {
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
-        let target = request.into_inner().target;
-        self.order(format!("move leader to {target}"), |stage, pod| {
+        let MoveLeaderRequest { target, cluster_id } = request.into_inner();
+        self.order(format!("move leader to {target}"), Meant::Cluster(cluster_id), |stage, pod| {
             leads(stage, pod)?;
             let from = stage.world.raft.leader;
             stage.world.move_leader(from, target)
@@ -233,14 +271,15 @@ impl Node for Face {
     ) -> Result<Response<PrepareStopResponse>, Status> {
         let PrepareStopRequest { cluster_id, raft_id, incarnation } = request.into_inner();
         let meant = Marker { cluster_id, raft_id, incarnation };
-        self.order("prepare stop".into(), |stage, pod| stage.world.prepare_stop(pod, meant)).await
+        self.order("prepare stop".into(), Meant::Member(meant), |stage, pod| stage.world.prepare_stop(pod, meant)).await
     }
 
     async fn set_config(&self, request: Request<SetConfigRequest>) -> Result<Response<SetConfigResponse>, Status> {
-        let SetConfigRequest { version, settings } = request.into_inner();
+        let SetConfigRequest { version, settings, cluster_id, raft_id, incarnation } = request.into_inner();
+        let meant = Meant::Member(Marker { cluster_id, raft_id, incarnation });
         let settings = settings.into_iter().collect();
         let taken: Response<SetConfigResponse> = self
-            .order(format!("set config {version}"), |stage, pod| stage.world.set_config(pod, version, &settings))
+            .order(format!("set config {version}"), meant, |stage, pod| stage.world.set_config(pod, version, &settings))
             .await?;
         Ok(taken.map(|answer| SetConfigResponse { version, ..answer }))
     }

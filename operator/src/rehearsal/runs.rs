@@ -95,7 +95,7 @@ impl Operator {
 
 impl Stage {
     /// Nothing is left to do for what is asked for now.
-    fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         let seen = self.resource["status"]["observedGeneration"] == self.resource["metadata"]["generation"];
         self.resource.is_null() || (seen && self.resource["status"]["plan"]["step"] == "Settled")
     }

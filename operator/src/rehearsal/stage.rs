@@ -49,6 +49,8 @@ pub(super) struct Stage {
     pub(super) dead: bool,
     /// Which cluster each pod's node was last said to belong to.
     pub(super) told: BTreeMap<u32, u64>,
+    /// Between the reading and the writing of each pass the addresses of the pods become those of another cluster's.
+    pub(super) strangers: bool,
     /// The process may have lost its lease.
     pub(super) asleep: bool,
     /// Other processes change things meanwhile: the model's proofs need not hold when a write arrives.
@@ -96,6 +98,7 @@ impl Stage {
             told: BTreeMap::new(),
             busy: false,
             asleep: false,
+            strangers: false,
         }
     }
 
