@@ -4,6 +4,7 @@
 //! write of an existing object carries the UID and resourceVersion it was read at; a conflict means observe again.
 
 mod difference;
+mod fixed;
 
 use std::fmt::Debug;
 
@@ -15,6 +16,8 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+
+pub use fixed::to_recreate;
 
 use crate::build::Desired;
 use crate::names;
@@ -153,7 +156,8 @@ pub async fn apply(client: &Client, desired: Desired, live: &Live, held: bool) -
     }
     one(client, &config_map, live_config_map.as_ref(), kinds).await?;
     one(client, &peer_service, live_peers.as_ref(), kinds).await?;
-    if !(held && live_set.is_some()) {
+    let writable = fixed::keep(&mut stateful_set, live_set.as_ref());
+    if writable && !(held && live_set.is_some()) {
         keep_replicas(&mut stateful_set, live_set.as_ref());
         written.stateful_set = one(client, &stateful_set, live_set.as_ref(), kinds).await?;
     }

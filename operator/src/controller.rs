@@ -30,7 +30,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::apply::{ApplyError, FIELD_MANAGER, Written, apply, apply_budget, is_conflict, is_ours};
+use crate::apply::{ApplyError, FIELD_MANAGER, Written, apply, apply_budget, is_conflict, is_ours, to_recreate};
 use crate::build::{budget, build, is_template_held};
 use crate::execute::{ExecuteError, Hands, describe};
 use crate::failures::Memory;
@@ -313,6 +313,7 @@ async fn bring_about(
     let desired = build(cluster, observed);
     let applied = live.stateful_set.as_ref().map(ResourceExt::annotations);
     let held = is_template_held(cluster, &desired.stateful_set, applied);
+    let fixed = live.stateful_set.as_ref().map(|live| to_recreate(&desired.stateful_set, live));
     let written = apply(&context.client, desired, live, held).await?;
     if let Some(set) = observed.set.as_mut() {
         // A set that was just changed is planned on as it is now: its controller has not seen that yet (G3), and a step
@@ -321,6 +322,8 @@ async fn bring_about(
             *set = stateful_set(now);
         }
         set.template_held = held;
+        // Known only now that all else was taken: a set that could not be made again is not deleted.
+        set.fixed = fixed.unwrap_or_default();
     }
     count_applied(context, cluster, &written);
     Ok(())
@@ -456,6 +459,9 @@ fn not_done(context: &Context, told: Told<'_>, mut plan: Plan, error: &ExecuteEr
     let failed = plan.step.clone();
     if let ExecuteError::Budget(_) = error {
         plan::refused_by_budget(&mut plan, cluster, observed, error.to_string());
+    }
+    if let ExecuteError::NotTaken(_) = error {
+        plan::set_not_taken(&mut plan, error.to_string());
     }
     let failures = context.failures.of(&namespace, &name);
     plan::after_failure(&failed, plan, told.plan(&Observed { failures, ..observed.clone() }))

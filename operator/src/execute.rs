@@ -17,7 +17,7 @@ use balsa_proto::node::{
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -25,10 +25,11 @@ use thiserror::Error;
 pub use describe::describe;
 
 use crate::apply::{FIELD_MANAGER, is_conflict};
+use crate::build::build;
 use crate::members::{CHANGE_TIMEOUT, Dial, Node, NodeError};
 use crate::names::{self, FINALIZER, LABEL_CLUSTER_ID, LABEL_DETACHED, LABEL_INCARNATION, LABEL_RAFT_ID};
 use crate::observed::{Marker, Observed};
-use crate::step::{BootstrapStep, PodRef, RestartMode, Step, VolumeLabel, VolumeRef};
+use crate::step::{BootstrapStep, ObjectRef, PodRef, RestartMode, Step, VolumeLabel, VolumeRef};
 use crate::valid::ValidCluster;
 
 /// Why a step did not happen, or is not known to have happened.
@@ -49,6 +50,9 @@ pub enum ExecuteError {
     /// The disruption budget refused the eviction.
     #[error("the disruption budget refuses to evict {0} now")]
     Budget(String),
+    /// The API server would not take the StatefulSet that is to come in place of the present one.
+    #[error("the StatefulSet has to be made anew, and the API server would not take it: {0}")]
+    NotTaken(String),
     /// The pod to be asked has no address, or is another pod than the step was decided on.
     #[error("pod {0} has no address to be asked at")]
     NoAddress(String),
@@ -70,6 +74,7 @@ impl ExecuteError {
             Self::Changed(_) => "Conflict",
             Self::Node(error) => error.reason(),
             Self::Budget(_) => "DisruptionBudget",
+            Self::NotTaken(_) => "InvalidSpec",
             Self::NoAddress(_) => "PodNotRunning",
             Self::NoLeader => "NoLeader",
             Self::Encode(_) => "EncodeFailed",
@@ -176,6 +181,7 @@ impl Hands<'_> {
                 self.delete::<PersistentVolumeClaim>(&name, &parameters).await?;
             }
             Step::RestartPod { pod, mode, .. } => self.restart(pod, *mode).await?,
+            Step::RecreateSet { set, .. } => self.recreate(set).await?,
             Step::DeleteSet { set } => {
                 let parameters = background().preconditions(on(&set.uid, &set.resource_version));
                 self.delete::<StatefulSet>(&names::stateful_set(&self.cluster.name), &parameters).await?;
@@ -250,7 +256,7 @@ impl Hands<'_> {
         let name = names::pod(&self.cluster.name, pod.ordinal);
         let preconditions = on(&pod.uid, &pod.resource_version);
         match mode {
-            RestartMode::Delete => {
+            RestartMode::Delete | RestartMode::End => {
                 self.delete::<Pod>(&name, &DeleteParams::default().preconditions(preconditions)).await
             }
             RestartMode::Force => {
@@ -258,6 +264,28 @@ impl Hands<'_> {
                 self.delete::<Pod>(&name, &parameters).await
             }
             RestartMode::Evict => self.evict(&name, &preconditions).await,
+        }
+    }
+
+    /// The first half; the next pass makes it again.
+    async fn recreate(&self, set: &ObjectRef) -> Result<(), ExecuteError> {
+        self.would_be_taken().await?;
+        let parameters = orphaning().preconditions(on(&set.uid, &set.resource_version));
+        self.delete::<StatefulSet>(&names::stateful_set(&self.cluster.name), &parameters).await
+    }
+
+    /// A dry run of what the next pass makes, under another name: a policy that lets nobody make StatefulSets now must not be
+    /// found out when the present one is gone.
+    async fn would_be_taken(&self) -> Result<(), ExecuteError> {
+        let mut set = build(self.cluster, self.observed).stateful_set;
+        set.metadata.generate_name = set.metadata.name.take().map(|name| format!("{name}-"));
+        let parameters = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.to_owned()) };
+        match self.api::<StatefulSet>().create(&parameters, &set).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if [400, 403, 422].contains(&status.code) => {
+                Err(ExecuteError::NotTaken(status.message))
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -338,6 +366,11 @@ fn parameters() -> PatchParams {
 
 fn on(uid: &str, resource_version: &str) -> Preconditions {
     Preconditions { uid: Some(uid.to_owned()), resource_version: Some(resource_version.to_owned()) }
+}
+
+/// What the owner owns stays, and belongs to nobody.
+fn orphaning() -> DeleteParams {
+    DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() }
 }
 
 /// What the owner owns goes with it, without holding the owner back.

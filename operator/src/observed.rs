@@ -113,6 +113,8 @@ pub struct ObservedSet {
     pub template_hash: Option<String>,
     /// This release of the operator would build another template for the same spec, and holds it back.
     pub template_held: bool,
+    /// The fields in which it is not as wanted, although nobody can change them.
+    pub fixed: Vec<&'static str>,
     /// It has a deletion timestamp.
     pub terminating: bool,
 }
@@ -136,6 +138,8 @@ pub struct ObservedPod {
     pub exit: Option<NodeExit>,
     /// `metadata.deletionTimestamp`: when the grace period ends.
     pub terminating: Option<UnixSeconds>,
+    /// No controller owns it.
+    pub orphan: bool,
     /// `spec.nodeName`.
     pub host: Option<Host>,
     /// Label `controller-revision-hash`.

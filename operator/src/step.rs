@@ -190,6 +190,13 @@ pub enum Step {
         /// Writes pause meanwhile, because there are no more than two voters; the event says so.
         writes_pause: bool,
     },
+    /// Delete of the StatefulSet without its pods, which the next one adopts: it has to change where it cannot.
+    RecreateSet {
+        /// The StatefulSet.
+        set: ObjectRef,
+        /// The fields in which it has to change.
+        fields: Vec<&'static str>,
+    },
     /// Delete of the StatefulSet, because the `RaftCluster` is deleted.
     DeleteSet {
         /// The StatefulSet.
@@ -260,6 +267,8 @@ pub enum RestartMode {
     Evict,
     /// Grace 0, after proof that its host is gone.
     Force,
+    /// Plain delete of a pod that is not to come back.
+    End,
 }
 
 impl RestartMode {
@@ -269,6 +278,7 @@ impl RestartMode {
             Self::Delete => "delete",
             Self::Evict => "evict",
             Self::Force => "force",
+            Self::End => "end",
         }
     }
 }
@@ -331,6 +341,8 @@ named! {
         DropVolume,
         /// Deletes or evicts a pod.
         RestartPod,
+        /// Deletes the StatefulSet without its pods, to make it anew.
+        RecreateSet,
         /// Deletes the StatefulSet.
         DeleteSet,
         /// Deletes the disruption budget.
@@ -463,6 +475,7 @@ impl Step {
             Self::RemoveMember { .. } => StepName::RemoveMember,
             Self::DropVolume { .. } => StepName::DropVolume,
             Self::RestartPod { .. } => StepName::RestartPod,
+            Self::RecreateSet { .. } => StepName::RecreateSet,
             Self::DeleteSet { .. } => StepName::DeleteSet,
             Self::DeleteBudget { .. } => StepName::DeleteBudget,
             Self::DropFinalizer { .. } => StepName::DropFinalizer,
@@ -475,6 +488,7 @@ impl Step {
             Self::Wait
             | Self::Settled
             | Self::Bootstrap(_)
+            | Self::RecreateSet { .. }
             | Self::DeleteSet { .. }
             | Self::DeleteBudget { .. }
             | Self::DropFinalizer { .. } => (None, None),

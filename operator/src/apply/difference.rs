@@ -51,7 +51,7 @@ fn set(value: &mut Value, path: &[&str], new: Value) {
 }
 
 /// Whether all of `wanted` is in `found`. `key` is the name under which both stand.
-fn contains(found: &Value, wanted: &Value, key: &str) -> bool {
+pub(super) fn contains(found: &Value, wanted: &Value, key: &str) -> bool {
     match (found, wanted) {
         (Value::Object(found), Value::Object(wanted)) => wanted.iter().all(|(name, wanted)| {
             // Names below `requests` and `limits` are resources, whose amounts the API server writes its own way.

@@ -7,6 +7,8 @@ use sha2::{Digest, Sha256};
 pub const TEMPLATE_HASH: &str = "balsa.dev/template-hash";
 /// Annotation of the StatefulSet: fingerprint of the part of the spec that the template was built from.
 pub const SPEC_HASH: &str = "balsa.dev/spec-hash";
+/// Annotation of the StatefulSet: fingerprint of the fields that cannot be changed, as it was made with them.
+pub const FIXED_HASH: &str = "balsa.dev/fixed-hash";
 /// Annotation of the pod template: fingerprint of the settings that a running member cannot
 /// take over, so that a change of them restarts the pods.
 pub(super) const CONFIG_HASH: &str = "balsa.dev/config-hash";

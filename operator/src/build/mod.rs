@@ -18,7 +18,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 pub use config_map::variables;
-pub use fingerprint::{SPEC_HASH, TEMPLATE_HASH};
+pub use fingerprint::{FIXED_HASH, SPEC_HASH, TEMPLATE_HASH};
 pub use stateful_set::arguments;
 
 use crate::names;

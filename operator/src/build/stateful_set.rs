@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::fingerprint::{CONFIG_HASH, SPEC_HASH, TEMPLATE_HASH, fingerprint};
+use super::fingerprint::{CONFIG_HASH, FIXED_HASH, SPEC_HASH, TEMPLATE_HASH, fingerprint};
 use super::{config_map, metadata, service_account};
 use crate::names::{self, CLIENT_PORT, CONTAINER, METRICS_PORT, PEER_PORT, VOLUME};
 use crate::observed::Observed;
@@ -38,16 +38,23 @@ const REVISIONS: i32 = 5;
 pub(super) fn build(cluster: &ValidCluster, observed: &Observed, config: &ConfigMap) -> StatefulSet {
     let template = template(cluster, config);
     let mut metadata = metadata(cluster, names::stateful_set(&cluster.name));
+    let service_name = Some(names::peer_service(&cluster.name));
+    let pod_management_policy = Some("Parallel".to_owned());
+    let (selector, volume_claim_templates) = (selector(cluster), Some(vec![volume(cluster)]));
     metadata.annotations = Some(BTreeMap::from([
         (TEMPLATE_HASH.to_owned(), fingerprint(&template)),
         (SPEC_HASH.to_owned(), fingerprint(&template_inputs(cluster))),
+        (
+            FIXED_HASH.to_owned(),
+            fingerprint(&(&service_name, &pod_management_policy, &selector, &volume_claim_templates)),
+        ),
     ]));
     StatefulSet {
         metadata,
         spec: Some(StatefulSetSpec {
             replicas: Some(i32::try_from(initial_replicas(cluster, observed)).unwrap_or(i32::MAX)),
-            service_name: Some(names::peer_service(&cluster.name)),
-            pod_management_policy: Some("Parallel".to_owned()),
+            service_name,
+            pod_management_policy,
             update_strategy: Some(StatefulSetUpdateStrategy {
                 type_: Some("OnDelete".to_owned()),
                 rolling_update: None,
@@ -57,9 +64,9 @@ pub(super) fn build(cluster: &ValidCluster, observed: &Observed, config: &Config
                 when_deleted: Some("Retain".to_owned()),
                 when_scaled: Some("Retain".to_owned()),
             }),
-            selector: LabelSelector { match_labels: Some(names::labels(&cluster.name)), ..LabelSelector::default() },
+            selector,
             template,
-            volume_claim_templates: Some(vec![volume(cluster)]),
+            volume_claim_templates,
             ..StatefulSetSpec::default()
         }),
         status: None,

@@ -52,12 +52,16 @@ pub fn describe(cluster: &str, step: &Step) -> Option<String> {
         }
         Step::RestartPod { pod: victim, mode, writes_pause } => {
             let how = match mode {
+                RestartMode::End => return Some(format!("deleted {}", pod(victim.ordinal))),
                 RestartMode::Delete => "deleted",
                 RestartMode::Evict => "evicted",
                 RestartMode::Force => "forced out",
             };
             let pause = if *writes_pause { "; writes pause until it is back" } else { "" };
             format!("{how} {} to restart it{pause}", pod(victim.ordinal))
+        }
+        Step::RecreateSet { fields, .. } => {
+            format!("deleted the StatefulSet without its pods, to make it anew with other {}", fields.join(", "))
         }
         Step::DeleteSet { .. } => "deleted the StatefulSet".to_owned(),
         Step::DeleteBudget { .. } => "deleted the disruption budget".to_owned(),
@@ -100,6 +104,8 @@ mod tests {
             (Step::RemoveMember { ordinal: 2, raft_id: 3, membership_index: 1 }, "member 3 of db-2"),
             (Step::DropVolume { volume: volume(), raft_id: Some(3) }, "data-db-2 of removed member 3"),
             (Step::RestartPod { pod: pod(), mode: RestartMode::Evict, writes_pause: true }, "writes pause"),
+            (Step::RestartPod { pod: pod(), mode: RestartMode::End, writes_pause: false }, "deleted db-2"),
+            (Step::RecreateSet { set: set(), fields: vec!["serviceName"] }, "anew with other serviceName"),
             (Step::LabelVolume { volume: volume(), label: VolumeLabel::Detached }, "kept until"),
         ];
         for (step, wanted) in cases {

@@ -55,6 +55,7 @@ pub(crate) fn stateful_set(set: &StatefulSet) -> ObservedSet {
         template_hash: set.annotations().get(TEMPLATE_HASH).cloned(),
         // Known only once the new template is built.
         template_held: false,
+        fixed: Vec::new(),
         terminating: set.metadata.deletion_timestamp.is_some(),
     }
 }
@@ -95,6 +96,7 @@ pub(super) fn pod(pod: &Pod) -> ObservedPod {
         ready: condition("Ready").is_some_and(|condition| condition.status == "True"),
         exit: container.and_then(exit),
         terminating: pod.metadata.deletion_timestamp.as_ref().map(seconds),
+        orphan: !pod.owner_references().iter().any(|owner| owner.controller == Some(true)),
         host: host.map(|name| Host { name, state: HostState::Unknown }),
         revision: pod.labels().get("controller-revision-hash").cloned(),
         image: image(pod.spec.as_ref()),

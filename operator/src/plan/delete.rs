@@ -1,7 +1,7 @@
 //! Row D1: the `RaftCluster` is deleted. No quorum is needed and no member is asked.
 
 use super::{Decision, NEXT, Notes, Row, View, quorum};
-use crate::step::{ObjectRef, Step, WaitReason};
+use crate::step::{ObjectRef, RestartMode, Step, WaitReason};
 use crate::valid::Retention;
 
 pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
@@ -32,6 +32,12 @@ fn workload(view: &View<'_>, notes: &mut Notes) -> Row {
     quorum::stuck_terminating(view, notes)?;
     if let Some(wait) = notes.first.take() {
         return wait.now();
+    }
+    // Nobody else ends pods that lost their StatefulSet: it was to be made anew (R1), or a person has orphaned them.
+    let orphan = view.observed.pods.iter().find(|(_, pod)| pod.orphan && pod.terminating.is_none());
+    if let Some(pod) = orphan.and_then(|(k, _)| view.pod_ref(*k)) {
+        let step = Step::RestartPod { pod, mode: RestartMode::End, writes_pause: false };
+        return Decision::act("D1", step).now();
     }
     match view.observed.pods.len() {
         0 => NEXT,

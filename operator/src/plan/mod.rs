@@ -14,6 +14,7 @@ mod learner;
 mod prepare;
 mod proofs;
 mod quorum;
+mod recreate;
 mod repairs;
 mod replace;
 mod roll;
@@ -92,6 +93,13 @@ pub fn refused_by_budget(plan: &mut Plan, cluster: &ValidCluster, observed: &Obs
     plan.blocked_by = Some(Blocked { reason, message });
 }
 
+/// What becomes of a plan to make the StatefulSet anew when the API server would not take it: nothing was deleted.
+pub fn set_not_taken(plan: &mut Plan, message: String) {
+    plan.human_may.insert(0, "change what leads to it in spec, or the policy that forbids it".to_owned());
+    plan.step = Step::Wait;
+    plan.blocked_by = Some(Blocked { reason: WaitReason::InvalidSpec, message });
+}
+
 /// The plan that is told after its step failed. Where others do not wait for that step its failure takes no clock (P7) from
 /// their waits, so what is told is `next`, what comes now that it has failed; that is the next pass's to do. `told` says of the
 /// step itself what there is to say, for when it comes again at once.
@@ -120,7 +128,8 @@ fn search(view: &View<'_>, notes: &mut Notes) -> Row {
     prepare::change_of_mind(view, notes)?;
     scale_out::rows(view, notes)?;
     roll::rows(view, notes)?;
-    gates::nothing_missing(view, notes)
+    gates::nothing_missing(view, notes)?;
+    recreate::rows(view, notes)
 }
 
 /// The second halves of pairs of steps; they come before anything new.

@@ -29,6 +29,9 @@ const WALK_PASSES_MAX: usize = 300;
 /// A walk ends when it has waited, or was refused, this often.
 const WALK_WAITS_MAX: usize = 30;
 
+/// Fields that a StatefulSet may have otherwise than is wanted.
+const FIXED: [&str; 2] = ["serviceName", "podManagementPolicy"];
+
 struct Script {
     world: World,
     observed: Observed,
@@ -217,6 +220,8 @@ impl Script {
             ["stubborn"] => world.raft.stubborn = true,
             ["lead", id] => world.raft.leader = number(id)?,
             ["delete-set"] => world.set = None,
+            ["orphan-pods"] => world.orphan_pods(),
+            ["fix", field] => world.fix(FIXED.into_iter().find(|name| name == field).ok_or("no such field")?),
             ["delete-volume", k] => world.delete_volume(number(k)?),
             ["blur-labels", k] => world.blur_labels(number(k)?),
             ["shrink-set", replicas] => world.set_replicas(number(replicas)?),
@@ -260,6 +265,7 @@ impl Script {
             ["terminating"] => set.terminating = true,
             ["revision", revision] => set.update_revision = Some((*revision).to_owned()),
             ["held"] => set.template_held = true,
+            ["fixed", field] => set.fixed.extend(FIXED.into_iter().filter(|name| name == field)),
             _ => return Err("no such edit of the set".into()),
         }
         Ok(())
@@ -278,6 +284,7 @@ impl Script {
         let pod = self.observed.pods.entry(k).or_insert_with(|| new_pod(k));
         match words {
             ["there"] => {}
+            ["orphan"] => pod.orphan = true,
             ["runs"] => (pod.phase, pod.container) = (PodPhase::Running, ContainerState::Running),
             ["uid", uid] => pod.uid = (*uid).to_owned(),
             ["unready"] => pod.ready = false,
@@ -544,6 +551,7 @@ fn headline(plan: &Plan) -> String {
         | Step::RemoveMember { ordinal, raft_id, membership_index } => {
             format!("pod {ordinal} member {raft_id} @{membership_index}")
         }
+        Step::RecreateSet { fields, .. } => fields.join(", "),
         Step::SetConfig { pod, marker, version, settings } => {
             let pairs: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
             format!("pod {} member {} version {version} {}", pod.ordinal, marker.raft_id, pairs.join(" "))

@@ -30,6 +30,7 @@ struct Call {
     name: String,
     sub: String,
     body: Value,
+    dry: bool,
 }
 
 /// A client whose API server is the model. The connection breaks when the operator's process has ended.
@@ -67,7 +68,8 @@ async fn call(request: Request<Body>) -> Call {
     let version = if words.first() == Some(&"apis") { 3 } else { 2 };
     let scope = if words.get(version) == Some(&"namespaces") { 2 } else { 0 };
     let word = |n: usize| words.get(version + scope + n).copied().unwrap_or_default().to_owned();
-    Call { method: head.method, plural: word(0), name: word(1), sub: word(2), body }
+    let dry = head.uri.query().is_some_and(|query| query.contains("dryRun=All"));
+    Call { method: head.method, plural: word(0), name: word(1), sub: word(2), body, dry }
 }
 
 fn status(code: u16, reason: &str) -> Reply {
@@ -84,7 +86,7 @@ fn text(value: &Value) -> String {
 
 impl Stage {
     fn answer(&mut self, call: &Call) -> Option<Reply> {
-        let Call { method, plural, name, sub, body } = call;
+        let Call { method, plural, name, sub, body, dry: _ } = call;
         match (method.as_str(), plural.as_str(), name.as_str()) {
             ("GET", "pods", "") => Some((200, json!({"metadata": {}, "items": self.pods()}))),
             ("GET", "persistentvolumeclaims", "") => Some((200, json!({"metadata": {}, "items": self.volumes()}))),
@@ -99,6 +101,26 @@ impl Stage {
                 self.events.push(note);
                 Some((201, body.clone()))
             }
+            // A dry run writes nothing.
+            ("POST", "statefulsets", "") if call.dry => match self.untaken {
+                false => Some((201, body.clone())),
+                true => {
+                    let (code, mut reply) = status(403, "Forbidden");
+                    reply["message"] = json!("no StatefulSet is made today");
+                    Some((code, reply))
+                }
+            },
+            ("PATCH", "statefulsets", _) if self.changes_what_is_fixed(body).is_some() => {
+                let (code, mut reply) = status(422, "Invalid");
+                let what = self.changes_what_is_fixed(body).unwrap_or_default();
+                reply["message"] = json!(format!(
+                    "StatefulSet.apps {name:?} is invalid: spec: Forbidden: updates to statefulset spec for fields other \
+                     than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', \
+                     'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden ({what})"
+                ));
+                self.refused.push(format!("{what} is changed"));
+                Some((code, reply))
+            }
             ("PATCH", ..) if self.forbids(call) => {
                 let (code, mut body) = status(422, "Invalid");
                 body["message"] = json!(format!("{plural} {name:?} is invalid: spec: Forbidden: by a policy"));
@@ -109,6 +131,15 @@ impl Stage {
                 Err(refused) => stage.refusal(refused),
             }),
         }
+    }
+
+    /// The field of the set that nobody can change, and that this write changes.
+    fn changes_what_is_fixed(&self, body: &Value) -> Option<&'static str> {
+        self.world.set.as_ref()?;
+        let spec = &self.objects.get(&("statefulsets".to_owned(), NAME.to_owned()))?["spec"];
+        let mut new = json!({"spec": body["spec"]});
+        add_defaults(&mut new);
+        FIXED.into_iter().find(|name| body["spec"].get(name).is_some() && new["spec"][name] != spec[name])
     }
 
     /// A set may be scaled whatever the policy says of its pods.
@@ -129,7 +160,7 @@ impl Stage {
     }
 
     fn change(&mut self, call: &Call) -> Result<Value, Refused> {
-        let Call { method, plural, name, sub, body } = call;
+        let Call { method, plural, name, sub, body, dry: _ } = call;
         match (method.as_str(), plural.as_str(), sub.as_str()) {
             ("PATCH", "raftclusters", "status") => self.patch_status(body),
             ("PATCH", "raftclusters", "") => self.patch_resource(body),
@@ -139,11 +170,19 @@ impl Stage {
             ("PATCH", "poddisruptionbudgets", "") => self.apply_budget(name, body),
             ("PATCH", _, "") => self.apply(plural, name, body).map(|(object, _)| object),
             ("DELETE", "pods", "") => {
-                let grace = body["gracePeriodSeconds"].as_i64();
-                self.restart(name, body, if grace == Some(0) { RestartMode::Force } else { RestartMode::Delete })
+                let mode = match body["gracePeriodSeconds"].as_i64() {
+                    Some(0) => RestartMode::Force,
+                    _ if self.world.cluster.deleting => RestartMode::End,
+                    _ => RestartMode::Delete,
+                };
+                self.restart(name, body, mode)
             }
             ("POST", "pods", "eviction") => self.restart(name, &body["deleteOptions"], RestartMode::Evict),
             ("DELETE", "persistentvolumeclaims", "") => self.drop_volume(name, body),
+            ("DELETE", "statefulsets", "") if body["propagationPolicy"] == "Orphan" => {
+                let fresh = !self.busy;
+                self.world.recreate_set(&fence(&body["preconditions"]), fresh).map(|()| json!({}))
+            }
             ("DELETE", "statefulsets", "") => self.world.delete_set(&fence(&body["preconditions"])).map(|()| json!({})),
             ("DELETE", "poddisruptionbudgets", "") => {
                 self.objects.remove(&(plural.clone(), name.clone()));
@@ -279,6 +318,7 @@ impl Stage {
         (set.update_revision, set.image) = (Some(revision), Some(image));
         let object = self.objects.entry(("statefulsets".to_owned(), NAME.to_owned())).or_insert_with(|| json!({}));
         merge(object, body);
+        add_defaults(object);
         self.read("statefulsets", NAME).ok_or(Refused::Conflict)
     }
 
@@ -314,6 +354,16 @@ impl Stage {
         }
         object["metadata"]["resourceVersion"] = json!(version);
         Ok((object.clone(), version))
+    }
+}
+
+const FIXED: [&str; 4] = ["serviceName", "podManagementPolicy", "selector", "volumeClaimTemplates"];
+
+/// What the API server writes into a StatefulSet by itself.
+fn add_defaults(set: &mut Value) {
+    for claim in set["spec"]["volumeClaimTemplates"].as_array_mut().into_iter().flatten() {
+        (claim["apiVersion"], claim["kind"]) = (json!("v1"), json!("PersistentVolumeClaim"));
+        claim["status"] = json!({"phase": "Pending"});
     }
 }
 

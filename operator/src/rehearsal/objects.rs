@@ -79,6 +79,11 @@ impl Stage {
                 "containerStatuses": [container(pod)],
             },
         });
+        if !pod.orphan {
+            let owner =
+                json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "name": NAME, "uid": "", "controller": true});
+            object["metadata"]["ownerReferences"] = json!([owner]);
+        }
         if let Some(end) = pod.terminating {
             object["metadata"]["deletionTimestamp"] = json!(time(end));
         }

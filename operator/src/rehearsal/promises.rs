@@ -154,3 +154,67 @@ fn m28_foreign_finalizers_stay() {
         assert_eq!(lock(&stage).writes.len(), before, "what is left is theirs");
     });
 }
+
+/// R1: the set is made anew around its pods: none of them, no volume and no member is another one. What else was changed
+/// meanwhile has come before.
+#[test]
+fn r1_a_set_that_cannot_be_changed_is_made_anew_around_its_pods() {
+    block_on(async {
+        for edit in [json!({}), json!({"image": "balsa.dev/balsa:b"})] {
+            let stage = changed(settled(3, &json!({})).await, |stage| {
+                stage.give_other_policy();
+                stage.edit(&edit);
+            });
+            let (pods, volumes) = uids(&stage);
+            let (members, set) = (stage.world.raft.members.clone(), stage.world.set.clone().expect("a set").uid);
+            let (end, _) = run(stage, None).await.unwrap_or_else(|wrong| panic!("{edit}: {wrong}"));
+            assert_eq!((&end.world.raft.members, uids(&end).1), (&members, volumes));
+            assert_ne!(end.world.set.as_ref().expect("a set").uid, set);
+            let object = &end.objects[&("statefulsets".to_owned(), NAME.to_owned())];
+            assert_eq!(object["spec"]["podManagementPolicy"], "Parallel");
+            let deleted: Vec<&String> = end.writes.iter().filter(|write| write.starts_with("DELETE")).collect();
+            assert_eq!(deleted, ["DELETE statefulsets/db "]);
+            let rolled = edit["image"].is_string();
+            assert_eq!(uids(&end).0 == pods, !rolled, "{edit}");
+            let told = end.events.iter().filter(|event| event[1] == "RecreateSet").count();
+            assert_eq!(told, 1, "{:?}", end.events);
+        }
+    });
+}
+
+/// R1: a policy that lets nobody make the set is found out while the present one is there.
+#[test]
+fn r1_a_set_that_would_not_be_taken_is_not_deleted() {
+    block_on(async {
+        let mut stage = changed(settled(3, &json!({})).await, Stage::give_other_policy);
+        stage.untaken = true;
+        let stage = shared(stage);
+        let operator = Operator::new(&stage);
+        for _ in 0..20 {
+            operator.pass().await.expect("a pass");
+            lock(&stage).world.tick();
+        }
+        assert!(lock(&stage).world.set.is_some());
+        assert!(lock(&stage).planned().contains("no StatefulSet is made today"), "{}", lock(&stage).planned());
+        let told = lock(&stage).events.iter().filter(|event| event[1] == "InvalidSpec").count();
+        assert_eq!(told, 1, "{:?}", lock(&stage).events);
+        lock(&stage).untaken = false;
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(lock(&stage).events.iter().filter(|event| event[1] == "RecreateSet").count(), 1);
+    });
+}
+
+/// D1 between the delete of the set and its coming back: nobody but the operator ends pods without an owner.
+#[test]
+fn d1_pods_that_lost_their_set_go_with_the_resource() {
+    block_on(async {
+        let stage = changed(settled(3, &json!({})).await, |stage| {
+            stage.world.orphan_pods();
+            stage.delete();
+        });
+        let (_, volumes) = uids(&stage);
+        let (end, _) = run(stage, None).await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(end.resource.is_null() && end.world.pods.is_empty());
+        assert_eq!(uids(&end).1, volumes);
+    });
+}

@@ -194,6 +194,7 @@ async fn ways() -> Vec<(&'static str, Stage)> {
             "change settings and scale",
             changed(three.clone(), |stage| stage.edit(&json!({"replicas": 4, "config": {"logLevel": "debug"}}))),
         ),
+        ("make the set anew", changed(three.clone(), Stage::give_other_policy)),
         ("roll", changed(three, |stage| stage.edit(&json!({"image": "balsa.dev/balsa:b"})))),
         ("delete", changed(dropped, Stage::delete)),
     ]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde_json::{Value, json};
 
+use crate::build::FIXED_HASH;
 use crate::names;
 use crate::plan::simulation::{Refused, World};
 use crate::step::{PodRef, VolumeRef};
@@ -41,6 +42,8 @@ pub(super) struct Stage {
     pub(super) failures: Vec<String>,
     /// The plural of the objects that an admission policy refuses to have changed.
     pub(super) forbidden: Option<&'static str>,
+    /// An admission policy lets nobody make a StatefulSet.
+    pub(super) untaken: bool,
     /// Writes that were refused.
     pub(super) refused: Vec<String>,
     /// The write at which the process ends.
@@ -92,6 +95,7 @@ impl Stage {
             events: Vec::new(),
             failures: Vec::new(),
             forbidden: None,
+            untaken: false,
             refused: Vec::new(),
             fuse: None,
             dead: false,
@@ -115,6 +119,13 @@ impl Stage {
     pub(super) fn annotate(&mut self, key: &str, value: &str) {
         self.resource["metadata"]["annotations"][key] = json!(value);
         self.resource["metadata"]["resourceVersion"] = json!(self.world.next_text());
+    }
+
+    /// As a release before, or somebody else, left the set: with another value in a field that nobody can change.
+    pub(super) fn give_other_policy(&mut self) {
+        let set = self.objects.get_mut(&("statefulsets".to_owned(), NAME.to_owned())).expect("a set");
+        set["spec"]["podManagementPolicy"] = json!("OrderedReady");
+        set["metadata"]["annotations"][FIXED_HASH] = json!("of the release before");
     }
 
     /// `kubectl delete raft`.

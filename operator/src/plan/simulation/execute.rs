@@ -43,6 +43,7 @@ impl World {
             Step::RemoveMember { raft_id, membership_index, .. } => self.remove(*raft_id, *membership_index),
             Step::DropVolume { volume, .. } => self.drop_volume(volume),
             Step::RestartPod { pod, mode, .. } => self.restart(pod, *mode, fresh),
+            Step::RecreateSet { set, .. } => self.recreate_set(set, fresh),
             Step::DeleteSet { set } => self.delete_set(set),
             Step::DeleteBudget { .. } => {
                 self.budget = None;
@@ -302,7 +303,7 @@ impl World {
         if mode == RestartMode::Evict && is.object.ready && ready <= least as usize {
             return Err(Refused::Budget);
         }
-        if fresh {
+        if fresh && mode != RestartMode::End {
             self.check_restart(pod.ordinal, mode);
         }
         if mode == RestartMode::Force {
@@ -338,6 +339,19 @@ impl World {
         if fresh && self.voters().contains(raft_id) && !self.is_to_be_replaced(*raft_id) {
             self.violations.push(format!("(i) member {raft_id} is removed although its disk is in order"));
         }
+    }
+
+    /// Delete with orphan propagation.
+    pub(crate) fn recreate_set(&mut self, set: &ObjectRef, fresh: bool) -> Done {
+        if self.set.as_ref().is_none_or(|is| is.uid != set.uid || is.resource_version != set.resource_version) {
+            return Err(Refused::Conflict);
+        }
+        let whole = self.voters().len() == self.raft.members.len() && self.pods.len() == self.raft.members.len();
+        if fresh && !(whole && self.pods.values().all(|pod| pod.object.ready)) {
+            self.violations.push("(j) the set is made anew while not all members serve".into());
+        }
+        self.orphan_pods();
+        Ok(())
     }
 
     pub(crate) fn delete_set(&mut self, set: &ObjectRef) -> Done {

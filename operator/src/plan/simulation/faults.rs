@@ -4,6 +4,19 @@ use super::World;
 use crate::observed::{ContainerState, Host, HostState};
 
 impl World {
+    /// An older release, or somebody else, made the set with another value in a field that cannot be changed.
+    pub(crate) fn fix(&mut self, field: &'static str) {
+        if let Some(set) = &mut self.set {
+            set.fixed = vec![field];
+        }
+    }
+
+    /// The set goes without its pods.
+    pub(crate) fn orphan_pods(&mut self) {
+        self.set = None;
+        self.pods.values_mut().for_each(|pod| pod.object.orphan = true);
+    }
+
     /// A pod object vanishes with its process, as by `kubectl delete --force`.
     pub(crate) fn kill_pod(&mut self, k: u32) {
         self.pods.remove(&k);

@@ -110,6 +110,7 @@ fn paths() -> Vec<(&'static str, World)> {
                 world.break_host(1, HostState::Gone);
             }),
         ),
+        ("make the set anew", changed(settled(3), |world| world.fix("serviceName"))),
         ("change settings", changed(settled(3), |world| world.set_setting("max-txn-ops", "1"))),
         (
             "change settings and scale",

@@ -192,6 +192,9 @@ impl World {
         let replicas = set.replicas;
         let revision = set.update_revision.clone();
         let (now, grace_end) = (self.now, self.now + GRACE_SECONDS);
+        for (_, pod) in self.pods.range_mut(..replicas) {
+            pod.object.orphan = false;
+        }
         for (_, pod) in self.pods.range_mut(replicas..) {
             pod.object.terminating.get_or_insert(grace_end);
         }
