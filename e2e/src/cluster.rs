@@ -257,6 +257,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// How many members the store has, learners among them.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn member_count(&self) -> anyhow::Result<usize> {
+        let mut client = EtcdClient::connect([self.endpoint().await?], None).await?;
+        Ok(client.member_list().await?.members().len())
+    }
+
     /// Raft ids by pod, as the status names them.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use etcd_client::{Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, Txn, TxnOp};
+use etcd_client::{Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, GetResponse, Txn, TxnOp};
 use tokio::task::JoinHandle;
 
 /// Writers that run side by side, so that one that waits for a time-out does not hide the others' progress.
@@ -16,6 +16,10 @@ const WRITERS: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A pause between writes of one writer: the load is steady, not a benchmark.
 const PAUSE: Duration = Duration::from_millis(4);
+/// The same where each write has a connection of its own: a closed one keeps its port for a minute.
+const PAUSE_ANEW: Duration = Duration::from_millis(25);
+/// Who pings more often than each 5 s while a call waits is cut off, as by etcd, and the fate of the call is unknown.
+const KEEP_ALIVE: Duration = Duration::from_secs(6);
 
 /// What became of one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +32,7 @@ pub enum Fate {
     Unknown,
 }
 
+#[derive(Debug)]
 struct Written {
     key: String,
     fate: Fate,
@@ -42,6 +47,15 @@ pub struct Writer {
     endpoint: String,
 }
 
+/// How a writer's connections are made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Connections {
+    /// One, and another one after a failure.
+    Kept,
+    /// One for each write, tried once: whoever refuses it fails the write.
+    Anew,
+}
+
 /// What a writer saw, checked against the store.
 #[derive(Debug)]
 pub struct History {
@@ -53,6 +67,17 @@ pub struct History {
     pub errors: Vec<String>,
     /// The longest time in which no write at all was acknowledged.
     pub longest_pause: Duration,
+    written: Vec<Written>,
+}
+
+impl History {
+    /// Reads every key back once more, now through `endpoint`, and checks its fate.
+    ///
+    /// # Errors
+    /// A fate that the store contradicts, or a store that cannot be read.
+    pub async fn still_holds(&self, endpoint: &str) -> anyhow::Result<()> {
+        check(endpoint, &self.written).await
+    }
 }
 
 impl Writer {
@@ -61,12 +86,23 @@ impl Writer {
         Self::spread(&[endpoint], PATIENCE)
     }
 
+    /// Starts writers that connect anew for each write, so that each is sent wherever the Service sends newcomers. They may
+    /// run beside the others.
+    pub fn newcomers(endpoint: String) -> Self {
+        Self::many(&[endpoint], PATIENCE, Connections::Anew)
+    }
+
     /// Starts writing to these endpoints, each writer to one of them. It gives a write up after `patience`, so the next
     /// one shows that the store is back, whatever became of the one before.
     pub fn spread(endpoints: &[String], patience: Duration) -> Self {
+        Self::many(endpoints, patience, Connections::Kept)
+    }
+
+    fn many(endpoints: &[String], patience: Duration, connections: Connections) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let spawn =
-            |(index, endpoint): (usize, &String)| tokio::spawn(write(index, endpoint.clone(), patience, stop.clone()));
+        let spawn = |(index, endpoint): (usize, &String)| {
+            tokio::spawn(write(index, endpoint.clone(), patience, connections, stop.clone()))
+        };
         let tasks = endpoints.iter().cycle().take(WRITERS).enumerate().map(spawn).collect();
         Self { stop, tasks, endpoint: endpoints.first().cloned().unwrap_or_default() }
     }
@@ -93,6 +129,7 @@ impl Writer {
             unknown: all.iter().filter(|written| written.fate == Fate::Unknown).count(),
             errors,
             longest_pause: acknowledged.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default(),
+            written: all,
         };
         println!(
             "    {} writes acknowledged, {} unknown, longest pause {:.2} s",
@@ -106,12 +143,9 @@ impl Writer {
 }
 
 async fn connect(endpoint: &str) -> anyhow::Result<Client> {
-    let options = ConnectOptions::new()
-        .with_connect_timeout(Duration::from_secs(2))
-        .with_keep_alive(Duration::from_secs(1), Duration::from_secs(2));
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        match Client::connect([endpoint], Some(options.clone())).await {
+        match connect_once(endpoint).await {
             Ok(client) => return Ok(client),
             Err(error) if Instant::now() > deadline => return Err(error).context(format!("connect to {endpoint}")),
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -119,24 +153,39 @@ async fn connect(endpoint: &str) -> anyhow::Result<Client> {
     }
 }
 
+async fn connect_once(endpoint: &str) -> Result<Client, Error> {
+    let options = ConnectOptions::new()
+        .with_connect_timeout(Duration::from_secs(2))
+        .with_keep_alive(KEEP_ALIVE, Duration::from_secs(2));
+    Client::connect([endpoint], Some(options)).await
+}
+
 async fn write(
     index: usize,
     endpoint: String,
     patience: Duration,
+    connections: Connections,
     stop: Arc<AtomicBool>,
 ) -> anyhow::Result<Vec<Written>> {
+    let anew = connections == Connections::Anew;
+    let (who, pause) = if anew { ("newcomer-", PAUSE_ANEW) } else { ("", PAUSE) };
     let mut client = connect(&endpoint).await?;
     let mut all = Vec::new();
     for number in 0.. {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let key = format!("writer/{index}/{number:08}");
+        let key = format!("writer/{who}{index}/{number:08}");
         let create = Txn::new()
             .when([Compare::create_revision(key.as_str(), CompareOp::Equal, 0)])
             .and_then([TxnOp::put(key.as_str(), key.as_str(), None)]);
-        let sent = tokio::time::timeout(patience, client.txn(create)).await;
-        let (fate, error) = match sent {
+        let send = async {
+            if anew {
+                client = connect_once(&endpoint).await?;
+            }
+            client.txn(create).await
+        };
+        let (fate, error) = match tokio::time::timeout(patience, send).await {
             Ok(Ok(answer)) if answer.succeeded() => (Fate::Acknowledged, None),
             Ok(Ok(_)) => anyhow::bail!("{key} was there before it was written"),
             Ok(Err(error)) => (fate_of(&error), Some(error.to_string())),
@@ -144,10 +193,10 @@ async fn write(
         };
         let failed = fate != Fate::Acknowledged;
         all.push(Written { key, fate, at: Instant::now(), error });
-        if failed {
+        if failed && !anew {
             client = connect(&endpoint).await?;
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
     Ok(all)
 }
@@ -161,9 +210,21 @@ fn fate_of(error: &Error) -> Fate {
     if refused.iter().chain(&not_begun).any(|known| text.contains(known)) { Fate::Refused } else { Fate::Unknown }
 }
 
+/// All keys. A Service takes a moment to send clients to pods that are ready.
+async fn read_back(endpoint: &str) -> anyhow::Result<GetResponse> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let mut client = connect(endpoint).await?;
+        match client.get("writer/", Some(GetOptions::new().with_prefix())).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) if Instant::now() > deadline => return Err(error).context("read all keys back"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
 async fn check(endpoint: &str, all: &[Written]) -> anyhow::Result<()> {
-    let mut client = connect(endpoint).await?;
-    let answer = client.get("writer/", Some(GetOptions::new().with_prefix())).await.context("read all keys back")?;
+    let answer = read_back(endpoint).await?;
     let found: std::collections::HashMap<&[u8], i64> = answer.kvs().iter().map(|kv| (kv.key(), kv.version())).collect();
     for written in all {
         let version = found.get(written.key.as_bytes());

@@ -166,7 +166,9 @@ async fn monitored(cluster: &Cluster) -> anyhow::Result<()> {
     let chosen = services.list(&selector(&of_operator)).await?.items;
     let ports = chosen.iter().flat_map(|service| service.spec.iter()).flat_map(|spec| spec.ports.iter().flatten());
     let ports: Vec<Option<&str>> = ports.map(|port| port.name.as_deref()).collect();
-    ensure!(ports == [of_operator.data["spec"]["endpoints"][0]["port"].as_str()], "the ServiceMonitor finds {ports:?}");
+    let endpoint = &of_operator.data["spec"]["endpoints"][0];
+    ensure!(ports == [endpoint["port"].as_str()], "the ServiceMonitor finds {ports:?}");
+    ensure!(endpoint["honorLabels"] == true, "the operator's `namespace` is that of the cluster it tells of");
     let of_cluster = monitor("PodMonitor").get(NAME).await?;
     let chosen = cluster.pods().list(&selector(&of_cluster)).await?.items;
     let port = of_cluster.data["spec"]["podMetricsEndpoints"][0]["port"].as_str();

@@ -1,9 +1,11 @@
 //! Resources that cannot work.
 
 use anyhow::{bail, ensure};
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
+use crate::writer::Writer;
 
 pub(super) async fn refused(cluster: Cluster) -> anyhow::Result<()> {
     let too_many = Cluster::resource(8, &json!({}));
@@ -41,24 +43,35 @@ pub(super) async fn refused(cluster: Cluster) -> anyhow::Result<()> {
         (json!({ "scheduling": { "priorityClass": "missing" } }), "no PriorityClass with name missing was found"),
     ] {
         cluster.apply(&Cluster::resource(1, &spec)).await?;
-        cluster
-            .until("the status says what is refused", |resource| {
-                let plan = resource.status.clone().unwrap_or_default().plan;
-                plan.and_then(|plan| plan.blocked_by).is_some_and(|by| by.message.contains(words))
-            })
-            .await?;
+        blocked(&cluster, words).await?;
         ensure!(cluster.pods_by_name().await?.is_empty(), "a pod was made for {spec}");
     }
     let mended = json!({ "resources": { "requests": { "memory": "64Mi" }, "limits": { "memory": "1Gi" } } });
-    cluster.apply(&Cluster::resource(1, &mended)).await?;
-    cluster.settled(1).await?;
+    cluster.create(3, &mended).await?;
+    let writer = Writer::start(cluster.endpoint().await?);
+    harmless(&cluster, &mended).await?;
+    let history = writer.finish().await?;
+    ensure!(history.unknown == 0, "what was refused left writes unknown: {:?}", history.errors);
+    cluster.assert_hashes_agree().await
+}
 
-    cluster.create(1, &json!({})).await?;
-    let grown = Cluster::resource(1, &json!({ "storage": { "size": "2Gi" } }));
-    expect_refusal(&cluster, &grown, "spec.storage.size cannot change").await?;
+/// A running cluster is left alone, whoever refuses the change.
+async fn harmless(cluster: &Cluster, spec: &Value) -> anyhow::Result<()> {
+    let before = uids(cluster).await?;
+    let mut grown = Cluster::resource(3, spec);
+    grown["spec"]["storage"]["size"] = json!("2Gi");
+    expect_refusal(cluster, &grown, "spec.storage.size cannot change").await?;
 
-    // What only the operator can judge is said in the status, and the running cluster is left alone.
-    let even = cluster.scale_to(2).await;
+    let mut root = Cluster::resource(3, spec);
+    root["spec"]["podTemplate"] = json!({ "securityContext": { "runAsUser": -1 } });
+    cluster.apply(&root).await?;
+    blocked(cluster, "runAsUser").await?;
+    cluster.apply(&Cluster::resource(3, spec)).await?;
+    cluster.settled(3).await?;
+    ensure!(uids(cluster).await? == before, "a refused change reached a pod");
+
+    // What only the operator can judge is said in the status.
+    let even = cluster.scale_to(4).await;
     ensure!(even.is_ok(), "an even number is allowed: {even:?}");
     cluster
         .until("a condition says what an even number means", |resource| {
@@ -66,6 +79,21 @@ pub(super) async fn refused(cluster: Cluster) -> anyhow::Result<()> {
             conditions.iter().any(|condition| condition.type_ == "QuorumAdvice")
         })
         .await
+}
+
+/// Waits until the status says these words of what cannot be.
+async fn blocked(cluster: &Cluster, words: &str) -> anyhow::Result<()> {
+    cluster
+        .until("the status says what is refused", |resource| {
+            let plan = resource.status.clone().unwrap_or_default().plan;
+            plan.and_then(|plan| plan.blocked_by).is_some_and(|by| by.message.contains(words))
+        })
+        .await
+}
+
+/// Which pods there are: another one of the same name has another uid.
+async fn uids(cluster: &Cluster) -> anyhow::Result<Vec<Option<String>>> {
+    Ok(cluster.pods_by_name().await?.values().map(ResourceExt::uid).collect())
 }
 
 async fn expect_refusal(cluster: &Cluster, resource: &Value, words: &str) -> anyhow::Result<()> {

@@ -25,6 +25,12 @@ pub(super) async fn create(cluster: Cluster) -> anyhow::Result<()> {
 
 pub(super) async fn delete(cluster: Cluster) -> anyhow::Result<()> {
     cluster.create(3, &json!({})).await?;
+    let identity = (cluster.status().await?.cluster_id, cluster.raft_ids().await?);
+    let writer = Writer::start(cluster.endpoint().await?);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let history = writer.finish().await?;
+    ensure!(history.unknown == 0, "a healthy cluster left writes unknown: {:?}", history.errors);
+    // No later write lets a member catch up: what was acknowledged last has to be on the volumes as it is.
     remove(&cluster).await?;
     let kept = cluster.volumes().list(&ListParams::default()).await?.items;
     ensure!(kept.len() == 3, "Retain keeps the volumes; there are {}", kept.len());
@@ -35,6 +41,10 @@ pub(super) async fn delete(cluster: Cluster) -> anyhow::Result<()> {
 
     // The same name again adopts the volumes and their data.
     cluster.create(3, &json!({ "storage": { "retention": { "whenDeleted": "Delete" } } })).await?;
+    history.still_holds(&cluster.endpoint().await?).await?;
+    let adopted = (cluster.status().await?.cluster_id, cluster.raft_ids().await?);
+    ensure!(adopted == identity, "the adopted cluster is {adopted:?}, the deleted one was {identity:?}");
+    cluster.assert_hashes_agree().await?;
     remove(&cluster).await?;
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {

@@ -1,14 +1,16 @@
 //! Growing and shrinking under load.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use balsa_crds::RaftCluster;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::DeleteParams;
 use serde_json::json;
 
+use super::takeover::holder;
 use crate::cluster::Cluster;
 use crate::writer::Writer;
 
@@ -38,37 +40,62 @@ pub(super) async fn reverse(cluster: Cluster) -> anyhow::Result<()> {
     cluster.create(3, &json!({})).await?;
     let writer = Writer::start(cluster.endpoint().await?);
     cluster.scale(5).await?;
-    cluster
-        .until("the first learner is listed", |resource| {
-            resource.status.as_ref().is_some_and(|status| status.members.len() > 3)
-        })
-        .await?;
+    cluster.until("the first learner is listed", |resource| members(resource) > 3).await?;
     cluster.scale_to(3).await?;
     cluster.scale(5).await?;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    cluster.until("a learner is listed again", |resource| members(resource) > 3).await?;
     cluster.scale(1).await?;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Not later: of two voters neither can be taken out of service, or back into it, without a pause of writes.
+    cluster
+        .until("a voter is taken out of service", |resource| members(resource) == 3 && !all_healthy(resource))
+        .await?;
     cluster.scale_to(3).await?;
-    writer.finish().await?;
+    let history = writer.finish().await?;
+    ensure!(history.unknown == 0, "a planned step left writes unknown: {:?}", history.errors);
     cluster.assert_hashes_agree().await
+}
+
+/// Members that the status lists, learners among them.
+fn members(resource: &RaftCluster) -> usize {
+    resource.status.as_ref().map_or(0, |status| status.members.len())
+}
+
+fn all_healthy(resource: &RaftCluster) -> bool {
+    resource.status.as_ref().is_some_and(|status| status.members.iter().all(|member| member.healthy))
 }
 
 pub(super) async fn kill_operator(cluster: Cluster) -> anyhow::Result<()> {
     cluster.create(3, &json!({})).await?;
     let writer = Writer::start(cluster.endpoint().await?);
-    let operators: Api<Pod> = Api::namespaced(cluster.client.clone(), OPERATOR_NAMESPACE);
     for replicas in [5, 3] {
         cluster.scale(replicas).await?;
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-        for pod in operators.list(&ListParams::default()).await?.items {
-            let name = pod.metadata.name.unwrap_or_default();
-            println!("    killing the operator {name}");
-            operators.delete(&name, &now).await?;
-        }
+        cluster.until("one of two members is added or removed", |resource| members(resource) == 4).await?;
+        succeed(&cluster).await?;
+        // The store itself says how far the dead one came: neither where it began nor where it shall end.
+        let left = cluster.member_count().await?;
+        println!("    its successor leads, the members are {left}");
+        ensure!(left == 4, "the operator did not die in the middle: the members are {left}");
         cluster.settled(replicas).await?;
     }
     let history = writer.finish().await?;
     ensure!(history.unknown == 0, "a planned step left writes unknown: {:?}", history.errors);
     cluster.assert_hashes_agree().await
+}
+
+/// Kills the operator, and waits until another one holds the lease.
+async fn succeed(cluster: &Cluster) -> anyhow::Result<()> {
+    let operators: Api<Pod> = Api::namespaced(cluster.client.clone(), OPERATOR_NAMESPACE);
+    let (dead, _) = holder(cluster).await?;
+    println!("    killing the operator {dead}");
+    let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
+    operators.delete(&dead, &now).await?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let (leads, _) = holder(cluster).await?;
+        if !leads.is_empty() && leads != dead {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{dead} has no successor");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

@@ -91,7 +91,7 @@ async fn handed_over(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// Who holds the lease, and when it was renewed last.
-async fn holder(cluster: &Cluster) -> anyhow::Result<(String, String)> {
+pub(super) async fn holder(cluster: &Cluster) -> anyhow::Result<(String, String)> {
     let leases: Api<Lease> = Api::namespaced(cluster.client.clone(), OPERATOR_NAMESPACE);
     let spec = leases.get(BALSA_OPERATOR).await?.spec.unwrap_or_default();
     Ok((spec.holder_identity.unwrap_or_default(), format!("{:?}", spec.renew_time)))
