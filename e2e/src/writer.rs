@@ -87,9 +87,13 @@ impl Writer {
     }
 
     /// Starts writers that connect anew for each write, so that each is sent wherever the Service sends newcomers. They may
-    /// run beside the others.
-    pub fn newcomers(endpoint: String) -> Self {
-        Self::many(&[endpoint], PATIENCE, Connections::Anew)
+    /// run beside the others. They begin once the Service leads anywhere at all.
+    ///
+    /// # Errors
+    /// It does not in time.
+    pub async fn newcomers(endpoint: String) -> anyhow::Result<Self> {
+        read_back(&endpoint).await?;
+        Ok(Self::many(&[endpoint], PATIENCE, Connections::Anew))
     }
 
     /// Starts writing to these endpoints, each writer to one of them. It gives a write up after `patience`, so the next

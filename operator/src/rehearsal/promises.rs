@@ -218,3 +218,31 @@ fn d1_pods_that_lost_their_set_go_with_the_resource() {
         assert_eq!(uids(&end).1, volumes);
     });
 }
+
+/// M28: what others write on the operator's objects stays through every edit, and is nothing to be mended.
+#[test]
+fn m28_foreign_labels_and_annotations_on_objects_stay() {
+    block_on(async {
+        let theirs = "example.org/theirs";
+        let mut stage = settled(3, &json!({})).await;
+        for object in stage.objects.values_mut() {
+            object["metadata"]["labels"][theirs] = json!("label");
+            object["metadata"]["annotations"][theirs] = json!("annotation");
+            // As a release before left it, so that each is applied again.
+            object["metadata"]["annotations"]["balsa.dev/applied-hash"] = json!("before");
+        }
+        let kinds: Vec<(String, String)> = stage.objects.keys().cloned().collect();
+        for edit in [json!({}), json!({"image": "balsa.dev/balsa:b"}), json!({"replicas": 5}), json!({"replicas": 3})] {
+            stage.writes.clear();
+            let edited = changed(stage, |stage| stage.edit(&edit));
+            (stage, _) = run(edited, None).await.unwrap_or_else(|wrong| panic!("{edit}: {wrong}"));
+            let applied = |(plural, name): &(String, String)| stage.writes.contains(&format!("PATCH {plural}/{name} "));
+            assert!(edit != json!({}) || kinds.iter().all(applied), "{:?}", stage.writes);
+            for key in &kinds {
+                let metadata = &stage.objects[key]["metadata"];
+                assert_eq!(metadata["labels"][theirs], "label", "{edit}: {key:?}");
+                assert_eq!(metadata["annotations"][theirs], "annotation", "{edit}: {key:?}");
+            }
+        }
+    });
+}
