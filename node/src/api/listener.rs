@@ -19,7 +19,7 @@ use std::time::Duration;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
-use socket2::SockRef;
+use socket2::{SockFilter, SockRef};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -57,6 +57,15 @@ const PROTOCOL_VERSION: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
 const LAST_HANDSHAKES: Duration = Duration::from_secs(1);
 /// Connections that the system holds for us until they are accepted.
 pub(super) const BACKLOG: u32 = 1_024;
+/// A filter of packets (BPF) that takes none which asks for a new connection: SYN without ACK among the flags of TCP, of which
+/// these two bits stand in byte 13. The instructions are: load a byte, mask it, compare it, leave out, take.
+pub(super) const NOBODY_NEW: [SockFilter; 5] = [
+    SockFilter::new(0x30, 0, 0, 13),
+    SockFilter::new(0x54, 0, 0, 0x12),
+    SockFilter::new(0x15, 0, 1, 0x02),
+    SockFilter::new(0x06, 0, 0, 0),
+    SockFilter::new(0x06, 0, 0, u32::MAX),
+];
 /// Pause after an accept that failed, mostly for want of file descriptors.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
@@ -281,6 +290,9 @@ impl Port {
 
     /// Says farewell to whoever is waiting, whom the system would send a reset as the port goes.
     async fn close(mut self, listener: TcpListener) {
+        // Whoever comes now is not answered, and refused when the system tries again a second later. Without it he could be
+        // accepted behind our back until the port is gone, and be reset then.
+        let _ = SockRef::from(&listener).attach_filter(&NOBODY_NEW);
         // Asks the system itself: what it has told the runtime may be old.
         let Ok(listener) = listener.into_std() else { return };
         for _ in 0..BACKLOG {

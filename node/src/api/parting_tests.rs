@@ -7,11 +7,13 @@ use std::time::Instant;
 
 use axum::Router;
 use rustls::pki_types::ServerName;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsConnector;
 use tonic::service::Routes;
 
 use super::*;
+use crate::api::listener::NOBODY_NEW;
 use crate::api::server::{Closing, Listeners};
 use crate::config::{Http2, url::Url};
 use crate::transport::tls::{Tls, TlsOptions, self_signed};
@@ -128,6 +130,20 @@ async fn whoever_was_not_accepted_yet_hears_that_nothing_was_begun() {
     drop(stream);
     closing.await.unwrap();
     assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
+}
+
+/// The system completes connections by itself: without the filter it would go on while the port is emptied.
+#[test]
+fn a_port_that_is_being_emptied_keeps_who_is_there_and_takes_nobody_new() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(300));
+    let mut early = connect().unwrap();
+    SockRef::from(&listener).attach_filter(&NOBODY_NEW).unwrap();
+    early.write_all(b"a call").unwrap();
+    let (accepted, _) = listener.accept().unwrap();
+    assert_eq!(accepted.peer_addr().unwrap(), early.local_addr().unwrap());
+    assert_eq!(connect().unwrap_err().kind(), io::ErrorKind::TimedOut);
 }
 
 /// The server drops a connection whose protocol it does not know yet.

@@ -61,8 +61,20 @@ async fn a_terminated_leader_hands_over_and_ends_by_the_signal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_stops_answers_every_call_that_it_took_up() {
-    let mut cluster = Cluster::start(3).await;
+    let cluster = Cluster::start(3).await;
     let writers = Writers::start(&cluster, 24);
+    each_stops_and_nobody_is_left_in_doubt(cluster, writers).await;
+}
+
+/// Most of them come to a port that is about to close, or has not begun with them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_stops_answers_those_that_are_connecting() {
+    let cluster = Cluster::start(3).await;
+    let writers = Writers::start_connecting(&cluster, 24);
+    each_stops_and_nobody_is_left_in_doubt(cluster, writers).await;
+}
+
+async fn each_stops_and_nobody_is_left_in_doubt(mut cluster: Cluster, writers: Writers) {
     for index in 0..3 {
         tokio::time::sleep(Duration::from_millis(300)).await;
         cluster.members[index].signal("TERM");

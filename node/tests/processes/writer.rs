@@ -20,6 +20,13 @@ pub(crate) enum Fate {
     Unknown,
 }
 
+/// How long a writer's connections last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Connections {
+    Kept,
+    New,
+}
+
 pub(crate) struct Writers {
     stop: Arc<AtomicBool>,
     tasks: Vec<JoinHandle<Vec<Written>>>,
@@ -44,9 +51,19 @@ pub(crate) struct History {
 impl Writers {
     /// `count` writers, each starting at another member and moving on when one does not answer.
     pub(crate) fn start(cluster: &Cluster, count: usize) -> Self {
+        Self::start_as(cluster, count, Connections::Kept)
+    }
+
+    /// The same, and each write has a connection of its own.
+    pub(crate) fn start_connecting(cluster: &Cluster, count: usize) -> Self {
+        Self::start_as(cluster, count, Connections::New)
+    }
+
+    fn start_as(cluster: &Cluster, count: usize, connections: Connections) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let urls: Vec<String> = cluster.members.iter().map(crate::cluster::Member::client_url).collect();
-        let tasks = (0..count).map(|writer| tokio::spawn(write(writer, urls.clone(), stop.clone()))).collect();
+        let tasks =
+            (0..count).map(|writer| tokio::spawn(write(writer, urls.clone(), connections, stop.clone()))).collect();
         Self { stop, tasks }
     }
 
@@ -89,7 +106,7 @@ impl History {
     }
 }
 
-async fn write(writer: usize, urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<Written> {
+async fn write(writer: usize, urls: Vec<String>, connections: Connections, stop: Arc<AtomicBool>) -> Vec<Written> {
     let connect = |url: &String| {
         let endpoint = Endpoint::from_shared(url.clone()).expect("a URL").connect_timeout(Duration::from_millis(500));
         KvClient::new(endpoint.connect_lazy())
@@ -103,6 +120,9 @@ async fn write(writer: usize, urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<W
         }
         let key = format!("w/{writer}/{number:08}");
         let at = turn % clients.len();
+        if connections == Connections::New {
+            clients[at] = connect(&urls[at]);
+        }
         let sent = tokio::time::timeout(Duration::from_secs(10), clients[at].txn(create(&key)));
         let (fate, error) = match sent.await {
             Ok(Ok(answer)) if answer.get_ref().succeeded => (Fate::Acknowledged, None),
@@ -119,12 +139,17 @@ async fn write(writer: usize, urls: Vec<String>, stop: Arc<AtomicBool>) -> Vec<W
     all
 }
 
-/// A write was never sent whose connection was refused or closed before its turn, and never begun if it came after the last
+/// A write was never sent whose connection was not made or closed before its turn, and never begun if it came after the last
 /// one that a closing member took up, which its GOAWAY names (RFC 9113, 6.8). Everything else that etcd's clients must not
 /// retry is unknown.
 pub(crate) fn fate_of(status: &tonic::Status) -> Fate {
     let cause = format!("{:?}", std::error::Error::source(status));
-    let unsent = ["Connection refused", r#"Canceled, "connection closed""#, r#"GoAway(b"", NO_ERROR, Remote)"#];
+    let unsent = [
+        "Connection refused",
+        r#""tcp connect error""#,
+        r#"Canceled, "connection closed""#,
+        r#"GoAway(b"", NO_ERROR, Remote)"#,
+    ];
     let refused = ["etcdserver: too many requests", "etcdserver: not leader"];
     let is_refused = unsent.iter().any(|known| cause.contains(known)) || refused.contains(&status.message());
     if is_refused { Fate::Refused } else { Fate::Unknown }
