@@ -8,6 +8,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::RetentionPolicy;
+
 /// What the operator last observed, and its plan.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -45,6 +47,9 @@ pub struct RaftClusterStatus {
     /// The members as the cluster lists them, by ordinal.
     #[serde(default)]
     pub members: Vec<MemberStatus>,
+    /// What the last good spec said of the volumes when the RaftCluster is deleted; one that is not good decides over none alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when_deleted: Option<RetentionPolicy>,
     /// What the operator does next and what it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanStatus>,

@@ -33,7 +33,7 @@ use tracing::{debug, info, warn};
 use crate::apply::{ApplyError, FIELD_MANAGER, Written, apply, apply_budget, is_conflict, is_ours, to_recreate};
 use crate::build::{budget, build, is_template_held};
 use crate::execute::{ExecuteError, Hands, describe};
-use crate::failures::Memory;
+use crate::failures::{Memory, Topic};
 use crate::lanes::Lanes;
 use crate::members::Dial;
 use crate::metrics::Metrics;
@@ -55,12 +55,17 @@ const SOON: Duration = Duration::from_millis(100);
 const POLL: Duration = Duration::from_millis(250);
 /// When a wait has lasted for [`LONG`], and after errors.
 const SLOW: Duration = Duration::from_secs(2);
+/// A step that has failed for so long with the same words is not soon done.
+const FAILING_SECONDS: i64 = 10;
 /// Settled, paused or waiting for a person: a watch tells what matters, but not the loss of a node's quorum.
 const REST: Duration = Duration::from_secs(5);
 /// What a cluster waits for while its learner is all that is missing.
 const LEARNER_WAITS: [WaitReason; 2] = [WaitReason::LearnerBehind, WaitReason::LearnerStuck];
 /// A wait of so many seconds is no longer polled fast, so that stuck clusters do not crowd out the others.
 const LONG: i64 = plan::LASTING_WAIT_SECONDS;
+
+/// What is said in the log, or by an event of a wait that comes and goes, is said again after so long.
+const SAID_AGAIN_SECONDS: i64 = 3600;
 
 /// Why a pass ended early.
 #[derive(Debug, Error)]
@@ -141,11 +146,20 @@ impl Context {
         self.failures.forget(namespace, name);
     }
 
-    /// Remembers what became of a step.
+    /// Remembers what became of a step. Where the object is not the one any more that the step was decided on nothing was
+    /// refused, and the next pass observes it.
     fn note(&self, resource: &RaftCluster, observed: &Observed, step: &Step, failed: Option<&ExecuteError>) {
+        if failed.is_some_and(ExecuteError::is_stale) {
+            return;
+        }
         let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
         let failed = failed.map(ToString::to_string);
         self.failures.note((&namespace, &name), observed, step, failed.as_deref(), (self.clock)());
+    }
+
+    /// Whether it is to be said: the metrics count what is not.
+    fn is_news(&self, cluster: (&str, &str), topic: Topic, text: &str) -> bool {
+        self.failures.is_news(cluster, topic, text, (self.clock)(), SAID_AGAIN_SECONDS)
     }
 
     fn still_leads(&self) -> Result<(), ReconcileError> {
@@ -194,12 +208,14 @@ fn cluster_of(pod: &Pod) -> Option<ObjectRef<RaftCluster>> {
     Some(ObjectRef::new(name).within(&pod.namespace()?))
 }
 
-fn after_error(resource: Arc<RaftCluster>, error: &ReconcileError, _: Arc<Context>) -> Action {
+fn after_error(resource: Arc<RaftCluster>, error: &ReconcileError, context: Arc<Context>) -> Action {
     if error.is_conflict() {
         return Action::requeue(SOON);
     }
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
-    warn!(namespace, name, reason = error.reason(), %error, "pass failed");
+    if context.is_news((&namespace, &name), Topic::PassFailed, &error.to_string()) {
+        warn!(namespace, name, reason = error.reason(), %error, "pass failed");
+    }
     Action::requeue(SLOW)
 }
 
@@ -215,6 +231,9 @@ async fn reconcile(cached: Arc<RaftCluster>, context: Arc<Context>) -> Result<Ac
     };
     context.metrics.pass(word, place.held());
     drop(place);
+    if result.is_ok() {
+        context.failures.is_over((&namespace, &name), Topic::PassFailed);
+    }
     if matches!(&result, Ok(action) if *action == Action::await_change()) {
         context.forget(&namespace, &name);
     }
@@ -230,7 +249,7 @@ pub(crate) async fn pass(cached: &RaftCluster, context: &Context) -> Result<Acti
     // What waits for nothing but a change is gone, or is left to others to be taken away.
     let Some(resource) = read else { return Ok(Action::await_change()) };
     let (mut observed, live) = observe(&context.client, &*context.dial, &resource, (context.clock)()).await?;
-    observed.failures = context.failures.of(&namespace, &name);
+    observed.remember(context.failures.of(&namespace, &name));
     let deleting = resource.metadata.deletion_timestamp.is_some();
     let (mut cluster, mut invalid) = match if deleting { for_deletion(&resource) } else { validate(&resource) } {
         Ok(cluster) => (cluster, None),
@@ -255,7 +274,7 @@ pub(crate) async fn pass(cached: &RaftCluster, context: &Context) -> Result<Acti
             Some(_) => keep_budget(context, &cluster, &observed, &live).await,
             None => bring_about(context, &cluster, &mut observed, &live).await,
         };
-        if let Some(advice) = refusal(&cluster, brought)? {
+        if let Some(advice) = refusal(context, &cluster, brought)? {
             // As if the spec said it: what runs is kept alive.
             let Some(kept) = to_keep_alive(&resource, &observed, &live) else {
                 return refuse(context, &resource, &observed, advice).await;
@@ -279,15 +298,27 @@ fn to_keep_alive(resource: &RaftCluster, observed: &Observed, live: &Live) -> Op
 
 /// What a person has to change, where the API server refuses what was to be brought about, or another object is in its way.
 /// Every other failure ends the pass.
-fn refusal(cluster: &ValidCluster, brought: Result<(), ReconcileError>) -> Result<Option<String>, ReconcileError> {
-    let Err(error) = brought else { return Ok(None) };
+fn refusal(
+    context: &Context,
+    cluster: &ValidCluster,
+    brought: Result<(), ReconcileError>,
+) -> Result<Option<String>, ReconcileError> {
+    let key = (cluster.namespace.as_str(), cluster.name.as_str());
+    let Err(error) = brought else {
+        context.failures.is_over(key, Topic::Refused);
+        return Ok(None);
+    };
     let advice = match &error {
         ReconcileError::Apply(error) => error.for_a_human(),
         _ => None,
     };
     let Some(advice) = advice else { return Err(error) };
-    warn!(namespace = cluster.namespace, name = cluster.name, reason = error.reason(), %error, "refused");
-    Ok(Some(brief(&advice)))
+    context.metrics.refused(error.reason());
+    let advice = brief(&advice);
+    if context.is_news(key, Topic::Refused, &advice) {
+        warn!(namespace = cluster.namespace, name = cluster.name, reason = error.reason(), %error, "refused");
+    }
+    Ok(Some(advice))
 }
 
 /// What stays of build and apply while the spec cannot be carried out.
@@ -310,7 +341,12 @@ async fn bring_about(
     observed: &mut Observed,
     live: &Live,
 ) -> Result<(), ReconcileError> {
-    let desired = build(cluster, observed);
+    let mut desired = build(cluster, observed);
+    if context.failures.was_said((&cluster.namespace, &cluster.name), Topic::Refused) {
+        // What the spec leads to was refused, so its size is not come to either: nothing is bounded for it.
+        let kept = ValidCluster { want: plan::kept_size(cluster, observed), ..cluster.clone() };
+        desired.budget = budget::build(&kept, observed);
+    }
     let applied = live.stateful_set.as_ref().map(ResourceExt::annotations);
     let held = is_template_held(cluster, &desired.stateful_set, applied);
     let fixed = live.stateful_set.as_ref().map(|live| to_recreate(&desired.stateful_set, live));
@@ -377,6 +413,11 @@ async fn act(context: &Context, live: &Live, told: Told<'_>) -> Result<Action, R
     report(context, Seen { resource, cluster: Some(cluster), observed, plan: &plan, invalid }).await?;
     // A budget that refuses does not change its mind at once, and what is tried again after a pause waits for it.
     let refused = result.is_err() && plan.step == Step::Wait;
+    let key = (resource.namespace().unwrap_or_default(), resource.name_any());
+    let failing = context.failures.said_for((&key.0, &key.1), Topic::NotExecuted, (context.clock)());
+    if result.as_ref().is_err_and(|error| !error.is_stale()) && failing >= FAILING_SECONDS {
+        return Ok(Action::requeue(SLOW));
+    }
     Ok(Action::requeue(next_pass(observed, &plan, executed || (result.is_err() && !refused))))
 }
 
@@ -420,18 +461,26 @@ async fn report(context: &Context, seen: Seen<'_>) -> Result<(), ReconcileError>
     let before = seen.observed.resource.plan.as_ref().and_then(|plan| plan.reason.as_deref());
     if let Some(blocked) = &plan.blocked_by
         && before != Some(reason)
-        && (blocked.reason.is_degraded() || blocked.reason.needs_human())
+        && is_to_be_warned(context, (&namespace, &name), blocked.reason)
     {
         publish(context, resource, EventType::Warning, reason, "Wait", &blocked.message).await;
     }
     Ok(())
 }
 
+/// Of a wait that does not pass by itself, when it begins. One whose call is tried again and again comes and goes, as the
+/// status tells of that call or of something else meanwhile: once in a while.
+fn is_to_be_warned(context: &Context, cluster: (&str, &str), reason: WaitReason) -> bool {
+    let lasts = reason.is_degraded() || reason.needs_human();
+    lasts || (reason.is_tried_again() && context.is_news(cluster, Topic::Warned(reason), ""))
+}
+
 async fn done(context: &Context, resource: &RaftCluster, plan: &Plan) {
     let step = plan.step.name().as_str();
     context.metrics.step(step, "ok");
-    let Some(note) = describe(&resource.name_any(), &plan.step) else { return };
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+    context.failures.is_over((&namespace, &name), Topic::NotExecuted);
+    let Some(note) = describe(&name, &plan.step) else { return };
     info!(namespace, name, step, row = plan.row, note, "executed");
     publish(context, resource, EventType::Normal, step, &action(plan), &note).await;
 }
@@ -455,7 +504,9 @@ fn not_done(context: &Context, told: Told<'_>, mut plan: Plan, error: &ExecuteEr
     let step = plan.step.name().as_str();
     context.metrics.step(step, error.reason());
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
-    info!(namespace, name, step, row = plan.row, reason = error.reason(), %error, "not executed");
+    if context.is_news((&namespace, &name), Topic::NotExecuted, &format!("{step} {:?} {error}", plan.target)) {
+        info!(namespace, name, step, row = plan.row, reason = error.reason(), %error, "not executed");
+    }
     let failed = plan.step.clone();
     if let ExecuteError::Budget(_) = error {
         plan::refused_by_budget(&mut plan, cluster, observed, error.to_string());
@@ -463,8 +514,9 @@ fn not_done(context: &Context, told: Told<'_>, mut plan: Plan, error: &ExecuteEr
     if let ExecuteError::NotTaken(_) = error {
         plan::set_not_taken(&mut plan, error.to_string());
     }
-    let failures = context.failures.of(&namespace, &name);
-    plan::after_failure(&failed, plan, told.plan(&Observed { failures, ..observed.clone() }))
+    let mut observed = observed.clone();
+    observed.remember(context.failures.of(&namespace, &name));
+    plan::after_failure(&failed, plan, told.plan(&observed))
 }
 
 /// An event that cannot be published is no reason to stop: what happened stands in the log and in the status.

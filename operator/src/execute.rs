@@ -65,6 +65,11 @@ pub enum ExecuteError {
 }
 
 impl ExecuteError {
+    /// The API server has refused the write because the object is another one by now.
+    pub fn is_stale(&self) -> bool {
+        matches!(self, Self::Kubernetes(error) if is_conflict(error))
+    }
+
     /// The word for it in metrics and events.
     pub fn reason(&self) -> &'static str {
         match self {

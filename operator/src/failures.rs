@@ -2,21 +2,22 @@
 //! ever does not keep the plan from everything after it.
 //!
 //! It says only when a call may be tried again, never what is true: whoever has forgotten it, as an operator that has just
-//! started, tries once more. Pure but for the lock around it. One entry per ordinal and kind, for the pod that was asked,
-//! and none for a cluster that is gone.
+//! started, tries once more. Pure but for the lock around it. One entry per ordinal and kind, for the pod or the volume
+//! claim that it was about, and none for a cluster that is gone.
 //!
-//! Only the two kinds of calls are remembered that something else would wait for in vain: what is told to a member that
-//! serves as before, and the restart of a pod for which nobody but M18 asks that it comes before scaling. Any other call
-//! that fails is one without which what comes after it would be wrong.
+//! Only the three kinds of calls are remembered that something else would wait for in vain: what is told to a member that
+//! serves as before, the restart of a pod, and the labels of a volume claim, which then tell of nothing
+//! ([`Observed::remember`]). Any other call that fails is one without which what comes after it would be wrong.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
+use crate::names::{self, LABEL_DETACHED};
 use crate::observed::{Failure, Failures, Observed, UnixSeconds};
-use crate::step::Step;
+use crate::step::{Step, VolumeLabel, WaitReason};
 
-/// A call that has not been tried for so long begins anew.
-const FORGOTTEN_SECONDS: i64 = 120;
+/// A call that has not been tried for so long begins anew. Seven members in turn, 30 s apart, are within it.
+const FORGOTTEN_SECONDS: i64 = 300;
 /// Most characters of an error that are kept.
 const MESSAGE_MAX: usize = 200;
 /// Of a member that answers that it has taken its settings over. It is read only where it then tells others.
@@ -24,15 +25,66 @@ const TAKEN: &str = "it answered that it has taken them over, and has others";
 
 /// Namespace and name.
 type Cluster = (String, String);
+/// The words by topic, and since when they are said.
+type Said = BTreeMap<Topic, (String, UnixSeconds)>;
 
-/// The failures of all clusters.
+/// The failures of all clusters, and what was said of them.
 #[derive(Debug, Default)]
-pub struct Memory(Mutex<BTreeMap<Cluster, Failures>>);
+pub struct Memory {
+    failures: Mutex<BTreeMap<Cluster, Failures>>,
+    said: Mutex<BTreeMap<Cluster, Said>>,
+}
+
+/// What is said again only when it has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Topic {
+    /// The API server refuses what the spec leads to.
+    Refused,
+    /// A step that was not executed.
+    NotExecuted,
+    /// A pass that failed.
+    PassFailed,
+    /// A warning of this wait was published.
+    Warned(WaitReason),
+}
 
 impl Memory {
     /// Those of one cluster.
     pub fn of(&self, namespace: &str, name: &str) -> Failures {
         self.clusters().get(&(namespace.to_owned(), name.to_owned())).cloned().unwrap_or_default()
+    }
+
+    /// Whether this is news: another text than was last said of the topic, or `seconds` ago.
+    pub fn is_news(&self, cluster: (&str, &str), topic: Topic, text: &str, now: UnixSeconds, seconds: i64) -> bool {
+        let mut said = self.said();
+        let topics = said.entry((cluster.0.to_owned(), cluster.1.to_owned())).or_default();
+        let old = topics.get(&topic).is_some_and(|(old, at)| old == text && (0..seconds).contains(&(now - at)));
+        if !old {
+            topics.insert(topic, (text.to_owned(), now));
+        }
+        !old
+    }
+
+    /// For how long the same has been said of the topic.
+    pub fn said_for(&self, cluster: (&str, &str), topic: Topic, now: UnixSeconds) -> i64 {
+        let cluster = (cluster.0.to_owned(), cluster.1.to_owned());
+        let said = self.said();
+        let since = said.get(&cluster).and_then(|topics| topics.get(&topic)).map_or(now, |(_, at)| *at);
+        now.saturating_sub(since)
+    }
+
+    /// Whether something was said of the topic, and that is not over.
+    pub fn was_said(&self, cluster: (&str, &str), topic: Topic) -> bool {
+        let cluster = (cluster.0.to_owned(), cluster.1.to_owned());
+        self.said().get(&cluster).is_some_and(|topics| topics.contains_key(&topic))
+    }
+
+    /// It is over: the same text is news again.
+    pub fn is_over(&self, cluster: (&str, &str), topic: Topic) {
+        let mut said = self.said();
+        if let Some(topics) = said.get_mut(&(cluster.0.to_owned(), cluster.1.to_owned())) {
+            topics.remove(&topic);
+        }
     }
 
     /// What became of a step. `failed` is the error, if there was one.
@@ -55,43 +107,61 @@ impl Memory {
 
     /// The cluster is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
-        self.clusters().remove(&(namespace.to_owned(), name.to_owned()));
+        let cluster = (namespace.to_owned(), name.to_owned());
+        self.clusters().remove(&cluster);
+        self.said().remove(&cluster);
+    }
+
+    fn said(&self) -> MutexGuard<'_, BTreeMap<Cluster, Said>> {
+        self.said.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn clusters(&self) -> MutexGuard<'_, BTreeMap<Cluster, Failures>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 /// What became of a step, for the kinds of steps that others must not wait for.
 pub fn note(failures: &mut Failures, observed: &Observed, step: &Step, failed: Option<&str>, now: UnixSeconds) {
-    // An entry for another pod than the present one is about nobody any more.
-    for entries in [&mut failures.settings, &mut failures.restarts] {
-        entries.retain(|k, failure| observed.pods.get(k).is_some_and(|pod| pod.uid == failure.pod));
-    }
-    let nothing = BTreeMap::new();
+    // An entry for another pod or volume than the present one is about nobody any more.
+    let pod = |k: &u32| observed.pods.get(k).map(|pod| &pod.uid);
+    let volume = |k: &u32| observed.volumes.get(k).map(|volume| &volume.uid);
+    failures.settings.retain(|k, failure| pod(k) == Some(&failure.uid));
+    failures.restarts.retain(|k, failure| pod(k) == Some(&failure.uid));
+    failures.labels.retain(|k, failure| volume(k) == Some(&failure.uid));
     let (entries, k, told, failed) = match step {
         Step::SetConfig { pod, settings, .. } => {
-            (&mut failures.settings, pod.ordinal, settings, failed.or(Some(TAKEN)))
+            (&mut failures.settings, pod.ordinal, settings.clone(), failed.or(Some(TAKEN)))
         }
-        Step::RestartPod { pod, .. } => (&mut failures.restarts, pod.ordinal, &nothing, failed),
+        Step::RestartPod { pod, .. } => (&mut failures.restarts, pod.ordinal, BTreeMap::new(), failed),
         // The leader hands over because its pod is to be restarted.
-        Step::MoveLeader { ordinal, .. } => (&mut failures.restarts, *ordinal, &nothing, failed),
+        Step::MoveLeader { ordinal, .. } => (&mut failures.restarts, *ordinal, BTreeMap::new(), failed),
+        Step::LabelVolume { volume, label } => (&mut failures.labels, volume.ordinal, labels(*label), failed),
         _ => return,
     };
     let before = entries.remove(&k);
-    let (Some(message), Some(pod)) = (failed, observed.pods.get(&k)) else { return };
-    let of_the_series = |is: &Failure| is.told == *told && now.saturating_sub(is.last) <= FORGOTTEN_SECONDS;
+    let uid = if matches!(step, Step::LabelVolume { .. }) { volume(&k) } else { pod(&k) };
+    let (Some(message), Some(uid)) = (failed, uid) else { return };
+    let of_the_series = |is: &Failure| is.told == told && now.saturating_sub(is.last) <= FORGOTTEN_SECONDS;
     let since = before.filter(of_the_series).map_or(now, |failure| failure.since);
     let message = message.chars().take(MESSAGE_MAX).collect();
-    entries.insert(k, Failure { pod: pod.uid.clone(), told: told.clone(), since, last: now, message });
+    entries.insert(k, Failure { uid: uid.clone(), told, since, last: now, message });
+}
+
+/// What a volume claim was to be labelled with.
+pub fn labels(label: VolumeLabel) -> BTreeMap<String, String> {
+    match label {
+        VolumeLabel::Member(marker) => names::marker_labels(marker),
+        VolumeLabel::Detached => [(LABEL_DETACHED.to_owned(), "true".to_owned())].into(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::fixtures::observed_three;
-    use crate::step::{PodRef, RestartMode};
+    use crate::observed::Marker;
+    use crate::step::{PodRef, RestartMode, VolumeRef};
 
     fn pod(observed: &Observed, k: u32) -> PodRef {
         PodRef { ordinal: k, uid: observed.pods[&k].uid.clone(), resource_version: String::new() }
@@ -136,6 +206,53 @@ mod tests {
         assert_eq!(note(&observed, &Step::Settled, None, late + 2), [(0, 31, 31)]);
         observed.pods.clear();
         assert_eq!(note(&observed, &Step::Settled, None, late + 3), []);
+        assert!(memory.clusters().is_empty());
+    }
+
+    #[test]
+    fn the_same_words_are_news_when_they_are_old_or_were_over() {
+        let memory = Memory::default();
+        let is_news = |text, now| memory.is_news(("ns", "db"), Topic::Refused, text, now, 600);
+        assert!(is_news("no", 0) && !is_news("no", 599) && is_news("no", 600));
+        assert!(is_news("never", 601) && !is_news("never", 602), "another text");
+        assert!(is_news("never", 500), "the clock was set back");
+        assert!(memory.is_news(("ns", "other"), Topic::Refused, "never", 500, 600), "another cluster");
+        memory.is_over(("ns", "db"), Topic::Refused);
+        assert!(!memory.was_said(("ns", "db"), Topic::Refused) && is_news("never", 501));
+        assert!(memory.was_said(("ns", "db"), Topic::Refused) && !memory.was_said(("ns", "db"), Topic::PassFailed));
+        assert_eq!(memory.said_for(("ns", "db"), Topic::Refused, 511), 10);
+        assert_eq!(memory.said_for(("ns", "db"), Topic::PassFailed, 511), 0);
+        memory.forget("ns", "db");
+        memory.forget("ns", "other");
+        assert!(memory.said().is_empty());
+    }
+
+    #[test]
+    fn labels_that_were_refused_are_of_one_volume_and_make_it_unclear() {
+        let (memory, mut observed) = (Memory::default(), observed_three());
+        let reference = |observed: &Observed| VolumeRef {
+            ordinal: 1,
+            uid: observed.volumes[&1].uid.clone(),
+            resource_version: String::new(),
+        };
+        let marker = observed.volumes[&1].marker.expect("labels");
+        let label = |observed: &Observed, label| Step::LabelVolume { volume: reference(observed), label };
+        let read = |observed: &Observed| {
+            let mut observed = observed.clone();
+            observed.remember(memory.of("ns", "db"));
+            (observed.volumes[&1].marker, observed.volumes[&1].unclear)
+        };
+        memory.note(("ns", "db"), &observed, &label(&observed, VolumeLabel::Detached), Some("no"), 1);
+        assert_eq!(read(&observed), (Some(marker), false), "its labels tell all the same");
+        memory.note(("ns", "db"), &observed, &label(&observed, VolumeLabel::Member(marker)), Some("no"), 2);
+        assert_eq!(read(&observed), (Some(marker), false), "somebody has written them");
+        for untrue in [None, Some(Marker { raft_id: 9, ..marker })] {
+            observed.volumes.get_mut(&1).expect("volume 1").marker = untrue;
+            assert_eq!(read(&observed), (None, true), "{untrue:?}");
+        }
+        observed.volumes.get_mut(&1).expect("volume 1").uid = "another".into();
+        assert_eq!(read(&observed), (Some(Marker { raft_id: 9, ..marker }), false));
+        memory.note(("ns", "db"), &observed, &Step::Settled, None, 3);
         assert!(memory.clusters().is_empty());
     }
 

@@ -13,6 +13,7 @@ pub struct Metrics {
     passes: HistogramVec,
     steps: IntCounterVec,
     writes: IntCounterVec,
+    refusals: IntCounterVec,
     plan: IntGaugeVec,
     ready_voters: IntGaugeVec,
     /// (namespace, name, step, reason) of the `plan` series that exist, so that a replaced plan loses its series.
@@ -40,6 +41,10 @@ impl Metrics {
             Opts::new("balsa_operator_applied_total", "Objects applied, by kind; a settled cluster applies none"),
             &["kind"],
         )?;
+        let refusals = IntCounterVec::new(
+            Opts::new("balsa_operator_refused_total", "Passes in which what the spec leads to was refused, by reason"),
+            &["reason"],
+        )?;
         let plan = IntGaugeVec::new(
             Opts::new("balsa_operator_plan", "1 for the step each cluster is at and what it waits for"),
             &["namespace", "name", "step", "reason"],
@@ -51,9 +56,10 @@ impl Metrics {
         registry.register(Box::new(passes.clone()))?;
         registry.register(Box::new(steps.clone()))?;
         registry.register(Box::new(writes.clone()))?;
+        registry.register(Box::new(refusals.clone()))?;
         registry.register(Box::new(plan.clone()))?;
         registry.register(Box::new(ready_voters.clone()))?;
-        Ok(Self { registry, passes, steps, writes, plan, ready_voters, planned: Mutex::default() })
+        Ok(Self { registry, passes, steps, writes, refusals, plan, ready_voters, planned: Mutex::default() })
     }
 
     /// A pass ended; `result` is `ok` or an error's reason.
@@ -69,6 +75,11 @@ impl Metrics {
     /// An object of this kind was written.
     pub fn applied(&self, kind: &str) {
         self.writes.with_label_values(&[kind]).inc();
+    }
+
+    /// The API server, or somebody else's object, stands against what the spec leads to.
+    pub fn refused(&self, reason: &str) {
+        self.refusals.with_label_values(&[reason]).inc();
     }
 
     /// The plan of one cluster; replaces what was said of it before.

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::observed::Marker;
 use crate::valid::ValidCluster;
 
 /// Port of the client API.
@@ -29,6 +30,14 @@ pub const LABEL_RAFT_ID: &str = "balsa.dev/raft-id";
 pub const LABEL_INCARNATION: &str = "balsa.dev/incarnation";
 /// PVC label: its member is removed and its ordinal out of use.
 pub const LABEL_DETACHED: &str = "balsa.dev/detached";
+
+/// The labels of a volume claim that tell whose disk it is.
+pub fn marker_labels(marker: Marker) -> BTreeMap<String, String> {
+    [(LABEL_CLUSTER_ID, marker.cluster_id), (LABEL_RAFT_ID, marker.raft_id), (LABEL_INCARNATION, marker.incarnation)]
+        .into_iter()
+        .map(|(key, id)| (key.to_owned(), id_text(id)))
+        .collect()
+}
 
 /// Labels that select all objects of a cluster; also its pod selector.
 pub fn labels(name: &str) -> BTreeMap<String, String> {

@@ -8,6 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::names::{self, LABEL_RAFT_ID};
+
 /// Seconds since the Unix epoch.
 pub type UnixSeconds = i64;
 
@@ -45,14 +47,16 @@ pub struct Failures {
     pub settings: BTreeMap<u32, Failure>,
     /// Pods that could not be restarted, or whose leader would not move for it, by ordinal.
     pub restarts: BTreeMap<u32, Failure>,
+    /// Volume claims that could not be labelled, by ordinal.
+    pub labels: BTreeMap<u32, Failure>,
 }
 
 /// A call that brings nothing about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Failure {
-    /// UID of the pod that it was about.
-    pub pod: String,
-    /// What the member was told; nothing where it is about a restart.
+    /// UID of the pod or the volume claim that it was about.
+    pub uid: String,
+    /// What the member was told, or the labels; nothing where it is about a restart.
     pub told: BTreeMap<String, String>,
     /// When it failed first.
     pub since: UnixSeconds,
@@ -457,6 +461,18 @@ pub struct ObservedBudget {
 }
 
 impl Observed {
+    /// Takes over what failed in earlier passes. A volume claim that could not be given the labels of its disk has labels
+    /// that do not tell whose it is, until they are what they should be.
+    pub fn remember(&mut self, failures: Failures) {
+        for (k, failure) in failures.labels.iter().filter(|(_, failure)| failure.told.contains_key(LABEL_RAFT_ID)) {
+            let Some(volume) = self.volumes.get_mut(k).filter(|volume| volume.uid == failure.uid) else { continue };
+            if volume.marker.is_none_or(|marker| names::marker_labels(marker) != failure.told) {
+                (volume.marker, volume.unclear) = (None, true);
+            }
+        }
+        self.failures = failures;
+    }
+
     /// What the node of ordinal `k` answered, if it did.
     pub fn node(&self, k: u32) -> Option<&NodeState> {
         match self.nodes.get(&k) {

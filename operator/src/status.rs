@@ -8,7 +8,9 @@ mod patch;
 
 use std::collections::BTreeSet;
 
-use balsa_crds::{BlockedBy, MemberRole, MemberStatus, Phase, PlanStatus, PlanTarget, RaftCluster, RaftClusterStatus};
+use balsa_crds::{
+    BlockedBy, MemberRole, MemberStatus, Phase, PlanStatus, PlanTarget, RaftCluster, RaftClusterStatus, RetentionPolicy,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -97,6 +99,7 @@ pub fn compute(seen: Seen<'_>) -> RaftClusterStatus {
         leader: leader(cluster, observed),
         version: facts.version(),
         members: cluster.map(|cluster| members(cluster, observed)).unwrap_or(old.members.clone()),
+        when_deleted: when_deleted(seen),
         plan: Some(plan_status(resource, plan)),
         conditions: conditions::all(seen, &facts, &old.conditions),
     }
@@ -236,6 +239,16 @@ fn members(cluster: &ValidCluster, observed: &Observed) -> Vec<MemberStatus> {
         .collect();
     members.sort_by_key(|member| (member.ordinal, member.raft_id.clone()));
     members
+}
+
+/// That of the last good spec. It is what a deletion goes by, so it does not change any more once that has begun.
+fn when_deleted(seen: Seen<'_>) -> Option<RetentionPolicy> {
+    let Seen { resource, cluster, invalid, .. } = seen;
+    let good = cluster.is_some() && invalid.is_none() && resource.metadata.deletion_timestamp.is_none();
+    match good {
+        true => Some(resource.spec.storage.retention.when_deleted),
+        false => resource.status.as_ref().and_then(|status| status.when_deleted),
+    }
 }
 
 fn plan_status(resource: &RaftCluster, plan: &Plan) -> PlanStatus {

@@ -413,6 +413,8 @@ named! {
         ConfigNotTaken,
         /// A pod could not be restarted, though nothing in the plan stands against it.
         RestartFails,
+        /// A volume claim could not be given the labels of its disk; it is tried again after a while.
+        LabelFails,
     }
 }
 
@@ -436,6 +438,11 @@ impl WaitReason {
                 | Self::DiskFailed
                 | Self::ConfigRefused
         )
+    }
+
+    /// A call fails that nothing else waits for, and is tried again and again.
+    pub fn is_tried_again(self) -> bool {
+        matches!(self, Self::ConfigNotTaken | Self::RestartFails | Self::LabelFails)
     }
 
     /// Condition `Degraded` is True for it.

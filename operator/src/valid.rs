@@ -39,6 +39,8 @@ pub struct ValidCluster {
     pub drain_delay_seconds: u32,
     /// The user wants no step taken; observing and status go on.
     pub paused: bool,
+    /// The spec cannot be carried out: what runs is kept alive, and no disk in order is given up.
+    pub repairs_only: bool,
     /// The resource has a deletion timestamp.
     pub deleting: bool,
     /// The annotation `balsa.dev/replace-member`: the raft id that the user wants replaced in place.

@@ -129,10 +129,18 @@ pub fn validate(resource: &RaftCluster) -> Result<ValidCluster, Invalid> {
 
 /// Only what ending a cluster needs: a resource with an invalid spec must still be deletable.
 ///
+/// Of an invalid spec `whenDeleted: Delete` counts only if the last good one said so too: an edit that is refused as a whole
+/// ends no volume by the policy that it brings along, and one that brings `Retain` is not held against the volumes.
+///
 /// # Errors
 /// [`Invalid::Metadata`] for an object that no API server has stored.
 pub fn for_deletion(resource: &RaftCluster) -> Result<ValidCluster, Invalid> {
-    unchecked(resource)
+    let mut cluster = unchecked(resource)?;
+    let good = resource.status.as_ref().and_then(|status| status.when_deleted);
+    if validate(resource).is_err() && good != Some(Policy::Delete) {
+        cluster.storage.retention.when_deleted = Retention::Retain;
+    }
+    Ok(cluster)
 }
 
 /// Only what keeping a founded cluster alive needs: its name and its size are good, whatever else is wrong. How pods shall
@@ -145,7 +153,7 @@ pub fn for_repairs(resource: &RaftCluster) -> Result<ValidCluster, Invalid> {
     check_name(&resource.name_any())?;
     let want = want(resource.spec.replicas)?;
     let replace_member = resource.annotations().get(REPLACE_MEMBER).and_then(|text| names::parse_id(text));
-    let mut cluster = ValidCluster { want, replace_member, ..unchecked(resource)? };
+    let mut cluster = ValidCluster { want, replace_member, repairs_only: true, ..unchecked(resource)? };
     cluster.storage.retention.when_scaled = Retention::Retain;
     Ok(cluster)
 }

@@ -88,6 +88,7 @@ fn template_inputs(cluster: &ValidCluster) -> serde_json::Value {
         storage: _,
         drain_delay_seconds,
         paused: _,
+        repairs_only: _,
         deleting: _,
         replace_member: _,
         protect_single: _,

@@ -117,6 +117,9 @@ fn ways_out(reason: WaitReason) -> &'static [&'static str] {
         WaitReason::RestartFails => {
             &["look for what refuses to let {pod} go: a second disruption budget, or a webhook"]
         }
+        WaitReason::LabelFails => {
+            &["look for what refuses to have {claim} labelled: a webhook, a policy, or a right that the operator lacks"]
+        }
         WaitReason::DataLost => &["restore from a backup into a new RaftCluster"],
         WaitReason::QuorumLost => &["bring a majority of the disks back", "restore from a backup"],
         WaitReason::KubernetesLagging => &["look whether the kube-controller-manager runs"],

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::learner::pod_cause;
+use super::learner::{not_running, pod_cause};
 use super::{Decision, NEXT, Notes, Row, View, quorum, roll};
 use crate::names;
 use crate::observed::{ExitKind, Observed, ObservedVolume};
@@ -32,14 +32,18 @@ pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
         Some(cluster_id) => call_and_latch(view, notes, cluster_id)?,
     }
     // A broken image must not keep a cluster from ever being founded.
-    roll::broken_pods(view)?;
+    roll::broken_pods(view, notes)?;
     quorum::stuck_terminating(view, notes)?;
     let wait = notes.first.take();
     wait.unwrap_or_else(|| pod_0_silent(view)).now()
 }
 
 fn pod_0_silent(view: &View<'_>) -> Decision {
-    Decision::wait("B3", WaitReason::PodNotRunning, pod_cause(view, 0)).on(0, None)
+    let reason = match not_running(view, 0) {
+        WaitReason::RestartFails => WaitReason::RestartFails,
+        _ => WaitReason::PodNotRunning,
+    };
+    Decision::wait("B3", reason, pod_cause(view, 0)).on(0, None)
 }
 
 /// B3 and B6: no cluster id is latched.

@@ -4,13 +4,21 @@
 
 use sha2::{Digest, Sha256};
 
+use super::again::{Failed, is_due, try_again};
+use super::roll::{is_down, not_restarted};
 use super::{Decision, LEARNER_DEADLINE_SECONDS, Matter, NEXT, Notes, Row, View, aged};
-use crate::observed::{ContainerState, ExitKind, Marker, Member, NodeExit, Progress};
+use crate::names;
+use crate::observed::{ContainerState, ExitKind, Failure, Marker, Member, NodeExit, Progress};
 use crate::step::{RestartMode, Step, Target, VolumeLabel, WaitReason};
 
 /// As soon as a node reports its marker its volume says the same, because a volume outlives the report. Removed
 /// members' disks too: the label is how their volumes are known later.
-pub(super) fn label_volumes(view: &View<'_>) -> Row {
+///
+/// A volume that cannot be labelled counts as one whose labels do not tell ([`crate::observed::Observed::remember`]). What
+/// may go on over such a one may go on: its member never becomes a voter (P6), nothing deletes the volume or takes it for
+/// an unused one, and no member in order is replaced while its successor would not become a voter either.
+pub(super) fn label_volumes(view: &View<'_>, notes: &mut Notes) -> Row {
+    let mut failed = Vec::new();
     for (k, volume) in &view.observed.volumes {
         let Some(marker) = view.reported_marker(*k) else { continue };
         let ours = Some(marker.cluster_id) == view.observed.resource.cluster_id;
@@ -19,11 +27,21 @@ pub(super) fn label_volumes(view: &View<'_>) -> Row {
         if !ours || !known || volume.terminating || volume.marker == Some(marker) {
             continue;
         }
-        if let Some(volume) = view.volume_ref(*k) {
-            return Decision::act("O7", Step::LabelVolume { volume, label: VolumeLabel::Member(marker) }).now();
-        }
+        let Some(reference) = view.volume_ref(*k) else { continue };
+        let label = VolumeLabel::Member(marker);
+        let decision = Decision::act("O7", Step::LabelVolume { volume: reference, label });
+        let Some(failure) = view.failed_label(*k, label) else { return decision.now() };
+        notes.wait_last(not_labelled(view, "O7", *k, Some(marker.raft_id), failure));
+        failed.push(Failed { failure, decision });
     }
-    NEXT
+    try_again(view, failed)
+}
+
+/// A volume whose labels somebody refuses.
+pub(super) fn not_labelled(view: &View<'_>, row: &'static str, k: u32, id: Option<u64>, failure: &Failure) -> Decision {
+    let claim = names::volume(&view.cluster.name, k);
+    let message = format!("volume claim {claim} could not be labelled: {}", failure.message);
+    Decision::wait(row, WaitReason::LabelFails, message).on(k, id)
 }
 
 pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
@@ -41,12 +59,17 @@ fn one(view: &View<'_>, notes: &mut Notes, k: u32, id: u64, member: &Member) -> 
         && movable
         && let Some(pod) = view.pod_ref(k)
     {
-        let step = Step::RestartPod { pod, mode: RestartMode::Delete, writes_pause: false };
-        return Decision::act("U4", step).on(k, Some(id)).now();
+        match view.failed_restart(k).filter(|failure| !is_due(view, failure)) {
+            None => {
+                let step = Step::RestartPod { pod, mode: RestartMode::Delete, writes_pause: false };
+                return Decision::act("U4", step).on(k, Some(id)).now();
+            }
+            Some(failure) => notes.wait_last(not_restarted("U4", k, Some(id), &failure.message)),
+        }
     }
-    // O8: the next disk gets a new id. The volume's label tells of a disk that was lost before it was published: what it
-    // had acknowledged is counted, so an empty one must not take its place.
-    let emptied = view.is_uninitialized(k) && view.is_labelled_for(k, id);
+    // O8: the next disk gets a new id. The volume's label, or the one that it was refused, tells of a disk that was lost
+    // before it was published: what it had acknowledged is counted, so an empty one must not take its place.
+    let emptied = view.is_uninitialized(k) && (view.is_labelled_for(k, id) || view.is_refused_for(k, id));
     if emptied || view.ended_with(k, &[ExitKind::DiskLost, ExitKind::Corrupt]) {
         let membership_index = view.membership_index();
         return Decision::act("O8", Step::RemoveMember { ordinal: k, raft_id: id, membership_index }).now();
@@ -98,6 +121,12 @@ fn promote(view: &View<'_>, notes: &mut Notes, k: u32, id: u64, member: &Member)
     let progress = member.progress.unwrap_or_default();
     // What the node reports: the ids of cluster, member and disk.
     let labelled = view.volume(k).is_some_and(|volume| volume.marker.is_some() && volume.marker == view.disk(k));
+    if let Some(failure) = view.disk(k).and_then(|disk| view.failed_label(k, VolumeLabel::Member(disk)))
+        && !labelled
+    {
+        notes.hold(not_labelled(view, "O7", k, Some(id), failure));
+        return NEXT;
+    }
     // P6
     if !(progress.active && progress.caught_up && !progress.snapshot_running && member.started && labelled) {
         notes.hold(behind(view, k, id, progress));
@@ -131,8 +160,12 @@ fn behind(view: &View<'_>, k: u32, id: u64, progress: Progress) -> Decision {
     Decision::wait(row, reason, format!("learner {id:x} on pod {k} {what}")).on(k, Some(id))
 }
 
-/// The word for a pod whose node does not run: how it ended, where that is a trouble of its own that has no row.
+/// The word for a pod whose node does not run: that it cannot be replaced by one of the present template (U1), or how it
+/// ended, where that is a trouble of its own that has no row.
 pub(super) fn not_running(view: &View<'_>, k: u32) -> WaitReason {
+    if refused_restart(view, k).is_some() {
+        return WaitReason::RestartFails;
+    }
     match view.ended(k).map(|exit| exit.kind) {
         Some(ExitKind::DiskFailed) => WaitReason::DiskFailed,
         Some(ExitKind::Fault) => WaitReason::Fault,
@@ -140,8 +173,22 @@ pub(super) fn not_running(view: &View<'_>, k: u32) -> WaitReason {
     }
 }
 
+/// U1 was tried on the pod of `k` in vain.
+fn refused_restart<'a>(view: &View<'a>, k: u32) -> Option<&'a Failure> {
+    let down = view.node(k).is_none() && view.pod(k).is_some_and(is_down);
+    view.failed_restart(k).filter(|_| down && view.is_outdated(k))
+}
+
 /// Why the node of `k` does not answer, as far as its pod tells.
 pub(super) fn pod_cause(view: &View<'_>, k: u32) -> String {
+    let why = why_silent(view, k);
+    match refused_restart(view, k) {
+        Some(failure) => format!("{why}; it could not be restarted: {}", failure.message),
+        None => why,
+    }
+}
+
+fn why_silent(view: &View<'_>, k: u32) -> String {
     let name = &view.cluster.name;
     let Some(pod) = view.pod(k) else {
         if let Some(why) = view.observed.unmade.get(&k) {

@@ -7,6 +7,7 @@
 //! a clock, or the resource's schema.
 
 mod advice;
+mod again;
 mod bootstrap;
 mod delete;
 mod gates;
@@ -115,8 +116,8 @@ fn search(view: &View<'_>, notes: &mut Notes) -> Row {
     bootstrap::rows(view, notes)?;
     quorum::without_list(view, notes)?;
     gates::membership(view)?;
-    roll::broken_pods(view)?;
-    learner::label_volumes(view)?;
+    roll::broken_pods(view, notes)?;
+    learner::label_volumes(view, notes)?;
     half_done(view, notes)?;
     quorum::stuck_terminating(view, notes)?;
     replace::causes(view, notes)?;

@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 
 use super::RETRY_SECONDS;
-use crate::names;
+use crate::failures::labels;
+use crate::names::{self, LABEL_RAFT_ID};
 use crate::observed::{
     ContainerState, ExitKind, Failure, HostState, Marker, Member, MemberList, NodeExit, NodeState, Observed,
     ObservedPod, ObservedSet, ObservedVolume,
 };
-use crate::step::{ObjectRef, PodRef, VolumeRef};
+use crate::step::{ObjectRef, PodRef, VolumeLabel, VolumeRef};
 use crate::valid::ValidCluster;
 
 /// A majority of `voters`.
@@ -238,21 +239,44 @@ impl<'a> View<'a> {
     }
 
     /// A failure of the present pod of `k`.
-    fn failure<'b>(&'b self, failures: &'b BTreeMap<u32, Failure>, k: u32) -> Option<&'b Failure> {
-        failures.get(&k).filter(|failure| self.pod(k).is_some_and(|pod| pod.uid == failure.pod))
+    fn failure(&self, failures: &'a BTreeMap<u32, Failure>, k: u32) -> Option<&'a Failure> {
+        failures.get(&k).filter(|failure| self.pod(k).is_some_and(|pod| pod.uid == failure.uid))
+    }
+
+    /// The last restart of the present pod of `k`, if it failed.
+    pub(super) fn failed_restart(&self, k: u32) -> Option<&'a Failure> {
+        self.failure(&self.observed.failures.restarts, k)
+    }
+
+    /// That the present volume of `k` could not be labelled so.
+    pub(super) fn failed_label(&self, k: u32, label: VolumeLabel) -> Option<&'a Failure> {
+        let failure = self.observed.failures.labels.get(&k)?;
+        let same = self.volume(k).is_some_and(|volume| volume.uid == failure.uid);
+        (same && failure.told == labels(label)).then_some(failure)
+    }
+
+    /// The volume of `k` could not be labelled as the disk of member `id`, and still is not.
+    pub(super) fn is_refused_for(&self, k: u32, id: u64) -> bool {
+        let told = self.observed.failures.labels.get(&k).and_then(|failure| failure.told.get(LABEL_RAFT_ID));
+        told.is_some_and(|told| *told == names::id_text(id)) && self.volume(k).is_some_and(|volume| volume.unclear)
+    }
+
+    /// Volumes cannot be labelled: a member that is new would not become a voter.
+    pub(super) fn labels_are_refused(&self) -> bool {
+        self.observed.failures.labels.values().any(|failure| failure.told.contains_key(LABEL_RAFT_ID))
     }
 
     /// That the member of `k` was told exactly these settings.
-    pub(super) fn failure_of_settings(&self, k: u32, wanted: &BTreeMap<String, String>) -> Option<&Failure> {
+    pub(super) fn failure_of_settings(&self, k: u32, wanted: &BTreeMap<String, String>) -> Option<&'a Failure> {
         self.failure(&self.observed.failures.settings, k).filter(|failure| failure.told == *wanted)
     }
 
     /// Why the pod of `k` could not be restarted, when that was tried for so long that others do not wait for it any more,
     /// and until it is tried again.
     pub(super) fn failure_of_restart(&self, k: u32) -> Option<&str> {
-        let failure = self.failure(&self.observed.failures.restarts, k)?;
+        let failure = self.failed_restart(k)?;
         let long = failure.last.saturating_sub(failure.since) >= RETRY_SECONDS;
-        let recent = self.observed.now.saturating_sub(failure.last) < RETRY_SECONDS;
+        let recent = (0..RETRY_SECONDS).contains(&self.observed.now.saturating_sub(failure.last));
         (long && recent).then_some(failure.message.as_str())
     }
 

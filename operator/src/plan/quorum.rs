@@ -1,6 +1,7 @@
 //! Rows L, and X2: what may be done without a linearizable list of members.
 
 use super::TERMINATION_MARGIN_SECONDS;
+use super::learner::{not_running, pod_cause};
 use super::{Decision, Matter, NEXT, Notes, QUORUM_LOST_GRACE_SECONDS, Row, View, aged, roll};
 use crate::observed::{ExitKind, Host, Marker};
 use crate::step::{RestartMode, Step, Target, WaitReason};
@@ -12,7 +13,7 @@ pub(super) fn without_list(view: &View<'_>, notes: &mut Notes) -> Row {
     }
     bring_back_votes(view)?;
     // L1: a pod that does not run takes no vote away when it is replaced, and it is the way out of a bad roll.
-    roll::broken_pods(view)?;
+    roll::broken_pods(view, notes)?;
     stuck_terminating(view, notes)?;
     lost_or_silent(view).now()
 }
@@ -58,7 +59,7 @@ pub(super) fn stuck_terminating(view: &View<'_>, notes: &mut Notes) -> Row {
 fn lost_or_silent(view: &View<'_>) -> Decision {
     let have = view.have();
     let lost = (0..have).filter(|k| is_lost(view, *k)).count();
-    let survivors = survivors(view);
+    let survivors = [survivors(view), refused_restarts(view)].concat();
     // L2: P7 keeps a passing state from being shown as the end.
     if lost * 2 > have as usize && aged(view, Matter::Quorum, Target::default(), QUORUM_LOST_GRACE_SECONDS) {
         let message = format!("{lost} of {have} disks are lost; {survivors}");
@@ -74,6 +75,12 @@ fn lost_or_silent(view: &View<'_>) -> Decision {
 /// Silence is no loss: a pod keeps the last end of its process for life, whoever runs in it now.
 fn is_lost(view: &View<'_>, k: u32) -> bool {
     view.ended_with(k, &[ExitKind::DiskLost]) || view.is_uninitialized(k) || view.volume_is_on_gone_host(k)
+}
+
+/// The pods that the way out of a bad roll (U1) is closed to.
+fn refused_restarts(view: &View<'_>) -> String {
+    let refused = view.observed.pods.keys().filter(|k| not_running(view, **k) == WaitReason::RestartFails);
+    refused.map(|k| format!("; {}", pod_cause(view, *k))).collect()
 }
 
 /// Each node that still has a disk: what a human needs for choosing a survivor.

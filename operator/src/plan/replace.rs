@@ -28,6 +28,13 @@ fn rebuild_one(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
     let terminating = view.volume(k).is_some_and(|volume| volume.terminating);
     // X8: P5, P2.
     if let (Some(raft_id), Some(volume), false) = (view.removed_disk(k), view.volume_ref(k), terminating) {
+        if view.cluster.repairs_only && !is_given_up(view, k, raft_id) {
+            let message = format!(
+                "the disk of pod {k} is in order and is kept; its ordinal gets no member before the spec is good"
+            );
+            notes.wait(Decision::wait("X8", WaitReason::InvalidSpec, message).on(k, None));
+            return NEXT;
+        }
         return Decision::act("X8", Step::DropVolume { volume, raft_id: Some(raft_id) }).now();
     }
     if terminating {
@@ -37,6 +44,13 @@ fn rebuild_one(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
         return invite(view, notes, k);
     }
     NEXT
+}
+
+/// Whether the disk of the removed member has nothing that could be kept, or a person wants the member replaced. Else the
+/// member may have been removed to be scaled away, which only a good spec tells.
+fn is_given_up(view: &View<'_>, k: u32, raft_id: u64) -> bool {
+    let lost = view.is_uninitialized(k) || view.exited_with(k, &[ExitKind::DiskLost, ExitKind::Corrupt]);
+    lost || view.volume_is_on_gone_host(k) || view.cluster.replace_member == Some(raft_id)
 }
 
 /// X9: the pod must end, so that its Terminating volume can go.
@@ -83,7 +97,11 @@ fn invite(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
         return NEXT;
     }
     if !view.is_uninitialized(k) {
-        notes.hold(Decision::wait("X10", WaitReason::PodNotRunning, pod_cause(view, k)).on(k, None));
+        let reason = match not_running(view, k) {
+            WaitReason::RestartFails => WaitReason::RestartFails,
+            _ => WaitReason::PodNotRunning,
+        };
+        notes.hold(Decision::wait("X10", reason, pod_cause(view, k)).on(k, None));
         return NEXT;
     }
     if view.learners().next().is_some() {
@@ -172,6 +190,12 @@ fn replace(
     if view.replacement_elsewhere(k) && view.is_healthy(k, id, member) {
         let message = format!("member {id:x} on pod {k}: {why}; another replacement is under way");
         notes.wait(wait(WaitReason::QuorumAtRisk, message));
+        return NEXT;
+    }
+    if view.labels_are_refused() && view.is_healthy(k, id, member) {
+        let message =
+            format!("member {id:x} on pod {k}: {why}; volume claims cannot be labelled, so no other would vote");
+        notes.wait(wait(WaitReason::LabelFails, message));
         return NEXT;
     }
     if !view.quorum_after_removal(id) {

@@ -2,25 +2,41 @@
 //!
 //! They are asked twice (M18): before anything is scaled for the pods whose image stays, and afterwards for all.
 
+use super::again::{Failed, try_again};
 use super::learner::pod_cause;
 use super::{Decision, Matter, NEXT, Notes, REJOIN_DEADLINE_SECONDS, Row, View, aged};
 use crate::observed::{ContainerState, ObservedPod};
 use crate::step::{RestartMode, Step, Target, WaitReason};
 
 /// U1: an outdated pod that does not run: the way out of a bad roll, allowed without a quorum. P2.
-pub(super) fn broken_pods(view: &View<'_>) -> Row {
+///
+/// One that cannot be ended holds nothing up: it does not run, so every proof counts it out, and the rows after this ask
+/// nothing of it.
+pub(super) fn broken_pods(view: &View<'_>, notes: &mut Notes) -> Row {
+    let mut failed = Vec::new();
     for (k, pod) in view.observed.pods.iter().rev() {
-        let down = pod.container != ContainerState::Running && pod.terminating.is_none();
         let kept_disk = view.volume(*k).is_none_or(|volume| !volume.terminating);
-        if !view.is_outdated(*k) || !down || !kept_disk || *k >= view.have() || is_seen_active(view, *k) {
+        if !view.is_outdated(*k) || !is_down(pod) || !kept_disk || *k >= view.have() || is_seen_active(view, *k) {
             continue;
         }
-        if let Some(pod) = view.pod_ref(*k) {
-            let step = Step::RestartPod { pod, mode: RestartMode::Delete, writes_pause: false };
-            return Decision::act("U1", step).now();
-        }
+        let Some(pod) = view.pod_ref(*k) else { continue };
+        let step = Step::RestartPod { pod, mode: RestartMode::Delete, writes_pause: false };
+        let decision = Decision::act("U1", step);
+        let Some(failure) = view.failed_restart(*k) else { return decision.now() };
+        notes.wait_last(not_restarted("U1", *k, view.member(*k).map(|(id, _)| id), &failure.message));
+        failed.push(Failed { failure, decision });
     }
-    NEXT
+    try_again(view, failed)
+}
+
+pub(super) fn is_down(pod: &ObservedPod) -> bool {
+    pod.container != ContainerState::Running && pod.terminating.is_none()
+}
+
+/// A pod whose restart somebody refuses.
+pub(super) fn not_restarted(row: &'static str, k: u32, id: Option<u64>, why: &str) -> Decision {
+    let message = format!("pod {k} could not be restarted: {why}");
+    Decision::wait(row, WaitReason::RestartFails, message).on(k, id)
 }
 
 /// It answers, or the leader hears it.
@@ -63,8 +79,7 @@ pub(super) fn settings(view: &View<'_>, notes: &mut Notes) -> Row {
     // A pod that cannot be restarted is tried again and again by the rows after scaling, which does not wait for it for ever.
     let failing = view.voters().filter(|(k, ..)| due(*k));
     if let Some((k, id, why)) = failing.filter_map(|(k, id, _)| Some((k, id, view.failure_of_restart(k)?))).next() {
-        let message = format!("pod {k} could not be restarted: {why}");
-        notes.wait_last(Decision::wait("U5", WaitReason::RestartFails, message).on(k, Some(id)));
+        notes.wait_last(not_restarted("U5", k, Some(id), why));
         return NEXT;
     }
     restarts(view, notes, &due)

@@ -1,5 +1,7 @@
 //! Rows I, with C1 to C3: one ordinal less, always the highest, found by raft id.
 
+use super::again::{Failed, try_again};
+use super::learner::not_labelled;
 use super::prepare::out_of_service;
 use super::{Decision, MOVE_LEADER_DEADLINE_SECONDS, Matter, NEXT, Notes, Row, View, lasting};
 use crate::observed::Member;
@@ -48,7 +50,7 @@ pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
         highest(view, notes, t, id, member)?;
     }
     pods_beyond_set(view, notes);
-    volumes_beyond_set(view)
+    volumes_beyond_set(view, notes)
 }
 
 fn highest(view: &View<'_>, notes: &mut Notes, t: u32, id: u64, member: &Member) -> Row {
@@ -136,8 +138,9 @@ fn pods_beyond_set(view: &View<'_>, notes: &mut Notes) {
     }
 }
 
-/// I9: P5, P2, and the pod object gone.
-fn volumes_beyond_set(view: &View<'_>) -> Row {
+/// I9: P5, P2, and the pod object gone. One that cannot be marked as detached is a removed member's all the same.
+fn volumes_beyond_set(view: &View<'_>, notes: &mut Notes) -> Row {
+    let mut failed = Vec::new();
     for (k, volume) in view.observed.volumes.iter().rev() {
         let unused = *k >= view.have() && view.pod(*k).is_none() && !volume.terminating;
         let (true, Some(raft_id), Some(reference)) = (unused, view.removed_disk(*k), view.volume_ref(*k)) else {
@@ -149,11 +152,15 @@ fn volumes_beyond_set(view: &View<'_>) -> Row {
                 return Decision::act("I9", step).now();
             }
             Retention::Retain if !volume.detached && *k >= view.want() => {
-                let step = Step::LabelVolume { volume: reference, label: VolumeLabel::Detached };
-                return Decision::act("I9", step).on(*k, Some(raft_id)).now();
+                let label = VolumeLabel::Detached;
+                let step = Step::LabelVolume { volume: reference, label };
+                let decision = Decision::act("I9", step).on(*k, Some(raft_id));
+                let Some(failure) = view.failed_label(*k, label) else { return decision.now() };
+                notes.wait_last(not_labelled(view, "I9", *k, Some(raft_id), failure));
+                failed.push(Failed { failure, decision });
             }
             Retention::Retain => {}
         }
     }
-    NEXT
+    try_again(view, failed)
 }

@@ -100,7 +100,7 @@ impl Script {
             ["plan"] => return Ok(describe(&plan(&self.world.cluster, &self.observed))),
             ["plan", "invalid"] => {
                 let mut cluster = self.world.cluster.clone();
-                cluster.want = super::kept_size(&cluster, &self.observed);
+                (cluster.want, cluster.repairs_only) = (super::kept_size(&cluster, &self.observed), true);
                 return Ok(describe(&super::repairs(&cluster, &self.observed, "a flag does not exist".to_owned())));
             }
             ["plan", "refused"] => {
@@ -190,6 +190,7 @@ impl Script {
         let world = &mut self.world;
         match words {
             ["tick"] => world.tick(),
+            ["clock", seconds] => world.now += number::<i64>(seconds)?,
             ["pass"] => {
                 world.pass(Crash::None);
             }
@@ -216,7 +217,15 @@ impl Script {
             ["keep", k] => {
                 world.kept.insert(number(k)?);
             }
-            ["let-go"] => world.kept.clear(),
+            ["forbid", "labels"] => world.unlabelled = true,
+            ["forbid", "end", k] => {
+                world.unending.insert(number(k)?);
+            }
+            ["let-go"] => {
+                world.kept.clear();
+                world.unending.clear();
+                world.unlabelled = false;
+            }
             ["stubborn"] => world.raft.stubborn = true,
             ["lead", id] => world.raft.leader = number(id)?,
             ["delete-set"] => world.set = None,

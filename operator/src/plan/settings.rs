@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Decision, NEXT, Notes, RETRY_SECONDS, Row, View};
-use crate::observed::{Failure, Marker, ObservedPod, Settings};
+use super::again::{Failed, try_again};
+use super::{Decision, Notes, Row, View};
+use crate::observed::{Marker, ObservedPod, Settings};
 use crate::step::{Step, WaitReason};
 use crate::valid::ValidCluster;
 
@@ -37,28 +38,16 @@ pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
         };
         let failure = view.failure_of_settings(k, &wanted);
         let step = Step::SetConfig { pod, marker, version, settings: wanted };
+        let decision = Decision::act("S1", step);
         match failure {
-            None => return Decision::act("S1", step).now(),
-            Some(failure) => failed.push((failure, k, id, step)),
+            None => return decision.now(),
+            Some(failure) => {
+                notes.wait_last(not_told(k, id, &failure.message));
+                failed.push(Failed { failure, decision });
+            }
         }
     }
-    tell_again(view, notes, failed)
-}
-
-/// One member that was told in vain and differs still: why, its ordinal, its id, and how it is told again.
-type Failed<'a> = (&'a Failure, u32, u64, Step);
-
-/// One of them at a time, the one that has waited longest, and never without a pause since the last: each call may last
-/// until its deadline, and many together would leave the rows after this no pass. The pauses of a member double.
-fn tell_again(view: &View<'_>, notes: &mut Notes, failed: Vec<Failed<'_>>) -> Row {
-    let newest = failed.iter().map(|(failure, ..)| failure.last).max().unwrap_or_default();
-    for (failure, k, id, _) in &failed {
-        notes.wait_last(not_told(*k, *id, &failure.message));
-    }
-    let oldest = failed.into_iter().min_by_key(|(failure, k, ..)| (failure.last, *k));
-    let Some((failure, .., step)) = oldest else { return NEXT };
-    let pause = failure.last.saturating_sub(failure.since).clamp(1, RETRY_SECONDS);
-    if view.observed.now.saturating_sub(newest) < pause { NEXT } else { Decision::act("S1", step).now() }
+    try_again(view, failed)
 }
 
 fn not_told(k: u32, id: u64, why: &str) -> Decision {

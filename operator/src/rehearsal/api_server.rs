@@ -155,6 +155,7 @@ impl Stage {
                 body["details"] = json!({"causes": [{"reason": "DisruptionBudget"}]});
                 (code, body)
             }
+            Refused::Policy => status(403, "admission webhook \"no\" denied the request"),
             _ => status(409, "Conflict"),
         }
     }

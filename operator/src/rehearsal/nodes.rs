@@ -114,7 +114,7 @@ fn silence() -> Status {
 
 fn refusal(refused: Refused) -> Status {
     let reason = match refused {
-        Refused::Conflict | Refused::Budget | Refused::Settings => "InvalidRequest",
+        Refused::Conflict | Refused::Budget | Refused::Settings | Refused::Policy => "InvalidRequest",
         Refused::ConfigChanged => "ConfigChanged",
         Refused::Node(reason) => reason,
     };

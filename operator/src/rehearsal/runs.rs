@@ -61,6 +61,11 @@ impl Operator {
         pass(&self.resource, &self.context).await
     }
 
+    /// What it counts.
+    pub(super) fn metrics(&self) -> String {
+        String::from_utf8(self.context.metrics.text().expect("encodes")).expect("text")
+    }
+
     /// A pass that goes on while other things happen.
     fn spawn(&self) -> JoinHandle<()> {
         let (resource, context) = (Arc::clone(&self.resource), Arc::clone(&self.context));

@@ -166,9 +166,9 @@ impl Stage {
         (cut != Some(Cut::After)).then_some(reply)
     }
 
-    /// Notes a refusal. A disruption budget's is part of the plan, and so is that of a wrong setting.
+    /// Notes a refusal. A disruption budget's is part of the plan, and so is that of a wrong setting or of a policy.
     pub(super) fn refuse(&mut self, refused: Refused) -> Refused {
-        if ![Refused::Budget, Refused::Settings].contains(&refused) {
+        if ![Refused::Budget, Refused::Settings, Refused::Policy].contains(&refused) {
             let what = self.writes.last().cloned().unwrap_or_default();
             self.refused.push(format!("{what}: {refused:?}"));
         }

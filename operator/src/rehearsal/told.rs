@@ -1,11 +1,13 @@
 //! What a person is told, as real passes write it: conditions, plan and events of a cluster that has a trouble.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use serde_json::json;
+use kube::runtime::controller::Action;
+use serde_json::{Value, json};
 
 use super::runs::{Operator, block_on, settled, shared};
-use super::stage::{Shared, Stage, lock};
+use super::stage::{NAME, Shared, Stage, lock};
 use crate::observed::{Alarm, ExitKind};
 use crate::plan::LEARNER_DEADLINE_SECONDS;
 
@@ -335,43 +337,172 @@ fn g2_a_lost_member_is_replaced_although_the_api_server_refuses_what_the_spec_le
     }
 }
 
+/// A cluster whose object of this kind has become somebody else's, a minute after a member has lost its disk and `edit`.
+async fn with_a_foreign(plural: &str, edit: &Value) -> Stage {
+    let stage = shared(settled(3, &json!({})).await);
+    let operator = Operator::new(&stage);
+    let key = (plural.to_owned(), NAME.to_owned());
+    lock(&stage).objects.get_mut(&key).expect(plural)["metadata"]["labels"] = json!({});
+    lock(&stage).edit(edit);
+    lock(&stage).world.wipe_disk(1);
+    pass_for(&operator, &stage, 60).await;
+    lock(&stage).clone()
+}
+
 /// G2: a disruption budget of somebody else's under the cluster's name is told, and no repair waits for more than what it
-/// bounds, whether the spec is good or not.
+/// bounds, whether the spec is good or not. A StatefulSet of somebody else's is not scaled, whatever is lost.
 #[test]
-fn g2_a_lost_member_is_replaced_under_a_foreign_disruption_budget() {
+fn g2_a_lost_member_is_replaced_under_a_foreign_disruption_budget_and_not_with_a_foreign_stateful_set() {
     for edit in [json!({}), json!({"config": {"extra": {"max-txn-opps": "9"}}})] {
         block_on(async {
-            let stage = shared(settled(3, &json!({})).await);
-            let operator = Operator::new(&stage);
-            let key = ("poddisruptionbudgets".to_owned(), "db".to_owned());
-            lock(&stage).objects.get_mut(&key).expect("a budget")["metadata"]["labels"] = json!({});
-            lock(&stage).edit(&edit);
-            lock(&stage).world.wipe_disk(1);
-            pass_for(&operator, &stage, 60).await;
-            let stage = lock(&stage);
+            let stage = with_a_foreign("poddisruptionbudgets", &edit).await;
             let members: Vec<u64> = stage.world.raft.members.keys().copied().collect();
             assert_eq!(members, [1, 3, 4], "{}", stage.planned());
             assert!(stage.planned().contains("PodDisruptionBudget db is not the operator's"), "{}", stage.planned());
+
+            let stage = with_a_foreign("statefulsets", &edit).await;
+            let touched: Vec<&String> = stage.writes.iter().filter(|write| !write.ends_with(" status")).collect();
+            assert_eq!(touched, Vec::<&String>::new(), "{}", stage.planned());
+            assert_eq!(stage.condition("Progressing"), ("False".to_owned(), "InvalidSpec".to_owned()));
         });
     }
 }
 
-/// G2: a StatefulSet of somebody else's under the cluster's name is not scaled, whatever is lost.
+/// What a webhook refuses for ever holds nothing else up: it is said with the way out, warned of once, and tried again after
+/// growing pauses. A conflict is no refusal.
 #[test]
-fn g2_nothing_is_repaired_with_a_foreign_stateful_set() {
-    for edit in [json!({}), json!({"config": {"extra": {"max-txn-opps": "9"}}})] {
+fn a_refused_label_and_a_refused_restart_hold_nothing_up() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        lock(&stage).world.unlabelled = true;
+        lock(&stage).world.blur_labels(1);
+        lock(&stage).edit(&json!({"config": {"extra": {"max-txn-ops": "9"}}}));
+        let seconds = 400;
+        pass_for(&operator, &stage, seconds).await;
+        let tried = |what: &str| lock(&stage).writes.iter().filter(|write| write.contains(what)).count();
+        assert!(
+            lock(&stage).world.pods.values().all(|pod| pod.settings.values["max-txn-ops"] == "9"),
+            "S1 comes after it"
+        );
+        let plan = lock(&stage).resource["status"]["plan"].clone();
+        assert_eq!((&plan["step"], &plan["blockedBy"]["reason"]), (&json!("Wait"), &json!("LabelFails")), "{plan}");
+        assert!(plan.to_string().contains("denied the request"), "{plan}");
+        assert!(plan["humanMay"].to_string().contains("claim data-db-1"), "{plan}");
+        assert_eq!(lock(&stage).condition("VolumesReady"), ("False".to_owned(), "LabelFails".to_owned()));
+        assert_eq!(warnings(&stage, "LabelFails"), 1, "{:?}", lock(&stage).events);
+        let labels = tried("PATCH persistentvolumeclaims");
+        assert!((10..30).contains(&labels), "{labels} calls in {seconds} s");
+        lock(&stage).world.unlabelled = false;
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+
+        // A pod of a bad roll that nobody may end; the good one reaches the others, and the size what it should be.
+        lock(&stage).edit(&json!({"image": "balsa.dev/balsa:broken"}));
+        lock(&stage).world.kill_pod(2);
+        pass_for(&operator, &stage, 30).await;
+        lock(&stage).world.unending.insert(2);
+        lock(&stage).edit(&json!({"image": "balsa.dev/balsa:b", "config": {"extra": {"max-txn-ops": "8"}}}));
+        let before = tried("DELETE pods/db-2");
+        pass_for(&operator, &stage, seconds).await;
+        let serving = |k: &u32| lock(&stage).world.pods[k].settings.values["max-txn-ops"].clone();
+        assert_eq!([0, 1].map(|k| serving(&k)), ["8", "8"]);
+        let plan = lock(&stage).resource["status"]["plan"].clone();
+        assert_eq!((&plan["step"], &plan["blockedBy"]["reason"]), (&json!("Wait"), &json!("RestartFails")), "{plan}");
+        assert!(plan.to_string().contains("denied the request"), "{plan}");
+        assert!(plan["humanMay"].to_string().contains("pod db-2"), "{plan}");
+        assert_eq!(warnings(&stage, "RestartFails"), 1, "{:?}", lock(&stage).events);
+        let ends = tried("DELETE pods/db-2") - before;
+        assert!((10..30).contains(&ends), "{ends} calls in {seconds} s");
+        lock(&stage).world.unending.clear();
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+    });
+}
+
+/// A step that somebody refuses for ever is not tried ten times a second, with all that a pass reads.
+#[test]
+fn a_step_that_is_refused_for_long_is_no_hot_loop() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        lock(&stage).world.unending.insert(2);
+        lock(&stage).edit(&json!({"image": "balsa.dev/balsa:b"}));
+        operator.pass().await.expect("a pass");
+        lock(&stage).world.tick();
+        let soon = operator.pass().await.expect("a pass");
+        pass_for(&operator, &stage, 20).await;
+        let slow = operator.pass().await.expect("a pass");
+        let after = |milliseconds| Action::requeue(Duration::from_millis(milliseconds));
+        assert_eq!((soon, slow), (after(100), after(2_000)), "{}", lock(&stage).planned());
+        lock(&stage).world.unending.clear();
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+    });
+}
+
+/// G2: a scaling in whose template the API server refuses bounds nobody's drains: the size stays, and so does the budget.
+/// What is refused in every pass is counted in every pass.
+#[test]
+fn g2_the_disruption_budget_is_not_raised_for_a_size_that_is_not_come_to() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        let least = |stage: &Shared| lock(stage).world.budget.as_ref().and_then(|budget| budget.min_available);
+        assert_eq!(least(&stage), Some(2));
+        lock(&stage).forbidden = Some("statefulsets");
+        lock(&stage).edit(&json!({"replicas": 1, "image": "balsa.dev/balsa:b"}));
+        pass_for(&operator, &stage, 60).await;
+        assert_eq!(least(&stage), Some(2), "{}", lock(&stage).planned());
+        let written = lock(&stage).writes.iter().filter(|write| write.contains("poddisruptionbudgets")).count();
+        assert!(written <= 2, "raised once at most: {:?}", lock(&stage).writes);
+        let counted = operator.metrics();
+        assert!(counted.contains(r#"balsa_operator_refused_total{reason="ApplyFailed"} 13"#), "{counted}");
+        lock(&stage).forbidden = None;
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(lock(&stage).world.raft.members.len(), 1);
+    });
+}
+
+/// G2: the volume of a member that was removed to be scaled away stays while the spec is invalid, whichever half of it was
+/// done; an edit that is refused decides over no volume.
+#[test]
+fn g2_a_half_left_volume_is_kept_while_the_spec_is_invalid() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        let volumes = |stage: &Shared| {
+            lock(stage).world.volumes.values().map(|volume| volume.object.uid.clone()).collect::<Vec<_>>()
+        };
+        let before = volumes(&stage);
+        lock(&stage).edit(&json!({"replicas": 2}));
+        while lock(&stage).world.raft.members.len() > 2 {
+            operator.pass().await.expect("a pass");
+            lock(&stage).world.tick();
+        }
+        lock(&stage).edit(&json!({"replicas": 3, "config": {"extra": {"max-txn-opps": "9"}}}));
+        pass_for(&operator, &stage, 60).await;
+        assert_eq!(volumes(&stage), before, "{}", lock(&stage).planned());
+        assert!(lock(&stage).planned().contains("InvalidSpec"), "{}", lock(&stage).planned());
+        lock(&stage).edit(&json!({"replicas": 2, "config": null}));
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(volumes(&stage), before, "kept by Retain");
+    });
+}
+
+/// A deletion goes by the last good `whenDeleted`: an edit that was refused ends no volume, and one that would keep them does.
+#[test]
+fn a_deletion_under_an_invalid_spec_goes_by_the_last_good_retention() {
+    let policy = |policy: &str| json!({"storage": {"retention": {"whenDeleted": policy}}});
+    for (good, refused, left) in
+        [("Retain", "Delete", 3), ("Delete", "Retain", 3), ("Delete", "Delete", 0), ("Retain", "Retain", 3)]
+    {
         block_on(async {
-            let stage = shared(settled(3, &json!({})).await);
+            let stage = shared(settled(3, &policy(good)).await);
             let operator = Operator::new(&stage);
-            let key = ("statefulsets".to_owned(), "db".to_owned());
-            lock(&stage).objects.get_mut(&key).expect("a set")["metadata"]["labels"] = json!({});
-            lock(&stage).edit(&edit);
-            lock(&stage).world.wipe_disk(1);
-            pass_for(&operator, &stage, 60).await;
-            let stage = lock(&stage);
-            let touched: Vec<&String> = stage.writes.iter().filter(|write| !write.ends_with(" status")).collect();
-            assert_eq!(touched, Vec::<&String>::new(), "{}", stage.planned());
-            assert_eq!(stage.condition("Progressing"), ("False".to_owned(), "InvalidSpec".to_owned()));
+            lock(&stage).edit(&policy(refused));
+            lock(&stage).edit(&json!({"config": {"extra": {"max-txn-opps": "9"}}}));
+            pass_for(&operator, &stage, 20).await;
+            lock(&stage).delete();
+            operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+            assert_eq!(lock(&stage).world.volumes.len(), left, "{good}, then {refused}");
         });
     }
 }

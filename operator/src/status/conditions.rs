@@ -207,7 +207,7 @@ fn consistent(seen: Seen<'_>) -> Verdict {
 
 fn volumes_ready(seen: Seen<'_>) -> Verdict {
     let kind = "VolumesReady";
-    match waits_for(seen, &[WaitReason::LeftoverVolume, WaitReason::WrongVolume]) {
+    match waits_for(seen, &[WaitReason::LeftoverVolume, WaitReason::WrongVolume, WaitReason::LabelFails]) {
         Some((reason, message)) => Verdict::new(kind, false, reason.as_str(), message),
         None => Verdict::new(kind, true, "AsAsked", "no foreign disk"),
     }

@@ -21,6 +21,8 @@ pub(crate) enum Refused {
     Budget,
     /// The node finds a setting wrong.
     Settings,
+    /// 403: a policy of somebody else's.
+    Policy,
 }
 
 pub(crate) type Done = Result<(), Refused>;
@@ -155,6 +157,9 @@ impl World {
 
     pub(crate) fn label(&mut self, volume: &VolumeRef, label: VolumeLabel) -> Done {
         self.same_volume(volume)?;
+        if self.unlabelled {
+            return Err(Refused::Policy);
+        }
         let version = self.next_text();
         let is = self.volumes.get_mut(&volume.ordinal).ok_or(Refused::Conflict)?;
         match label {
@@ -295,6 +300,9 @@ impl World {
         let is = self.pods.get(&pod.ordinal).ok_or(Refused::Conflict)?;
         if is.object.resource_version != pod.resource_version {
             return Err(Refused::Conflict);
+        }
+        if self.unending.contains(&pod.ordinal) {
+            return Err(Refused::Policy);
         }
         if mode == RestartMode::Evict && self.kept.contains(&pod.ordinal) {
             return Err(Refused::Budget);

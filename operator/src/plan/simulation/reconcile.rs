@@ -8,7 +8,7 @@ use crate::plan::{after_failure, initial_replicas, min_available, plan, refused_
 use crate::step::{Plan, Step};
 
 /// What only the one who is asked can know.
-const BY_DESIGN: [Refused; 2] = [Refused::Budget, Refused::Settings];
+const BY_DESIGN: [Refused; 3] = [Refused::Budget, Refused::Settings, Refused::Policy];
 
 /// Where a pass ends early.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,7 +58,10 @@ impl World {
         // A crash forgets what failed.
         if crash == Crash::None {
             let failed = outcome.err().map(|refused| format!("{refused:?}"));
-            note(&mut self.failures, &observed, &plan.step, failed.as_deref(), self.now);
+            // What is not the one any more that was decided on is observed anew; a node that says so is not.
+            if outcome != Err(Refused::Conflict) || matches!(plan.step, Step::SetConfig { .. }) {
+                note(&mut self.failures, &observed, &plan.step, failed.as_deref(), self.now);
+            }
             self.write_status(&self.told(&observed, plan.clone(), outcome));
         } else {
             self.failures = Failures::default();
@@ -109,8 +112,9 @@ impl World {
         if refused == Refused::Budget {
             refused_by_budget(&mut told, &self.cluster, observed, "the budget refuses".to_owned());
         }
-        let next = plan(&self.cluster, &Observed { failures: self.failures.clone(), ..observed.clone() });
-        after_failure(&step, told, next)
+        let mut observed = observed.clone();
+        observed.remember(self.failures.clone());
+        after_failure(&step, told, plan(&self.cluster, &observed))
     }
 
     /// One patch, skipped when equal.

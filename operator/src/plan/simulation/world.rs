@@ -42,6 +42,10 @@ pub(crate) struct World {
     pub(crate) deaf: BTreeSet<u32>,
     /// Ordinals whose pods somebody else lets nobody evict.
     pub(crate) kept: BTreeSet<u32>,
+    /// Ordinals whose pods a policy lets nobody end.
+    pub(crate) unending: BTreeSet<u32>,
+    /// A policy lets nobody label a volume claim.
+    pub(crate) unlabelled: bool,
     /// What the operator remembers.
     pub(crate) failures: Failures,
     pub(crate) pods: BTreeMap<u32, Pod>,
@@ -123,6 +127,8 @@ impl World {
             wrong_settings: BTreeSet::new(),
             deaf: BTreeSet::new(),
             kept: BTreeSet::new(),
+            unending: BTreeSet::new(),
+            unlabelled: false,
             failures: Failures::default(),
             pods: BTreeMap::new(),
             volumes: BTreeMap::new(),
@@ -416,7 +422,7 @@ impl World {
     /// Everything that a pass reads.
     pub(crate) fn observe(&self) -> Observed {
         let pods = self.pods.iter().map(|(k, pod)| (*k, self.pod_as_read(pod))).collect();
-        Observed {
+        let mut observed = Observed {
             now: self.now,
             fresh_id: 0xc000 + self.serial,
             resource: self.resource.clone(),
@@ -427,8 +433,10 @@ impl World {
             nodes: self.pods.keys().map(|k| (*k, self.report(*k))).collect(),
             members: self.list(),
             budget: self.budget.clone(),
-            failures: self.failures.clone(),
-        }
+            failures: Failures::default(),
+        };
+        observed.remember(self.failures.clone());
+        observed
     }
 
     fn pod_as_read(&self, pod: &Pod) -> ObservedPod {
