@@ -250,6 +250,11 @@ fn settings(number: usize, member: &Member, store: &[String], programs: &Path) -
     let address = |port: u16| json!(format!("127.0.0.1:{port}"));
     let (rest, postgres) = (address(member.rest_port), address(member.postgres_port));
     let login = |name: &str| json!({"username": name, "password": "unused"});
+    // Shared memory as files of the data: a server that is killed leaves none behind on the machine.
+    let parameters = json!({
+        "unix_socket_directories": member.folder, "shared_buffers": "16MB", "fsync": "off",
+        "shared_memory_type": "mmap", "dynamic_shared_memory_type": "mmap",
+    });
     json!({
         "scope": "clients",
         "name": name(number),
@@ -266,7 +271,7 @@ fn settings(number: usize, member: &Member, store: &[String], programs: &Path) -
             "listen": postgres, "connect_address": postgres,
             "data_dir": member.data(), "bin_dir": programs, "pgpass": member.folder.join("pgpass"),
             "authentication": {"superuser": login("postgres"), "replication": login("replicator"), "rewind": login("rewinder")},
-            "parameters": {"unix_socket_directories": member.folder, "shared_buffers": "16MB", "fsync": "off"},
+            "parameters": parameters,
             "pg_hba": ["local all all trust", "host all all 127.0.0.1/32 trust", "host replication all 127.0.0.1/32 trust"],
             "basebackup": [{"checkpoint": "fast"}, "no-sync"],
         },
