@@ -62,8 +62,13 @@ async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> 
         ending = fatal.ended() => return Err(ending.into()),
         what = listeners.failed() => return Err(failed(what)),
     };
-    stop::drain_until(&member, config.drain_delay, signals.next()).await;
-    listeners.close().await;
-    member.node().stop().await;
-    Ok(signal)
+    let stopped = async {
+        stop::drain_until(&member, config.drain_delay, signals.next()).await;
+        listeners.close().await;
+        member.node().stop().await;
+    };
+    tokio::select! {
+        () = stopped => Ok(signal),
+        ending = fatal.ended() => Err(ending.into()),
+    }
 }

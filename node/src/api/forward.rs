@@ -13,22 +13,28 @@ use tonic::{Request, Response, Status};
 use wire::node_client::NodeClient;
 
 use super::status::{FORWARDED, remote};
-use crate::engine::Failure;
+use crate::engine::{Failure, request_timeout};
 use crate::service::failure::Error;
 use crate::service::forward::{Answer, Leader};
 use crate::transport::tonic::Dialer;
 
-/// Longest wait for the leader's answer: its own bound on a request, and a little for the way.
-const ANSWER_BOUND: Duration = Duration::from_secs(8);
+/// Longest wait for the leader's answer: its own bound on a request, the election time-out for which it may wait to hear of
+/// its followers, and a little for the way.
+pub fn answer_bound(election_timeout: Duration) -> Duration {
+    request_timeout(election_timeout) + election_timeout + Duration::from_secs(1)
+}
 
 /// Reaches the leader over gRPC. Connects for each call: they are rare, and the leader may be another one each time.
 #[derive(Debug, Clone)]
-pub struct GrpcLeader(Dialer);
+pub struct GrpcLeader {
+    dialer: Dialer,
+    bound: Duration,
+}
 
 impl GrpcLeader {
-    /// Reaches it by `dialer`.
-    pub fn new(dialer: Dialer) -> Self {
-        Self(dialer)
+    /// Reaches it by `dialer`, and waits for its answers as long as [`answer_bound`] says.
+    pub fn new(dialer: Dialer, election_timeout: Duration) -> Self {
+        Self { dialer, bound: answer_bound(election_timeout) }
     }
 
     /// Connects, calls, and turns what comes back into this side's words.
@@ -38,10 +44,10 @@ impl GrpcLeader {
         C: FnOnce(Channel) -> F + Send + 'static,
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
-        let dialer = self.0.clone();
+        let (dialer, bound) = (self.dialer.clone(), self.bound);
         Box::pin(async move {
             let channel = connect(&dialer, &urls).await?;
-            in_time(ask(channel)).await
+            in_time(bound, ask(channel)).await
         })
     }
 }
@@ -58,8 +64,8 @@ fn marked<T>(message: T) -> Request<T> {
 }
 
 /// The answer of another member, in this side's words.
-pub(super) async fn in_time<T>(asked: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Error> {
-    match timeout(ANSWER_BOUND, asked).await {
+pub(super) async fn in_time<T>(bound: Duration, asked: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Error> {
+    match timeout(bound, asked).await {
         Err(_) => Err(Failure::TimedOut.into()),
         Ok(Err(status)) => Err(remote(&status)),
         Ok(Ok(response)) => Ok(response.into_inner()),

@@ -1,6 +1,7 @@
 //! The leader's clock of leases on the peer port: both ends of balsa.peer.v1.Leases.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use balsa_proto::{etcdserverpb as pb, peer};
 use parking_lot::Mutex;
@@ -9,7 +10,7 @@ use peer::leases_server::Leases;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use super::forward::{connect, in_time};
+use super::forward::{answer_bound, connect, in_time};
 use super::status::etcd;
 use crate::domain::lease::Renewal;
 use crate::engine::Handle;
@@ -94,6 +95,7 @@ fn from_wire(renewal: peer::Renewal) -> Renewal {
 #[derive(Debug)]
 pub struct GrpcClock {
     dialer: Dialer,
+    bound: Duration,
     kept: Arc<Mutex<Option<Kept>>>,
 }
 
@@ -101,9 +103,9 @@ pub struct GrpcClock {
 type Kept = (Vec<String>, Channel);
 
 impl GrpcClock {
-    /// Reaches it by `dialer`.
-    pub fn new(dialer: Dialer) -> Self {
-        Self { dialer, kept: Arc::default() }
+    /// Reaches it by `dialer`, and waits for its answers as long as [`answer_bound`] says.
+    pub fn new(dialer: Dialer, election_timeout: Duration) -> Self {
+        Self { dialer, bound: answer_bound(election_timeout), kept: Arc::default() }
     }
 
     fn call<T, F>(&self, urls: Vec<String>, ask: impl FnOnce(Channel) -> F + Send + 'static) -> Answer<T>
@@ -111,7 +113,7 @@ impl GrpcClock {
         T: 'static,
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
-        let (dialer, kept) = (self.dialer.clone(), self.kept.clone());
+        let (dialer, bound, kept) = (self.dialer.clone(), self.bound, self.kept.clone());
         Box::pin(async move {
             let known = kept.lock().as_ref().filter(|(known, _)| *known == urls).map(|(_, channel)| channel.clone());
             let channel = match known {
@@ -122,7 +124,7 @@ impl GrpcClock {
                     channel
                 }
             };
-            let answer = in_time(ask(channel)).await;
+            let answer = in_time(bound, ask(channel)).await;
             if answer.is_err() {
                 *kept.lock() = None;
             }

@@ -168,9 +168,9 @@ impl Services {
     /// The services of the client port.
     fn grpc(&self) -> Result<Router, BuildError> {
         let limit = || self.max_request_bytes.clone();
-        let leader = Arc::new(GrpcLeader::new(self.dialer.clone()));
+        let leader = Arc::new(GrpcLeader::new(self.dialer.clone(), self.watch.election_timeout));
         let kv = KvServer::new(KvApi::new(self.member.clone()));
-        let leases = Leases::new(self.member.clone(), Arc::new(GrpcClock::new(self.dialer.clone())));
+        let leases = Leases::new(self.member.clone(), Arc::new(GrpcClock::new(self.dialer.clone(), self.watch.election_timeout)));
         let queue = Queue::new(Kv::new(self.member.clone()), leases.clone());
         let lock = LockServer::new(LockApi::new(Lock::new(queue.clone())));
         let election = ElectionServer::new(ElectionApi::new(Election::new(queue)));
@@ -224,7 +224,7 @@ impl Services {
 
     /// gRPC of the peer port: the peer and node services, and etcd's membership calls for members that pass them on.
     pub fn peer_routes(&self) -> Routes {
-        let leader = Arc::new(GrpcLeader::new(self.dialer.clone()));
+        let leader = Arc::new(GrpcLeader::new(self.dialer.clone(), self.watch.election_timeout));
         let member = self.member.clone();
         let peers = PeerService::new(&self.data_dir, Arc::new(move || member.handle()));
         Routes::new(PeerApi::new(Arc::new(peers)).into_server())

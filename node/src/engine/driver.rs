@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::applier::{Report, Work};
-use super::changes::Changes;
+use super::changes::{Changes, is_in_sync};
 use super::failpoint;
 use super::fatal::{ExitCode, Fatal};
 use super::heard::Heard;
@@ -27,7 +27,6 @@ use super::standstill::Standstill;
 use super::status::{Progress, Status};
 use super::waiters::Waiters;
 use crate::domain::raft::recovery::LostTail;
-use crate::domain::raft::replica::CAUGHT_UP_ENTRIES;
 use crate::domain::raft::validate::Invalid;
 use crate::domain::raft::{Batch, NotProposed, Replica};
 use crate::metrics;
@@ -672,6 +671,8 @@ impl Driver {
         self.standstill.begin(term, &listed);
         self.heard.keep(&listed);
         let election = self.ports.tick * self.ports.election_ticks;
+        let leader = self.replica.role().leader;
+        let leader = seen.iter().find(|(id, ..)| *id == leader).map_or(0, |(_, matched, ..)| *matched);
         let known = seen.into_iter().map(|(id, matched, active, snapshot_running)| {
             let active = active || self.heard.within(id, election, now);
             Progress {
@@ -679,7 +680,7 @@ impl Driver {
                 match_index: matched,
                 active,
                 snapshot_running,
-                caught_up: !snapshot_running && active && matched + CAUGHT_UP_ENTRIES >= commit && matched > 0,
+                caught_up: !snapshot_running && active && is_in_sync(matched, leader, commit),
                 moved: Some(self.standstill.moved(id, matched, matched >= last, snapshot_running, now)),
             }
         });

@@ -34,6 +34,11 @@ const MAX_PENDING: u64 = 32_768;
 /// A read index that takes longer is counted as slow.
 const SLOW_READ_INDEX: Duration = Duration::from_millis(500);
 
+/// The longest that a request may take inside of the member; etcd's `ReqTimeout`.
+pub fn request_timeout(election_timeout: Duration) -> Duration {
+    Duration::from_secs(5) + 2 * election_timeout
+}
+
 /// What all handles of one member share.
 pub(crate) struct Shared {
     pub(crate) inbox: Arc<Inbox>,

@@ -15,7 +15,7 @@ use super::credentials::Credentials;
 use super::driver::{Driver, Ports};
 use super::failpoint;
 use super::fatal::{ExitCode, Fatal};
-use super::handle::{Handle, Shared};
+use super::handle::{Handle, Shared, request_timeout};
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
 use super::leases::{self, Leases};
@@ -308,7 +308,7 @@ impl Disk<'_> {
             member_id: self.marker.member_id,
             cluster_id: self.marker.cluster_id,
             incarnation: parts.incarnation,
-            request_timeout: Duration::from_secs(5) + 2 * election_timeout,
+            request_timeout: request_timeout(election_timeout),
             election_timeout,
             max_request_bytes: self.config.max_request_bytes.clone(),
         }

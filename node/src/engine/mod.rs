@@ -32,7 +32,7 @@ mod waiters;
 pub mod watch;
 
 pub use failure::Failure;
-pub use handle::Handle;
+pub use handle::{Handle, request_timeout};
 pub use limit::Limit;
 pub(crate) use member::Layout;
 pub use node::{Bootstrap, Node, NodeConfig, StartError};

@@ -361,8 +361,7 @@ impl Node {
             membership.members.iter().filter(|member| member.id != id).flat_map(|m| m.peer_urls.clone()).collect();
         let answers = ask(&self.config.dialer, &others).await;
         check_not_started(&self.config.peer_urls, &answers)?;
-        let founded = Marker { cluster_id: membership.cluster_id, member_id: id, ..Marker::default() };
-        check_place(&founded, &membership, &answers, &self.config)?;
+        check_unlisted(membership.cluster_id, &answers, &self.config.peer_urls)?;
         let _becoming = self.becoming.lock().await;
         self.found(&membership, id).await.map(|_| ())
     }
@@ -494,6 +493,22 @@ fn check_place(
             config.peer_urls.join(","),
             cluster.cluster_id,
             other.id
+        )));
+    }
+    Ok(())
+}
+
+/// A member that founds a cluster must not be one of another that runs already: it would be missed there.
+fn check_unlisted(cluster_id: u64, answers: &[MembersResponse], own_urls: &[String]) -> Result<(), StartError> {
+    let running = answers.iter().filter_map(|answer| answer.membership.as_ref());
+    for cluster in running.filter(|membership| membership.cluster_id != cluster_id) {
+        let Some(own) = cluster.members.iter().find(|member| overlap(&member.peer_urls, own_urls)) else { continue };
+        return Err(StartError::Config(format!(
+            "initial-cluster-state is new, but the cluster {:x} runs already and has the member {:x} at {}: \
+             with initial-cluster-state existing this member joins it",
+            cluster.cluster_id,
+            own.id,
+            own_urls.join(",")
         )));
     }
     Ok(())

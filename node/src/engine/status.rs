@@ -77,7 +77,7 @@ pub struct Progress {
     pub active: bool,
     /// A snapshot is on its way to it.
     pub snapshot_running: bool,
-    /// match >= commit - bound and no snapshot running.
+    /// Nine tenths of the leader's match, match >= commit - bound, active and no snapshot running: it may be promoted.
     pub caught_up: bool,
     /// When its match index or a snapshot to it moved last, as this leader has seen it.
     pub moved: Option<Instant>,

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use balsa_proto::node::Reason;
 use balsa_proto::{etcdserverpb as pb, log};
 use tokio::time::{Instant, sleep};
 
 use super::caller::Caller;
 use super::failure::Error;
-use super::forward::{ASK_AGAIN, Answer, Leader, Place, place};
+use super::forward::{ASK_AGAIN, ASK_SELDOM, Answer, Leader, Place, place};
 use super::member::{Member, header};
 use super::reconfigure;
 use crate::config::url;
@@ -233,6 +234,7 @@ impl Cluster {
         ask: impl Fn(Vec<String>) -> Answer<T>,
     ) -> Result<Option<T>, Error> {
         let until = bound.map(|bound| Instant::now() + bound);
+        let mut pause = ASK_AGAIN;
         loop {
             let asked = match place(handle, origin.is_forwarded()) {
                 Ok(Place::Here) => return Ok(None),
@@ -240,7 +242,8 @@ impl Cluster {
                 Err(error) => Err(error),
             };
             match asked {
-                Err(Error::Failed(Failure::NoLeader)) => may(&handle.status().membership, &handle.reached())?,
+                // What was taken for the leader may have stopped to lead: it has begun nothing, either.
+                Err(Error::Failed(Failure::NoLeader) | Error::Remote { reason: Reason::NoLeader, .. }) => may(&handle.status().membership, &handle.reached())?,
                 answered => return answered.map(Some),
             }
             if until.is_some_and(|until| Instant::now() >= until) {
@@ -249,7 +252,8 @@ impl Cluster {
             if self.member.stopping().is_cancelled() {
                 return Err(Failure::Stopped.into());
             }
-            sleep(ASK_AGAIN).await;
+            sleep(pause).await;
+            pause = ASK_SELDOM.min(2 * pause);
         }
     }
 }

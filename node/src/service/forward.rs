@@ -12,6 +12,9 @@ use crate::engine::{Failure, Handle};
 /// Between two attempts to reach a leader.
 pub(super) const ASK_AGAIN: Duration = Duration::from_millis(50);
 
+/// The longest of the growing pauses of who may ask for ever.
+pub(super) const ASK_SELDOM: Duration = Duration::from_secs(1);
+
 /// The answer to a forwarded call.
 pub type Answer<T> = BoxFuture<'static, Result<T, Error>>;
 

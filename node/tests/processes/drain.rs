@@ -120,3 +120,20 @@ async fn a_second_signal_cuts_the_delay_short_and_nothing_else() {
     history.check(&cluster).await;
     assert_eq!(history.unknown_errors, Vec::<String>::new(), "{}", cluster.logs());
 }
+
+/// The typed end is not kept waiting by a delay that may be long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fails_during_the_delay_ends_the_member_at_once() {
+    let mut cluster = Cluster::start_with(1, &["--drain-delay=600s"]).await;
+    cluster.members[0].kill();
+    cluster.restart_to_fail(0, "raft-before-persist=60*off->return(the disk is gone)");
+    cluster.serves(0).await;
+    cluster.members[0].signal("TERM");
+    unready(&cluster, 0).await;
+    for number in 0..60 {
+        if cluster.members[0].put(&format!("k{number}"), "v").await.is_err() {
+            break;
+        }
+    }
+    assert_eq!(cluster.members[0].wait_for_exit().code(), Some(74), "DiskFailed\n{}", cluster.logs());
+}

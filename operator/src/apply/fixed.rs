@@ -2,6 +2,8 @@
 //!
 //! Until then the set keeps them, and everything else of it is applied, so that a difference here holds up nothing.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::apps::v1::StatefulSet;
 use kube::ResourceExt;
 use serde_json::Value;
@@ -24,8 +26,9 @@ pub fn to_recreate(desired: &StatefulSet, live: &StatefulSet) -> Vec<&'static st
     differences(desired, live)
 }
 
-/// Gives `desired` the fields of a set that exists, and says whether it can be written then: pods must carry the labels that
-/// the set selects by, so with another selector its template is another one, too.
+/// Gives `desired` the fields of a set that exists, and says whether it can be written then. Its template must fit them: pods
+/// must carry the labels that the set selects by, and mount only claims that it has. The API server does not look at the
+/// latter, and no pod of such a template could start again.
 pub(super) fn keep(desired: &mut StatefulSet, live: Option<&StatefulSet>) -> bool {
     let Some(live) = live else { return true };
     let differences = differences(desired, live);
@@ -33,6 +36,7 @@ pub(super) fn keep(desired: &mut StatefulSet, live: Option<&StatefulSet>) -> boo
         return true;
     }
     let made_with = live.annotations().get(FIXED_HASH).cloned();
+    let same_claims = claim_names(desired) == claim_names(live);
     let annotations = desired.metadata.annotations.get_or_insert_default();
     annotations.remove(FIXED_HASH);
     annotations.extend(made_with.map(|hash| (FIXED_HASH.to_owned(), hash)));
@@ -41,7 +45,12 @@ pub(super) fn keep(desired: &mut StatefulSet, live: Option<&StatefulSet>) -> boo
         desired.pod_management_policy.clone_from(&live.pod_management_policy);
         desired.volume_claim_templates.clone_from(&live.volume_claim_templates);
     }
-    !differences.contains(&SELECTOR)
+    !differences.contains(&SELECTOR) && same_claims
+}
+
+fn claim_names(set: &StatefulSet) -> BTreeSet<Option<&str>> {
+    let claims = set.spec.iter().flat_map(|spec| spec.volume_claim_templates.iter().flatten());
+    claims.map(|claim| claim.metadata.name.as_deref()).collect()
 }
 
 fn differences(desired: &StatefulSet, live: &StatefulSet) -> Vec<&'static str> {
@@ -135,6 +144,9 @@ mod tests {
             assert_eq!(to_recreate(&set(wanted()), &set(other.clone())), ["selector"]);
             assert!(!keep(&mut set(wanted()), Some(&set(other))), "its template cannot be written");
         }
+        let mut other = live();
+        other["spec"]["volumeClaimTemplates"][0]["metadata"]["name"] = json!("storage");
+        assert!(!keep(&mut set(wanted()), Some(&set(other))), "its pods could not mount their data");
         assert!(keep(&mut set(wanted()), None) && keep(&mut set(wanted()), Some(&set(live()))));
     }
 

@@ -293,10 +293,12 @@ fn since(view: &View<'_>, decision: &Decision) -> UnixSeconds {
     let same_matter = old_matter.is_some() && old_matter == Matter::of(new_step, new_reason);
     // A restart of a leader that would not move (I4) belongs to the move.
     let restart_of_leader = decision.row == "I4" && old_matter == Some(Matter::MoveLeader);
-    // An eviction that was refused is tried again.
+    // An eviction that was refused is tried again, and so is a set that would not be taken.
     let was_refused =
         step == StepName::Wait.as_str() && reason.as_deref() == Some(WaitReason::DisruptionBudget.as_str());
-    let again = was_refused && matches!(decision.step, Step::RestartPod { mode: RestartMode::Evict, .. });
+    let set_refused = step == StepName::Wait.as_str() && reason.as_deref() == Some(WaitReason::InvalidSpec.as_str());
+    let again = was_refused && matches!(decision.step, Step::RestartPod { mode: RestartMode::Evict, .. })
+        || set_refused && matches!(decision.step, Step::RecreateSet { .. });
     let same_words = step == new_step && (new_step != StepName::Wait.as_str() || reason.as_deref() == new_reason);
     if same_target && (same_words || same_matter || restart_of_leader || again) { *since } else { now }
 }

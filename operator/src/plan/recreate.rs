@@ -17,11 +17,13 @@ pub(super) fn rows(view: &View<'_>, notes: &Notes) -> Row {
     }
 }
 
-/// Exactly the wanted pods and members are there, as the set has them: what is made from them is the same set.
+/// Exactly the wanted pods and members are there, as the set has them, each on the volume that a set of ours gives it: what is
+/// made from them is the same set. The claims of another set may have other names, and ours would start on empty disks.
 fn is_at_rest(view: &View<'_>) -> bool {
     let want = view.want();
     let pods =
         view.observed.pods.iter().all(|(k, pod)| *k < want && pod.terminating.is_none() && !view.is_outdated(*k));
     let voters = view.voters().filter(|(k, id, member)| view.is_serving(*k, *id, member)).count();
-    pods && view.have() == want && view.members().count() == want as usize && voters == want as usize
+    let disks = view.voters().all(|(k, id, _)| view.is_labelled_for(k, id));
+    pods && disks && view.have() == want && view.members().count() == want as usize && voters == want as usize
 }

@@ -160,6 +160,14 @@ fn updated(seen: Seen<'_>, facts: &Facts) -> Verdict {
                        annotate the RaftCluster with balsa.dev/roll-operator-template=true to let it";
         return Verdict::new(kind, false, WaitReason::OperatorTemplateChanged.as_str(), message);
     }
+    if let Some(fixed) = seen.observed.set.as_ref().map(|set| &set.fixed).filter(|fixed| !fixed.is_empty()) {
+        let message = format!(
+            "the StatefulSet has another {} than wanted, which Kubernetes lets nobody change: it is made anew once every \
+             member serves on the volume of its ordinal; with another selector or other claims nothing of it changes before",
+            fixed.join(", ")
+        );
+        return Verdict::new(kind, false, StepName::RecreateSet.as_str(), message);
+    }
     if let Some((pod, why)) = facts.refusals.first() {
         let message = format!("{pod} refuses the settings of spec.config and keeps its own: {why}");
         return Verdict::new(kind, false, WaitReason::ConfigRefused.as_str(), message);
