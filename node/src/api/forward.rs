@@ -64,7 +64,10 @@ fn marked<T>(message: T) -> Request<T> {
 }
 
 /// The answer of another member, in this side's words.
-pub(super) async fn in_time<T>(bound: Duration, asked: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Error> {
+pub(super) async fn in_time<T>(
+    bound: Duration,
+    asked: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Error> {
     match timeout(bound, asked).await {
         Err(_) => Err(Failure::TimedOut.into()),
         Ok(Err(status)) => Err(remote(&status)),

@@ -219,9 +219,11 @@ async fn there_is_no_room_for_a_snapshot_while_another_is_still_on_the_disk() {
     let copy = scratch.path().join("copy");
     let manifest = checkpoint(&served, &copy, 1_000);
     let (first, kept) = (chunks(&copy, &manifest).remove(0), served.key_spaces());
+    let mut midway = 0;
     for _ in 0..10 {
         let mut receiving = Box::pin(served.service.receive(first.clone()));
-        assert!(futures::poll!(&mut receiving).is_pending());
+        // The thread may be done already, now and then.
+        midway += usize::from(futures::poll!(&mut receiving).is_pending());
         drop(receiving);
         eventually("there is room", || !served.service.is_receiving()).await;
         // Were the thread still at work, the directory would come now.
@@ -230,6 +232,7 @@ async fn there_is_no_room_for_a_snapshot_while_another_is_still_on_the_disk() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
+    assert!(midway > 0, "none was given up midway");
     served.node.stop().await;
 }
 

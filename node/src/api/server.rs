@@ -170,7 +170,8 @@ impl Services {
         let limit = || self.max_request_bytes.clone();
         let leader = Arc::new(GrpcLeader::new(self.dialer.clone(), self.watch.election_timeout));
         let kv = KvServer::new(KvApi::new(self.member.clone()));
-        let leases = Leases::new(self.member.clone(), Arc::new(GrpcClock::new(self.dialer.clone(), self.watch.election_timeout)));
+        let clock = GrpcClock::new(self.dialer.clone(), self.watch.election_timeout);
+        let leases = Leases::new(self.member.clone(), Arc::new(clock));
         let queue = Queue::new(Kv::new(self.member.clone()), leases.clone());
         let lock = LockServer::new(LockApi::new(Lock::new(queue.clone())));
         let election = ElectionServer::new(ElectionApi::new(Election::new(queue)));

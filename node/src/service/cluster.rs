@@ -243,7 +243,9 @@ impl Cluster {
             };
             match asked {
                 // What was taken for the leader may have stopped to lead: it has begun nothing, either.
-                Err(Error::Failed(Failure::NoLeader) | Error::Remote { reason: Reason::NoLeader, .. }) => may(&handle.status().membership, &handle.reached())?,
+                Err(Error::Failed(Failure::NoLeader) | Error::Remote { reason: Reason::NoLeader, .. }) => {
+                    may(&handle.status().membership, &handle.reached())?
+                }
                 answered => return answered.map(Some),
             }
             if until.is_some_and(|until| Instant::now() >= until) {
