@@ -109,8 +109,12 @@ fn tool(name: &str) -> Command {
 }
 
 fn etcdctl(member: &Member, authority: &Authority, identity: Option<&Identity>, words: &[&str]) -> Output {
+    etcdctl_at(&member.client_url(), authority, identity, words)
+}
+
+fn etcdctl_at(url: &str, authority: &Authority, identity: Option<&Identity>, words: &[&str]) -> Output {
     let mut command = tool("etcdctl");
-    command.arg(format!("--endpoints={}", member.client_url())).arg(flag("cacert", &authority.ca()));
+    command.arg(format!("--endpoints={url}")).arg(flag("cacert", &authority.ca()));
     if let Some(identity) = identity {
         command.arg(flag("cert", &identity.cert)).arg(flag("key", &identity.key));
     }
@@ -178,6 +182,162 @@ async fn a_name_that_is_a_user_does_not_come_through_the_gateway() {
     let nameless = authority.sign("nameless", "");
     let answer = ask(&nameless, "/v3/kv/range");
     assert_eq!(answer, r#"{"code":3,"message":"etcdserver: user name is empty"} 400"#);
+}
+
+/// curl with a certificate: what it got, or why it got nothing.
+fn curl_as(url: &str, ca: &Path, identity: &Identity, words: &[&str]) -> Output {
+    let files = [ca, &identity.cert, &identity.key].map(|file| file.display().to_string());
+    let mut all = vec!["--cacert", &files[0], "--cert", &files[1], "--key", &files[2]];
+    all.extend(words);
+    curl(url, &all)
+}
+
+/// Names of a certificate, and what each asks once users are checked. `client` sets it all up.
+const ASKED_BY_NAME: &str = "
+client user add root:secret
+client user grant-role root root
+client user add alice --no-password
+client role add mine
+client role grant-permission mine readwrite a b
+client user grant-role alice mine
+client auth enable
+alice put a1 one
+alice get a1
+alice get a b
+alice del a2
+alice lease revoke 1
+alice put b1 two
+alice get b1
+alice get a c
+alice user list
+alice --user=root:secret put b1 two
+alice get b1
+alice --user=root:wrong get b1
+stranger get a1
+stranger put a1 three
+stranger lease grant 60
+nameless get a1
+nameless put a1 three
+nameless lease grant 60
+nameless user list
+nameless --user=root:secret get b1
+";
+
+/// The ids of leases, which are drawn, are left out.
+fn without_ids(line: &str) -> String {
+    let is_id = |word: &str| word.len() == 16 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    line.split(' ').map(|word| if is_id(word) { "ID" } else { word }).collect::<Vec<_>>().join(" ")
+}
+
+/// What is printed in answer to each line, and what the gateway says to a name that is a user.
+fn answers_by_name(url: &str, authority: &Authority) -> Vec<String> {
+    let identity = |name: &str| Identity {
+        cert: authority.directory.join(format!("{name}.pem")),
+        key: authority.directory.join(format!("{name}-key.pem")),
+    };
+    let asked = ASKED_BY_NAME.lines().filter(|line| !line.is_empty()).map(|line| {
+        let (name, words) = line.split_once(' ').expect("a name");
+        let words: Vec<&str> = words.split(' ').collect();
+        let output = etcdctl_at(url, authority, Some(&identity(name)), &words);
+        // The logger of etcdctl puts the time of day in front.
+        let said = text(&output);
+        let lines = said.lines().filter(|line| !line.starts_with('{'));
+        format!("{line}: {}", lines.map(without_ids).collect::<Vec<_>>().join(" / "))
+    });
+    let mut answers: Vec<String> = asked.collect();
+    for name in ["alice", "stranger"] {
+        let words = ["-d", r#"{"key":"YTE="}"#, "-w", " %{http_code}"];
+        let output = curl_as(&format!("{url}/v3/kv/range"), &authority.ca(), &identity(name), &words);
+        answers.push(format!("{name} through the gateway: {}", text(&output)));
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_common_name_is_the_user_of_its_calls_and_may_do_what_that_user_may() {
+    let (cluster, authority, client) = secured(1).await;
+    for name in ["alice", "stranger"] {
+        authority.sign(name, name);
+    }
+    authority.sign("nameless", "");
+    let member = &cluster.members[0];
+    let answers = answers_by_name(&member.client_url(), &authority);
+    let has = |line: &str, said: &str| {
+        let answer = answers.iter().find(|answer| answer.starts_with(&format!("{line}: ")));
+        assert!(answer.is_some_and(|answer| answer.contains(said)), "{line}: no {said} in {answers:#?}");
+    };
+    has("alice put a1 one", "OK");
+    has("alice get a1", "a1 / one");
+    for line in ["alice put b1 two", "alice get b1", "alice get a c", "alice user list", "stranger get a1"] {
+        has(line, "permission denied");
+    }
+    has("alice --user=root:secret put b1 two", "OK");
+    has("alice through the gateway", "CommonName of client sending a request against gateway will be ignored");
+    for release in RELEASES {
+        let Some(program) = program(release) else { continue };
+        let flags: Vec<String> = member.flags.iter().filter(|flag| !flag.starts_with("--peer-")).cloned().collect();
+        let etcd = Etcd::run(&program, 1, &flags);
+        let url = format!("https://127.0.0.1:{}", etcd.port);
+        let begun = std::time::Instant::now();
+        while !curl_as(&format!("{url}/health"), &authority.ca(), &client, &["-f"]).status.success() {
+            assert!(begun.elapsed() < PATIENCE, "{}", etcd.log_text());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        assert_eq!(answers_by_name(&url, &authority), answers, "{release}");
+    }
+}
+
+/// Whether a port takes a certificate: it answers inside TLS, whatever it says, or ends the handshake.
+fn is_taken(port: u16, ca: &Path, identity: &Identity) -> Result<(), String> {
+    let output = curl_as(&format!("https://127.0.0.1:{port}/version"), ca, identity, &["-o", "/dev/null"]);
+    if output.status.success() { Ok(()) } else { Err(text(&output)) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_authority_is_trusted_by_those_that_run_and_the_old_one_no_more() {
+    let (mut cluster, old, client) = secured(3).await;
+    let new = Authority::new(cluster.directory.path().join("new"));
+    let successor = new.sign("client", "client");
+    let (old_ca, new_ca) = (std::fs::read(old.ca()).expect("read"), std::fs::read(new.ca()).expect("read"));
+    let ports: Vec<u16> = cluster.members.iter().flat_map(|member| [member.client_port, member.peer_port]).collect();
+    let all = |identity: &Identity, taken: bool| {
+        ports.iter().all(|port| is_taken(*port, &old.ca(), identity).is_ok() == taken)
+    };
+    assert!(all(&client, true) && all(&successor, false), "before");
+
+    // Both are trusted.
+    std::fs::write(old.ca(), [&old_ca[..], &new_ca[..]].concat()).expect("written");
+    cluster.eventually("the new one is trusted too", || async { all(&successor, true) }).await;
+    assert!(all(&client, true), "and the old one still is");
+    // Members show what the new one signed.
+    for member in &cluster.members {
+        let signed = new.sign(&member.name, &member.name);
+        for (from, to) in [(signed.key, "-key"), (signed.cert, "")] {
+            std::fs::copy(from, old.directory.join(format!("{}{to}.pem", member.name))).expect("copied");
+        }
+    }
+    let serve = |ca: PathBuf| {
+        let ports = &ports;
+        let successor = &successor;
+        move || {
+            let ca = ca.clone();
+            async move { ports.iter().all(|port| is_taken(*port, &ca, successor).is_ok()) }
+        }
+    };
+    cluster.eventually("the new certificates are shown", serve(new.ca())).await;
+    // The old one is trusted no more.
+    std::fs::write(old.ca(), &new_ca).expect("written");
+    cluster.eventually("the old one is refused", || async { all(&client, false) }).await;
+    assert!(all(&successor, true));
+
+    // Members meet again: one that begins anew, and those that know the new authority only from its file.
+    let tls = old.client(Some(successor.clone()));
+    cluster.members.iter_mut().for_each(|member| member.tls = Some(tls.clone()));
+    cluster.members[0].kill();
+    cluster.restart(0);
+    cluster.serves(0).await;
+    cluster.members[0].put("a", "b").await.expect("a write");
+    cluster.assert_hashes_agree().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -298,7 +298,7 @@ async fn read_all(events: &mut Streaming<pb::WatchResponse>, pause: Duration) {
 }
 
 /// Waits until the value of a metric is as wanted.
-async fn eventually(member: &Member, name: &str, wanted: impl Fn(f64) -> bool) {
+pub(crate) async fn eventually(member: &Member, name: &str, wanted: impl Fn(f64) -> bool) {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         let value = metric(member, name).await;
@@ -316,6 +316,10 @@ async fn metric(member: &Member, name: &str) -> f64 {
     let text = String::from_utf8(request.send(member.client_port).await.body).expect("text");
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name}")).parse().expect("a number")
+}
+
+pub(crate) fn open_files(member: &Member) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", member.pid())).expect("the process runs").count()
 }
 
 pub(crate) fn open_sockets(member: &Member) -> usize {
@@ -339,7 +343,7 @@ fn message(request: &impl Message) -> Vec<u8> {
     [&[0, 0, 0, 0, u8::try_from(request.len()).expect("short")], &request[..]].concat()
 }
 
-fn resident_kib(member: &Member) -> u64 {
+pub(crate) fn resident_kib(member: &Member) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", member.pid())).expect("the process runs");
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("resident memory");
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")

@@ -64,9 +64,35 @@ fn hex(escape: &[u8]) -> Option<u16> {
 }
 
 fn invalid(escape: &[u8]) -> Fault {
-    let mut quoted = String::new();
-    push_quoted(&mut quoted, &String::from_utf8_lossy(escape));
-    Fault::Wrong(format!("invalid escape code {quoted} in string"))
+    Fault::Wrong(format!("invalid escape code {} in string", go_quoted(escape)))
+}
+
+/// As Go's `%q` writes bytes, which need not be text: not as JSON does.
+fn go_quoted(bytes: &[u8]) -> String {
+    let mut out = String::from("\"");
+    // Writing to a string cannot fail.
+    for piece in bytes.utf8_chunks() {
+        for c in piece.valid().chars() {
+            match c {
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                '\u{7}' => out.push_str("\\a"),
+                '\u{8}' => out.push_str("\\b"),
+                '\t' => out.push_str("\\t"),
+                '\n' => out.push_str("\\n"),
+                '\u{b}' => out.push_str("\\v"),
+                '\u{c}' => out.push_str("\\f"),
+                '\r' => out.push_str("\\r"),
+                c if c < ' ' || c == '\u{7f}' => _ = write!(out, "\\x{:02x}", u32::from(c)),
+                '\u{80}'..='\u{a0}' | '\u{ad}' => _ = write!(out, "\\u{:04x}", u32::from(c)),
+                c => out.push(c),
+            }
+        }
+        for byte in piece.invalid() {
+            let _ = write!(out, "\\x{byte:02x}");
+        }
+    }
+    out + "\""
 }
 
 /// Appends `text` in quotes.
@@ -101,6 +127,21 @@ mod tests {
         assert_eq!(unquoted(br#""\ud800""#), Err(Fault::CutOff));
         let half = r#"invalid escape code "\",\"key" in string"#.to_owned();
         assert_eq!(unquoted(br#""\ud800","key":1"#), Err(Fault::Wrong(half)));
+    }
+
+    #[test]
+    fn what_is_no_escape_is_told_as_go_quotes_it() {
+        for (text, told) in [
+            (&b"\"\\ud800near\xf2z\""[..], r#""near\xf2z""#),
+            (b"\"\\ud800\x01\x07\x0b\x7f\t\\\"", r#""\x01\a\v\x7f\t\\""#),
+            (b"\"\\ud800abcd\xc3\xa9\"", r#""abcd\u{e9}""#),
+            (b"\"\\ud800abcde\xc3\xa9\"", r#""abcde\xc3""#),
+            (b"\"\\ud800abcd\xc2\xa0\"", r#""abcd\u00a0""#),
+            (b"\"\\uzz\nzz\"", r#""\\uzz\nz""#),
+        ] {
+            let told = told.replace("\\u{e9}", "é");
+            assert_eq!(unquoted(text), Err(Fault::Wrong(format!("invalid escape code {told} in string"))));
+        }
     }
 
     #[test]
