@@ -12,7 +12,7 @@ fn etcdctl(cluster: &Cluster) -> Command {
     command
 }
 
-fn run(cluster: &Cluster, arguments: &[&str]) -> String {
+pub(crate) fn run(cluster: &Cluster, arguments: &[&str]) -> String {
     let output = etcdctl(cluster).args(arguments).output().expect("etcdctl runs (e2e/install etcd)");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     assert!(output.status.success(), "{arguments:?}: {}\n{}", text(&output.stderr), cluster.logs());

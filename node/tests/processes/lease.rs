@@ -3,9 +3,12 @@
 //! "Too early" is measured: no lease may be over before its last promise. "Too late" is only bounded by patience, because
 //! the machine may be busy.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use balsa_proto::etcdserverpb as pb;
+use balsa_proto::etcdserverpb::kv_client::KvClient;
+use balsa_proto::etcdserverpb::lease_client::LeaseClient;
 use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -272,5 +275,92 @@ async fn many_leases_on_one_stream_are_renewed_and_then_over_while_puts_go_on() 
         member.put("m/put", "goes on").await.expect("a write");
         assert!(Instant::now() < deadline, "{} leases are left\n{}", count().await, cluster.logs());
     }
+    cluster.assert_hashes_agree().await;
+}
+
+/// Deletes of keys that begin with `key`, as a member tells them.
+async fn watch_deletes(member: &Member, key: &str) -> (mpsc::Sender<pb::WatchRequest>, Streaming<pb::WatchResponse>) {
+    let create = pb::WatchCreateRequest {
+        key: key.to_owned().into(),
+        range_end: format!("{key}\u{7f}").into(),
+        filters: vec![pb::watch_create_request::FilterType::Noput.into()],
+        ..Default::default()
+    };
+    let (requests, receiver) = mpsc::channel(1);
+    let create = pb::watch_request::RequestUnion::CreateRequest(create);
+    requests.send(pb::WatchRequest { request_union: Some(create) }).await.expect("sent");
+    let mut events = member.watch().watch(ReceiverStream::new(receiver)).await.expect("a watch").into_inner();
+    assert!(events.message().await.expect("open").expect("an answer").created);
+    (requests, events)
+}
+
+/// Puts until it is told that all is over, and answers how long the longest took.
+async fn longest_put(member: &Member, mut over: tokio::sync::oneshot::Receiver<()>) -> Duration {
+    let (mut kv, mut longest) = (member.kv(), Duration::ZERO);
+    while over.try_recv().is_err() {
+        let begun = Instant::now();
+        kv.put(pb::PutRequest { key: "beside".into(), ..Default::default() }).await.expect("puts go on");
+        longest = longest.max(begun.elapsed());
+    }
+    longest
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_that_end_together_are_over_a_thousand_a_second_and_each_is_told_once() {
+    const LEASES: i64 = 3_000;
+    const TTL: i64 = 8;
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let [leader, member, other] = [0, 1, 2].map(|place| &cluster.members[(leader + place) % 3]);
+    let (_open, mut events) = watch_deletes(other, "t/").await;
+    let channel = member.channel();
+    let grants = (1..=LEASES).map(|id| {
+        let (mut leases, mut kv) = (LeaseClient::new(channel.clone()), KvClient::new(channel.clone()));
+        async move {
+            leases.lease_grant(pb::LeaseGrantRequest { ttl: 6_000, id }).await.expect("granted");
+            let put = pb::PutRequest { key: format!("t/{id}").into(), lease: id, ..Default::default() };
+            kv.put(put).await.expect("a write");
+        }
+    });
+    stream::iter(grants).buffer_unordered(200).collect::<Vec<_>>().await;
+    // A second lease of each key, and these end together: of the first ones nothing more is heard.
+    let moves = (1..=LEASES).map(|id| {
+        let (mut leases, mut kv) = (LeaseClient::new(channel.clone()), KvClient::new(channel.clone()));
+        async move {
+            leases.lease_grant(pb::LeaseGrantRequest { ttl: TTL, id: LEASES + id }).await.expect("granted");
+            let put = pb::PutRequest { key: format!("t/{id}").into(), lease: LEASES + id, ..Default::default() };
+            kv.put(put).await.expect("a write");
+        }
+    });
+    let begun = Instant::now();
+    stream::iter(moves).buffer_unordered(200).collect::<Vec<_>>().await;
+    let spread = begun.elapsed();
+
+    let (over, is_over) = tokio::sync::oneshot::channel();
+    let reading = async {
+        let (mut deleted, mut first, mut last) = (BTreeSet::new(), None, None);
+        while !deleted.contains("t/end") {
+            for event in events.message().await.expect("open").expect("an answer").events {
+                let key = String::from_utf8(event.kv.expect("a pair").key.to_vec()).expect("text");
+                assert!(deleted.insert(key.clone()), "{key} is told twice");
+            }
+            first = first.or((!deleted.is_empty()).then(Instant::now));
+            if last.is_none() && deleted.len() == LEASES as usize {
+                last = Some(Instant::now());
+                other.put("t/end", "").await.expect("a write");
+                let end = pb::DeleteRangeRequest { key: "t/end".into(), ..Default::default() };
+                other.kv().delete_range(end).await.expect("a delete");
+            }
+        }
+        over.send(()).expect("puts go on");
+        last.expect("all of them") - first.expect("one of them")
+    };
+    let both = async { tokio::join!(reading, longest_put(leader, is_over)) };
+    let (took, longest) = tokio::time::timeout(PATIENCE * 2, both).await.expect("all are over");
+    let allowed = spread + Duration::from_secs(LEASES.unsigned_abs() / 1_000);
+    assert!(took <= allowed, "{took:?} for what was granted within {spread:?}");
+    assert!(longest < Duration::from_secs(1), "a put took {longest:?}");
+    let left = member.lease().lease_leases(pb::LeaseLeasesRequest {}).await.expect("a list").into_inner().leases;
+    assert_eq!(left.len(), LEASES as usize, "the first ones");
     cluster.assert_hashes_agree().await;
 }

@@ -1,8 +1,10 @@
 //! Alarms, quota, defragmentation and the other maintenance calls over the wire.
 
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use balsa_proto::etcdserverpb as pb;
+use bytes::Bytes;
 use pb::alarm_request::AlarmAction;
 use tonic::Code;
 use tonic::transport::Endpoint;
@@ -389,4 +391,57 @@ async fn a_member_with_other_data_does_not_start_when_it_compares_itself_first()
     cluster.restart(healthy);
     cluster.serves(healthy).await;
     assert!(cluster.members[healthy].log_text().contains("initial corruption checking passed"), "{}", cluster.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn puts_and_reads_go_on_beside_a_defragmentation() {
+    let cluster = Cluster::start(3).await;
+    let writer = &cluster.members[cluster.leader().await];
+    for number in 0..200 {
+        put_value(writer, &format!("k/{}", number % 50), 500_000).await.expect("a write");
+    }
+    let revision = writer.put("last", "x").await.expect("a write");
+    writer.kv().compact(pb::CompactionRequest { revision, physical: true }).await.expect("compacted");
+
+    for member in &cluster.members {
+        let (took, puts, reads) = beside_a_defragmentation(member).await;
+        println!("{took:?}: {puts:?} puts, {reads:?} reads");
+        for (within, longest) in [puts, reads] {
+            assert!(within > 0, "none of the calls began and ended within {took:?}");
+            assert!(longest < Duration::from_secs(1) || longest < took / 3, "{longest:?} beside {took:?}");
+        }
+    }
+    cluster.assert_hashes_agree().await;
+}
+
+/// How long a defragmentation took, and of puts and of reads at the same member how many began and ended within it, and
+/// how long the longest took.
+async fn beside_a_defragmentation(member: &Member) -> (Duration, (usize, Duration), (usize, Duration)) {
+    let (busy, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    let calls = async |put: bool| {
+        let (mut kv, mut within, mut longest) = (member.kv(), 0, Duration::ZERO);
+        while !done.load(Ordering::SeqCst) {
+            let (begun, beside) = (Instant::now(), busy.load(Ordering::SeqCst));
+            let key = Bytes::from_static(b"beside");
+            if put {
+                kv.put(pb::PutRequest { key, ..Default::default() }).await.expect("no put fails");
+            } else {
+                kv.range(pb::RangeRequest { key, ..Default::default() }).await.expect("no read fails");
+            }
+            within += usize::from(beside && busy.load(Ordering::SeqCst));
+            longest = longest.max(begun.elapsed());
+        }
+        (within, longest)
+    };
+    let defragmenting = async {
+        let mut maintenance = member.maintenance();
+        maintenance.status(pb::StatusRequest {}).await.expect("connected");
+        let begun = Instant::now();
+        busy.store(true, Ordering::SeqCst);
+        maintenance.defragment(pb::DefragmentRequest {}).await.expect("defragmented");
+        busy.store(false, Ordering::SeqCst);
+        done.store(true, Ordering::SeqCst);
+        begun.elapsed()
+    };
+    tokio::join!(defragmenting, calls(true), calls(false))
 }

@@ -1,6 +1,7 @@
 //! Settings that change while the nodes run: pushed through the node service, or written into the file.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::node as wire;
@@ -85,26 +86,109 @@ async fn a_bad_or_stale_push_changes_nothing() {
     assert!(puts(member, 128).await.is_ok());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_changed_file_is_active_without_a_restart() {
+/// The file of a member, with these settings.
+fn file_of(member: &Member, more: &str) -> String {
+    format!(
+        "name: m0\ndata-dir: {}\nlisten-client-urls: {client}\nadvertise-client-urls: {client}\n\
+         listen-peer-urls: {peer}\ninitial-advertise-peer-urls: {peer}\ninitial-cluster: m0={peer}\n{more}",
+        member.data.display(),
+        client = member.client_url(),
+        peer = member.peer_url(),
+    )
+}
+
+/// A member that was started by a file with these settings.
+async fn started_by_file(more: &str) -> (Cluster, PathBuf) {
     let mut cluster = Cluster::empty();
     let index = cluster.add_unstarted("m0");
     let path = cluster.directory.path().join("config.yaml");
-    let text = |more: &str| {
-        let member = &cluster.members[index];
-        format!(
-            "name: m0\ndata-dir: {}\nlisten-client-urls: {client}\nadvertise-client-urls: {client}\n\
-             listen-peer-urls: {peer}\ninitial-advertise-peer-urls: {peer}\ninitial-cluster: m0={peer}\n{more}",
-            member.data.display(),
-            client = member.client_url(),
-            peer = member.peer_url(),
-        )
-    };
-    std::fs::write(&path, text("max-txn-ops: 10\n")).expect("written");
-    let (bad, good) = (text("max-txn-ops: 0\n"), text("max-txn-ops: 3\n"));
+    std::fs::write(&path, file_of(&cluster.members[index], more)).expect("written");
     cluster.run_by_file(index, &path);
     cluster.leader().await;
-    let member = &cluster.members[index];
+    (cluster, path)
+}
+
+async fn add_learner(member: &Member, port: u16) -> Result<(), String> {
+    let request = pb::MemberAddRequest { peer_ur_ls: vec![format!("http://127.0.0.9:{port}")], is_learner: true };
+    let added = member.cluster().member_add(request).await;
+    added.map(drop).map_err(|error| error.message().to_owned())
+}
+
+/// Changes the settings of a member, each time to the ones named, and looks for what each of them does.
+async fn each_setting_takes_effect(cluster: &Cluster, change: impl AsyncFn(&Member, &[(&str, &str)]) -> u64) {
+    const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
+    let member = &cluster.members[0];
+    let large = "v".repeat(1_000);
+    let first = member.put("first", &large).await.expect("a write");
+    add_learner(member, 1).await.expect("one is allowed");
+    let too_many = Err("etcdserver: too many learner members in cluster".to_owned());
+    assert_eq!(add_learner(member, 2).await, too_many);
+    assert!(!member.log_text().contains(r#""level":"debug""#));
+
+    let mut wanted = vec![("max-request-bytes", "900"), ("max-learners", "2"), ("log-level", "debug")];
+    wanted.push(("auto-compaction-retention", "1s"));
+    let version = change(member, &wanted).await;
+    let error = member.put("first", &large).await.expect_err("too large");
+    assert_eq!(error.message(), "etcdserver: request is too large");
+    add_learner(member, 2).await.expect("two are allowed");
+    assert!(member.log_text().contains(r#""level":"debug""#), "the level has changed");
+    let compacted = || async {
+        member.put("more", "x").await.expect("a write");
+        let old = pb::RangeRequest { key: "first".into(), revision: first, ..Default::default() };
+        member.kv().range(old).await.is_err_and(|error| error.code() == Code::OutOfRange)
+    };
+    cluster.eventually("what is older than a second is compacted", compacted).await;
+
+    wanted.push(("quota-backend-bytes", "1"));
+    let full = change(member, &wanted).await;
+    assert!(full > version, "{full} after {version}");
+    assert_eq!(member.status().await.expect("a status").db_size_quota, 1);
+    let refused = || async { member.put("k", "v").await.is_err_and(|error| error.message() == NO_SPACE) };
+    cluster.eventually("there is no space", refused).await;
+    wanted.pop();
+    change(member, &wanted).await;
+    let action = pb::alarm_request::AlarmAction::Deactivate.into();
+    let member_id = member.status().await.and_then(|status| status.header).expect("a header").member_id;
+    let request = pb::AlarmRequest { action, member_id, alarm: pb::AlarmType::Nospace.into() };
+    member.maintenance().alarm(request).await.expect("an answer");
+    member.put("k", "v").await.expect("there is no quota");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_setting_that_is_pushed_takes_effect() {
+    let cluster = Cluster::start(1).await;
+    let pushed = async |member: &Member, wanted: &[(&str, &str)]| {
+        let version = active(member).await.version + 1;
+        let request = wire::SetConfigRequest { version, settings: settings(wanted), ..Default::default() };
+        let answer = node(member).await.set_config(request).await.expect("taken").into_inner();
+        let now = active(member).await;
+        assert_eq!((answer.version, now.version), (version, version));
+        assert!(wanted.iter().all(|(name, value)| now.settings[*name] == *value), "{:?}", now.settings);
+        version
+    };
+    each_setting_takes_effect(&cluster, pushed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_setting_that_is_written_into_the_file_takes_effect() {
+    let (cluster, path) = started_by_file("").await;
+    let written = async |member: &Member, wanted: &[(&str, &str)]| {
+        let version = active(member).await.version + 1;
+        let lines: String = wanted.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+        std::fs::write(&path, file_of(member, &lines)).expect("written");
+        cluster.eventually("the file is active", || async { active(member).await.version == version }).await;
+        let now = active(member).await.settings;
+        assert!(wanted.iter().all(|(name, value)| now[*name] == *value), "{now:?}");
+        version
+    };
+    each_setting_takes_effect(&cluster, written).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_file_is_active_without_a_restart() {
+    let (cluster, path) = started_by_file("max-txn-ops: 10\n").await;
+    let member = &cluster.members[0];
+    let [bad, good] = ["max-txn-ops: 0\n", "max-txn-ops: 3\n"].map(|more| file_of(member, more));
     cluster.eventually("ten operations fit", || async { puts(member, 10).await.is_ok() }).await;
 
     std::fs::write(&path, bad).expect("written");

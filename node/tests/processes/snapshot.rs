@@ -7,6 +7,7 @@ use balsa_proto::etcdserverpb as pb;
 use tokio_stream::StreamExt;
 
 use crate::cluster::{Cluster, Member};
+use crate::etcdctl;
 
 /// What `etcdctl snapshot save` does: the messages of the stream, one behind the other.
 async fn save(member: &Member, path: &Path) {
@@ -97,6 +98,32 @@ async fn a_saved_snapshot_becomes_a_new_cluster_with_the_same_keys_and_revisions
     assert!(new_ids.iter().all(|id| !old_ids.contains(id)), "{new_ids:?} were used before");
     assert_eq!(new.members[2].put("a", "3").await.expect("a write"), last + 1);
     new.assert_hashes_agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_etcdctl_saves_is_served_after_a_restore() {
+    let old = Cluster::start(1).await;
+    let member = &old.members[0];
+    for number in 0..300 {
+        member.put(&format!("k{}", number % 200), &"v".repeat(10_000 + number)).await.expect("a write");
+    }
+    let lease = member.lease().lease_grant(pb::LeaseGrantRequest { ttl: 600, id: 77 }).await.expect("granted");
+    let put = pb::PutRequest { key: "held".into(), lease: lease.into_inner().id, ..Default::default() };
+    member.kv().put(put).await.expect("a write");
+    let path = old.directory.path().join("saved");
+    let text = path.display().to_string();
+    assert!(etcdctl::run(&old, &["snapshot", "save", &text]).contains("Snapshot saved at"));
+    let then = everything(member, 0).await;
+    let status = status(&path);
+    let revision = then.header.as_ref().expect("a header").revision;
+    assert_eq!((status["revision"].as_i64(), status["totalKey"].as_u64()), (Some(revision), Some(301)));
+
+    let new = restored(&path, &[]).await;
+    let now = everything(&new.members[1], 0).await;
+    assert_eq!((now.kvs.len(), now.kvs == then.kvs), (201, true));
+    assert_eq!(etcdctl::run(&new, &["get", "k7", "--print-value-only"]), "v".repeat(10_207));
+    let held = etcdctl::run(&new, &["lease", "timetolive", "4d", "--keys"]);
+    assert!(held.contains("granted with TTL(600s)") && held.contains("attached keys([held])"), "{held}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
