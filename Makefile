@@ -16,7 +16,7 @@ CARGO := cargo
 SCENARIO ?=
 CLIENT ?=
 TIMES ?= 20
-BENCHES ?= run watch watch-memory leases range tls
+BENCHES ?= run watch watch-memory unread leases range tls
 
 .PHONY: help
 help: ## Show this list
