@@ -6,7 +6,7 @@ use balsa_proto::etcdserverpb as pb;
 use tonic::{Request, Response, Status};
 
 use super::caller::caller;
-use super::status::{admit, etcd, is_forwarded};
+use super::status::{admit, etcd, is_forwarded, meant_for};
 use crate::service::cluster::Origin;
 use crate::service::forward::Leader;
 use crate::service::{Member, cluster};
@@ -30,11 +30,12 @@ impl ClusterApi {
     }
 
     /// The port decides, never what the request says of itself.
-    fn origin<T>(&self, request: &Request<T>) -> Origin {
-        match self.on_peer_port {
-            true => Origin::Peer { forwarded: is_forwarded(request.metadata()) },
-            false => Origin::Client(caller(request)),
+    fn origin<T>(&self, request: &Request<T>) -> Result<Origin, Status> {
+        if !self.on_peer_port {
+            return Ok(Origin::Client(caller(request)));
         }
+        let cluster_id = meant_for(request.metadata()).map_err(etcd)?;
+        Ok(Origin::Peer { forwarded: is_forwarded(request.metadata()), cluster_id })
     }
 }
 
@@ -45,7 +46,7 @@ impl pb::cluster_server::Cluster for ClusterApi {
         request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        let origin = self.origin(&request);
+        let origin = self.origin(&request)?;
         self.cluster.add(&origin, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
@@ -54,7 +55,7 @@ impl pb::cluster_server::Cluster for ClusterApi {
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        let origin = self.origin(&request);
+        let origin = self.origin(&request)?;
         self.cluster.remove(&origin, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
@@ -63,7 +64,7 @@ impl pb::cluster_server::Cluster for ClusterApi {
         request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        let origin = self.origin(&request);
+        let origin = self.origin(&request)?;
         self.cluster.update(&origin, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
@@ -72,7 +73,7 @@ impl pb::cluster_server::Cluster for ClusterApi {
         request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        self.cluster.list(&self.origin(&request), request.into_inner()).await.map(Response::new).map_err(etcd)
+        self.cluster.list(&self.origin(&request)?, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn member_promote(
@@ -80,7 +81,7 @@ impl pb::cluster_server::Cluster for ClusterApi {
         request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
         admit(&self.member, request.metadata())?;
-        let origin = self.origin(&request);
+        let origin = self.origin(&request)?;
         self.cluster.promote(&origin, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 }

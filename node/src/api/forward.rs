@@ -1,4 +1,5 @@
-//! The client side of the peer port: passes calls on to the leader, marked so that they go no further.
+//! The client side of the peer port: passes calls on to the leader, marked so that they go no further and change nothing in
+//! another cluster.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,10 +13,10 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use wire::node_client::NodeClient;
 
-use super::status::{FORWARDED, remote};
+use super::status::{FOR_CLUSTER, FORWARDED, remote};
 use crate::engine::{Failure, request_timeout};
 use crate::service::failure::Error;
-use crate::service::forward::{Answer, Leader};
+use crate::service::forward::{Address, Answer, Leader};
 use crate::transport::tonic::Dialer;
 
 /// Longest wait for the leader's answer: its own bound on a request, the election time-out for which it may wait to hear of
@@ -38,16 +39,17 @@ impl GrpcLeader {
     }
 
     /// Connects, calls, and turns what comes back into this side's words.
-    fn call<T, C, F>(&self, urls: Vec<String>, ask: C) -> Answer<T>
+    fn call<M, T, C, F>(&self, to: Address, message: M, ask: C) -> Answer<T>
     where
+        M: Send + 'static,
         T: 'static,
-        C: FnOnce(Channel) -> F + Send + 'static,
+        C: FnOnce(Channel, Request<M>) -> F + Send + 'static,
         F: Future<Output = Result<Response<T>, Status>> + Send,
     {
         let (dialer, bound) = (self.dialer.clone(), self.bound);
         Box::pin(async move {
-            let channel = connect(&dialer, &urls).await?;
-            in_time(bound, ask(channel)).await
+            let channel = connect(&dialer, &to.urls).await?;
+            in_time(bound, ask(channel, marked(message, to.cluster_id))).await
         })
     }
 }
@@ -57,9 +59,10 @@ pub(super) async fn connect(dialer: &Dialer, urls: &[String]) -> Result<Channel,
     dialer.connect_any(urls).await.map_err(|_| Failure::NoLeader.into())
 }
 
-fn marked<T>(message: T) -> Request<T> {
+fn marked<T>(message: T, cluster_id: u64) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert(FORWARDED, MetadataValue::from_static("1"));
+    request.metadata_mut().insert(FOR_CLUSTER, cluster_id.into());
     request
 }
 
@@ -76,43 +79,51 @@ pub(super) async fn in_time<T>(
 }
 
 impl Leader for GrpcLeader {
-    fn member_add(&self, urls: Vec<String>, request: pb::MemberAddRequest) -> Answer<pb::MemberAddResponse> {
-        self.call(urls, move |channel| async move { ClusterClient::new(channel).member_add(marked(request)).await })
+    fn member_add(&self, to: Address, request: pb::MemberAddRequest) -> Answer<pb::MemberAddResponse> {
+        self.call(to, request, |channel, request| async move { ClusterClient::new(channel).member_add(request).await })
     }
 
-    fn member_remove(&self, urls: Vec<String>, request: pb::MemberRemoveRequest) -> Answer<pb::MemberRemoveResponse> {
-        self.call(urls, move |channel| async move { ClusterClient::new(channel).member_remove(marked(request)).await })
+    fn member_remove(&self, to: Address, request: pb::MemberRemoveRequest) -> Answer<pb::MemberRemoveResponse> {
+        self.call(
+            to,
+            request,
+            |channel, request| async move { ClusterClient::new(channel).member_remove(request).await },
+        )
     }
 
-    fn member_update(&self, urls: Vec<String>, request: pb::MemberUpdateRequest) -> Answer<pb::MemberUpdateResponse> {
-        self.call(urls, move |channel| async move { ClusterClient::new(channel).member_update(marked(request)).await })
+    fn member_update(&self, to: Address, request: pb::MemberUpdateRequest) -> Answer<pb::MemberUpdateResponse> {
+        self.call(
+            to,
+            request,
+            |channel, request| async move { ClusterClient::new(channel).member_update(request).await },
+        )
     }
 
-    fn member_promote(
-        &self,
-        urls: Vec<String>,
-        request: pb::MemberPromoteRequest,
-    ) -> Answer<pb::MemberPromoteResponse> {
-        self.call(urls, move |channel| async move { ClusterClient::new(channel).member_promote(marked(request)).await })
+    fn member_promote(&self, to: Address, request: pb::MemberPromoteRequest) -> Answer<pb::MemberPromoteResponse> {
+        self.call(
+            to,
+            request,
+            |channel, request| async move { ClusterClient::new(channel).member_promote(request).await },
+        )
     }
 
-    fn list(&self, urls: Vec<String>, request: wire::ListRequest) -> Answer<wire::ListResponse> {
-        self.call(urls, move |channel| async move { NodeClient::new(channel).list(marked(request)).await })
+    fn list(&self, to: Address, request: wire::ListRequest) -> Answer<wire::ListResponse> {
+        self.call(to, request, |channel, request| async move { NodeClient::new(channel).list(request).await })
     }
 
-    fn add(&self, urls: Vec<String>, request: wire::AddRequest) -> Answer<wire::ChangeResponse> {
-        self.call(urls, move |channel| async move { NodeClient::new(channel).add(marked(request)).await })
+    fn add(&self, to: Address, request: wire::AddRequest) -> Answer<wire::ChangeResponse> {
+        self.call(to, request, |channel, request| async move { NodeClient::new(channel).add(request).await })
     }
 
-    fn promote(&self, urls: Vec<String>, request: wire::PromoteRequest) -> Answer<wire::ChangeResponse> {
-        self.call(urls, move |channel| async move { NodeClient::new(channel).promote(marked(request)).await })
+    fn promote(&self, to: Address, request: wire::PromoteRequest) -> Answer<wire::ChangeResponse> {
+        self.call(to, request, |channel, request| async move { NodeClient::new(channel).promote(request).await })
     }
 
-    fn remove(&self, urls: Vec<String>, request: wire::RemoveRequest) -> Answer<wire::ChangeResponse> {
-        self.call(urls, move |channel| async move { NodeClient::new(channel).remove(marked(request)).await })
+    fn remove(&self, to: Address, request: wire::RemoveRequest) -> Answer<wire::ChangeResponse> {
+        self.call(to, request, |channel, request| async move { NodeClient::new(channel).remove(request).await })
     }
 
-    fn move_leader(&self, urls: Vec<String>, request: wire::MoveLeaderRequest) -> Answer<wire::MoveLeaderResponse> {
-        self.call(urls, move |channel| async move { NodeClient::new(channel).move_leader(marked(request)).await })
+    fn move_leader(&self, to: Address, request: wire::MoveLeaderRequest) -> Answer<wire::MoveLeaderResponse> {
+        self.call(to, request, |channel, request| async move { NodeClient::new(channel).move_leader(request).await })
     }
 }

@@ -16,6 +16,9 @@ pub const REASON: &str = "balsa-reason";
 /// The metadata key that marks a call which a member has passed on to the leader.
 pub const FORWARDED: &str = "balsa-forwarded";
 
+/// The metadata key that names the cluster which such a call is meant for. Older members do not send it.
+pub const FOR_CLUSTER: &str = "balsa-cluster-id";
+
 /// etcd's metadata key of requests that want to fail at once when there is no leader.
 const HAS_LEADER: &str = "hasleader";
 
@@ -71,6 +74,16 @@ fn with_reason(mut status: Status, reason: Reason) -> Status {
 /// Whether a member has passed this call on already.
 pub fn is_forwarded(metadata: &MetadataMap) -> bool {
     metadata.contains_key(FORWARDED)
+}
+
+/// The cluster that a call is meant for; 0 when it does not say.
+///
+/// # Errors
+/// `InvalidRequest`.
+pub fn meant_for(metadata: &MetadataMap) -> Result<u64, Error> {
+    let Some(value) = metadata.get(FOR_CLUSTER) else { return Ok(0) };
+    let id = value.to_str().ok().and_then(|text| text.parse().ok());
+    id.ok_or_else(|| Error::InvalidRequest(format!("{FOR_CLUSTER} is no cluster id")))
 }
 
 /// Whether the client wants to hear of it when there is no leader.

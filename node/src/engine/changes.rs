@@ -191,7 +191,7 @@ fn may_promote<L: LogStore>(replica: &Replica<L>, id: u64) -> Result<(), Failure
 
 /// Whether a member is caught up, and as a learner may become a voter: it holds nine tenths of the leader's log, as in etcd, and lacks no more than the
 /// bound of what is committed. A learner that will never get the rest would make a quorum of three one of four.
-pub(super) fn is_in_sync(learner: u64, leader: u64, commit: u64) -> bool {
+pub fn is_in_sync(learner: u64, leader: u64, commit: u64) -> bool {
     let share = learner.saturating_mul(10) >= leader.saturating_mul(9);
     learner > 0 && share && learner.saturating_add(CAUGHT_UP_ENTRIES) >= commit
 }

@@ -31,6 +31,7 @@ mod supervisor;
 mod waiters;
 pub mod watch;
 
+pub use changes::is_in_sync;
 pub use failure::Failure;
 pub use handle::{Handle, request_timeout};
 pub use limit::Limit;

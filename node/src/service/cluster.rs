@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::caller::Caller;
 use super::failure::Error;
-use super::forward::{ASK_AGAIN, ASK_SELDOM, Answer, Leader, Place, place};
+use super::forward::{ASK_AGAIN, ASK_SELDOM, Address, Answer, Leader, Place, check_cluster, place};
 use super::member::{Member, header};
 use super::reconfigure;
 use crate::config::url;
@@ -30,12 +30,14 @@ pub enum Origin {
     Peer {
         /// A member passed it on; it goes no further.
         forwarded: bool,
+        /// The cluster that it is meant for; 0 from a member that does not say, as those of older releases.
+        cluster_id: u64,
     },
 }
 
 impl Origin {
     fn is_forwarded(&self) -> bool {
-        matches!(self, Origin::Peer { forwarded: true })
+        matches!(self, Origin::Peer { forwarded: true, .. })
     }
 }
 
@@ -75,26 +77,35 @@ impl Cluster {
     pub async fn add(&self, origin: &Origin, request: pb::MemberAddRequest) -> Result<pb::MemberAddResponse, Error> {
         let peer_urls = peer_urls(&request.peer_ur_ls)?;
         let handle = self.member.voter()?;
-        self.require_root(&handle, origin).await?;
+        self.may_change(&handle, origin).await?;
         let may_add = |membership: &log::Membership, progress: &[Progress]| match request.is_learner {
             _ if !self.strict() => Ok(()),
             true => reconfigure::bears_one_more(membership, progress),
             false => reconfigure::may_add_voter(membership, progress),
         };
-        let ask = |urls| self.leader.member_add(urls, request.clone());
-        if let Some(answer) = self.at_leader(&handle, origin, None, may_add, ask).await? {
-            return Ok(answer);
-        }
+        let here = || async {
+            let status = handle.status();
+            may_add(&status.membership, &connected(&status.progress, &handle.reached()))?;
+            self.add_here(&handle, &peer_urls, request.is_learner).await
+        };
+        let ask = |leader| self.leader.member_add(leader, request.clone());
+        self.at_leader(&handle, origin, None, may_add, here, ask).await
+    }
+
+    async fn add_here(
+        &self,
+        handle: &Handle,
+        peer_urls: &[String],
+        is_learner: bool,
+    ) -> Result<pb::MemberAddResponse, Error> {
         let status = handle.status();
-        may_add(&status.membership, &connected(&status.progress, &handle.reached()))?;
-        if request.is_learner {
+        if is_learner {
             // Of two reasons etcd says this one.
-            membership::urls_are_free(&status.membership, 0, &peer_urls)?;
+            membership::urls_are_free(&status.membership, 0, peer_urls)?;
             reconfigure::may_add_learner(&status.membership, self.member.hot().values.max_learners)?;
         }
         let known: Vec<u64> = status.membership.members.iter().map(|member| member.id).collect();
-        let change =
-            Change::Add(log::AddMember { id: 0, peer_urls: peer_urls.clone(), is_learner: request.is_learner });
+        let change = Change::Add(log::AddMember { id: 0, peer_urls: peer_urls.to_vec(), is_learner });
         let membership = handle.change_membership(change, 0).await?;
         let added = membership
             .members
@@ -118,23 +129,28 @@ impl Cluster {
         request: pb::MemberRemoveRequest,
     ) -> Result<pb::MemberRemoveResponse, Error> {
         let handle = self.member.voter()?;
-        self.require_root(&handle, origin).await?;
+        self.may_change(&handle, origin).await?;
         let may_wait = |membership: &log::Membership, reached: &[Progress]| match self.strict() {
             true => reconfigure::may_wait_to_remove(membership, reached, request.id),
             false => Ok(()),
         };
-        let ask = |urls| self.leader.member_remove(urls, request);
-        if let Some(answer) = self.at_leader(&handle, origin, None, may_wait, ask).await? {
-            return Ok(answer);
-        }
-        let status = handle.status();
+        let here = || self.remove_here(&handle, request);
+        let ask = |leader| self.leader.member_remove(leader, request);
+        self.at_leader(&handle, origin, None, may_wait, here, ask).await
+    }
+
+    async fn remove_here(
+        &self,
+        handle: &Handle,
+        request: pb::MemberRemoveRequest,
+    ) -> Result<pb::MemberRemoveResponse, Error> {
         if self.strict() {
-            reconfigure::may_remove(&status.membership, request.id)?;
+            reconfigure::may_remove(&handle.status().membership, request.id)?;
         }
         if request.id == handle.member_id() {
-            return self.remove_self(&handle, request).await;
+            return self.remove_self(handle, request).await;
         }
-        let membership = take_out(&handle, request.id).await?;
+        let membership = take_out(handle, request.id).await?;
         Ok(pb::MemberRemoveResponse { header: Some(header(&handle.status(), 0)), members: members(&membership) })
     }
 
@@ -147,7 +163,7 @@ impl Cluster {
         let successor = reconfigure::successor(&status.membership, &status.progress, request.id);
         handle.move_leader(successor.ok_or(Error::Unhealthy)?).await?;
         match place(handle, false)? {
-            Place::At(urls) => self.leader.member_remove(urls, request).await,
+            Place::At(leader) => self.leader.member_remove(leader, request).await,
             Place::Here => Err(Failure::LeaderChanged.into()),
         }
     }
@@ -162,28 +178,30 @@ impl Cluster {
         request: pb::MemberPromoteRequest,
     ) -> Result<pb::MemberPromoteResponse, Error> {
         let handle = self.member.voter()?;
-        self.require_root(&handle, origin).await?;
-        let (bound, ask) = (Some(handle.request_timeout()), |urls| self.leader.member_promote(urls, request));
-        match self.at_leader(&handle, origin, bound, |_, _| Ok(()), ask).await {
+        self.may_change(&handle, origin).await?;
+        let here = || async {
+            let promoted = self.promote_here(&handle, request.id).await;
+            match &promoted {
+                Ok(_) => metrics::PROMOTED.inc(),
+                // Another member is asked then.
+                Err(Error::Failed(Failure::NotLeader { .. })) => {}
+                Err(error) => metrics::NOT_PROMOTED.with_label_values(&[&error.row().text]).inc(),
+            }
+            promoted
+        };
+        let (bound, ask) = (Some(handle.request_timeout()), |leader| self.leader.member_promote(leader, request));
+        let promoted = self.at_leader(&handle, origin, bound, |_, _| Ok(()), here, ask).await;
+        promoted.map_err(|error| match error {
             // etcd looks for the leader itself here, and its Raft in the other calls.
-            Err(Error::Failed(Failure::NotTaken)) => return Err(Failure::NoLeader.into()),
-            Err(error) => return Err(error),
-            Ok(Some(answer)) => return Ok(answer),
-            Ok(None) => {}
-        }
-        let promoted = self.promote_here(&handle, request.id).await;
-        match &promoted {
-            Ok(_) => metrics::PROMOTED.inc(),
-            // Another member is asked then.
-            Err(Error::Failed(Failure::NotLeader { .. })) => {}
-            Err(error) => metrics::NOT_PROMOTED.with_label_values(&[&error.row().text]).inc(),
-        }
-        promoted
+            Error::Failed(Failure::NotTaken) => Failure::NoLeader.into(),
+            error => error,
+        })
     }
 
     async fn promote_here(&self, handle: &Handle, id: u64) -> Result<pb::MemberPromoteResponse, Error> {
-        if self.strict() && handle.status().membership.members.iter().any(|m| m.id == id && m.is_learner) {
-            reconfigure::may_promote(&handle.status().membership)?;
+        let status = handle.status();
+        if self.strict() && status.membership.members.iter().any(|m| m.id == id && m.is_learner) {
+            reconfigure::may_promote(&status, id)?;
         }
         let change = Change::Promote(log::PromoteMember { id });
         let membership = handle.change_membership(change, 0).await?;
@@ -201,20 +219,21 @@ impl Cluster {
     ) -> Result<pb::MemberUpdateResponse, Error> {
         let peer_urls = peer_urls(&request.peer_ur_ls)?;
         let handle = self.member.voter()?;
-        self.require_root(&handle, origin).await?;
-        let ask = |urls| self.leader.member_update(urls, request.clone());
-        if let Some(answer) = self.at_leader(&handle, origin, None, |_, _| Ok(()), ask).await? {
-            return Ok(answer);
-        }
-        let change = Change::Update(log::UpdateMember { id: request.id, peer_urls });
-        let membership = handle.change_membership(change, 0).await?;
-        Ok(pb::MemberUpdateResponse { header: Some(header(&handle.status(), 0)), members: members(&membership) })
+        self.may_change(&handle, origin).await?;
+        let here = || async {
+            let change = Change::Update(log::UpdateMember { id: request.id, peer_urls: peer_urls.clone() });
+            let membership = handle.change_membership(change, 0).await?;
+            Ok(pb::MemberUpdateResponse { header: Some(header(&handle.status(), 0)), members: members(&membership) })
+        };
+        let ask = |leader| self.leader.member_update(leader, request.clone());
+        self.at_leader(&handle, origin, None, |_, _| Ok(()), here, ask).await
     }
 
-    async fn require_root(&self, handle: &Handle, origin: &Origin) -> Result<(), Error> {
+    /// Clients need permission; a member may have reached one of another cluster, whose address its leader's has become.
+    async fn may_change(&self, handle: &Handle, origin: &Origin) -> Result<(), Error> {
         match origin {
             Origin::Client(caller) => self.member.require_root(handle, caller).await.map(drop),
-            Origin::Peer { .. } => Ok(()),
+            Origin::Peer { cluster_id, .. } => check_cluster(handle.cluster_id(), *cluster_id),
         }
     }
 
@@ -222,31 +241,33 @@ impl Cluster {
         self.member.settings().strict_reconfig_check
     }
 
-    /// What the leader answers; None when this member leads. While there is none, or none that can be connected to, nothing
-    /// has been asked: then `may` looks at what this member itself can reach, and with its consent a leader is waited for,
-    /// until `bound` is over or, as in etcd, for as long as the client waits.
-    async fn at_leader<T>(
+    /// What the leader answers: this member `here`, while it leads, or another one whom it `ask`s. As long as whoever was
+    /// taken for the leader has begun nothing, because it does not lead, cannot be connected to or lost its place before
+    /// the change was in a quorum's log, `may` looks at what this member itself can reach, and with its consent a leader is
+    /// waited for, until `bound` is over or, as in etcd, for as long as the client waits.
+    async fn at_leader<T, F: Future<Output = Result<T, Error>>>(
         &self,
         handle: &Handle,
         origin: &Origin,
         bound: Option<Duration>,
         may: impl Fn(&log::Membership, &[Progress]) -> Result<(), Error>,
-        ask: impl Fn(Vec<String>) -> Answer<T>,
-    ) -> Result<Option<T>, Error> {
+        here: impl Fn() -> F,
+        ask: impl Fn(Address) -> Answer<T>,
+    ) -> Result<T, Error> {
         let until = bound.map(|bound| Instant::now() + bound);
         let mut pause = ASK_AGAIN;
         loop {
             let asked = match place(handle, origin.is_forwarded()) {
-                Ok(Place::Here) => return Ok(None),
-                Ok(Place::At(urls)) => ask(urls).await,
+                Ok(Place::Here) => here().await,
+                Ok(Place::At(leader)) => ask(leader).await,
                 Err(error) => Err(error),
             };
             match asked {
-                // What was taken for the leader may have stopped to lead: it has begun nothing, either.
-                Err(Error::Failed(Failure::NoLeader) | Error::Remote { reason: Reason::NoLeader, .. }) => {
+                // Who passed the call on asks again, perhaps elsewhere.
+                Err(error) if has_begun_nothing(&error) && !origin.is_forwarded() => {
                     may(&handle.status().membership, &handle.reached())?
                 }
-                answered => return answered.map(Some),
+                answered => return answered,
             }
             if until.is_some_and(|until| Instant::now() >= until) {
                 return Err(Failure::NotTaken.into());
@@ -258,6 +279,11 @@ impl Cluster {
             pause = ASK_SELDOM.min(2 * pause);
         }
     }
+}
+
+/// Whether it says that no leader was found where one was asked for. A member of another cluster at its address is none.
+fn has_begun_nothing(error: &Error) -> bool {
+    matches!(error.row().reason, Reason::NoLeader | Reason::ClusterIdMismatch)
 }
 
 /// A leader hears of its followers with their first answers. Within its first election time-out those that it misses may be

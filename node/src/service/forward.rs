@@ -18,28 +18,37 @@ pub(super) const ASK_SELDOM: Duration = Duration::from_secs(1);
 /// The answer to a forwarded call.
 pub type Answer<T> = BoxFuture<'static, Result<T, Error>>;
 
-/// Calls at the member whose peer URLs are given. Each URL is tried in order until one connects; an answer, good or bad,
-/// is never asked for twice. Implementations mark the call, so that its receiver does not forward it again.
+/// Whom a call is passed on to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// Where it listens for peers.
+    pub urls: Vec<String>,
+    /// Its cluster. The URLs may have become those of another one's member meanwhile.
+    pub cluster_id: u64,
+}
+
+/// Calls at the member with that address. Each URL is tried in order until one connects; an answer, good or bad,
+/// is never asked for twice. Implementations mark the call with the cluster that it is meant for, so that its receiver does
+/// not forward it again, and refuses it when it is of another cluster.
 pub trait Leader: Send + Sync + 'static {
     /// etcd's MemberAdd.
-    fn member_add(&self, urls: Vec<String>, request: pb::MemberAddRequest) -> Answer<pb::MemberAddResponse>;
+    fn member_add(&self, to: Address, request: pb::MemberAddRequest) -> Answer<pb::MemberAddResponse>;
     /// etcd's MemberRemove.
-    fn member_remove(&self, urls: Vec<String>, request: pb::MemberRemoveRequest) -> Answer<pb::MemberRemoveResponse>;
+    fn member_remove(&self, to: Address, request: pb::MemberRemoveRequest) -> Answer<pb::MemberRemoveResponse>;
     /// etcd's MemberUpdate.
-    fn member_update(&self, urls: Vec<String>, request: pb::MemberUpdateRequest) -> Answer<pb::MemberUpdateResponse>;
+    fn member_update(&self, to: Address, request: pb::MemberUpdateRequest) -> Answer<pb::MemberUpdateResponse>;
     /// etcd's MemberPromote.
-    fn member_promote(&self, urls: Vec<String>, request: pb::MemberPromoteRequest)
-    -> Answer<pb::MemberPromoteResponse>;
+    fn member_promote(&self, to: Address, request: pb::MemberPromoteRequest) -> Answer<pb::MemberPromoteResponse>;
     /// The node service's List.
-    fn list(&self, urls: Vec<String>, request: node::ListRequest) -> Answer<node::ListResponse>;
+    fn list(&self, to: Address, request: node::ListRequest) -> Answer<node::ListResponse>;
     /// The node service's Add.
-    fn add(&self, urls: Vec<String>, request: node::AddRequest) -> Answer<node::ChangeResponse>;
+    fn add(&self, to: Address, request: node::AddRequest) -> Answer<node::ChangeResponse>;
     /// The node service's Promote.
-    fn promote(&self, urls: Vec<String>, request: node::PromoteRequest) -> Answer<node::ChangeResponse>;
+    fn promote(&self, to: Address, request: node::PromoteRequest) -> Answer<node::ChangeResponse>;
     /// The node service's Remove.
-    fn remove(&self, urls: Vec<String>, request: node::RemoveRequest) -> Answer<node::ChangeResponse>;
+    fn remove(&self, to: Address, request: node::RemoveRequest) -> Answer<node::ChangeResponse>;
     /// The node service's MoveLeader.
-    fn move_leader(&self, urls: Vec<String>, request: node::MoveLeaderRequest) -> Answer<node::MoveLeaderResponse>;
+    fn move_leader(&self, to: Address, request: node::MoveLeaderRequest) -> Answer<node::MoveLeaderResponse>;
 }
 
 /// Where a call that only the leader answers is to be handled.
@@ -47,8 +56,8 @@ pub trait Leader: Send + Sync + 'static {
 pub enum Place {
     /// Here: this member leads.
     Here,
-    /// At the leader, which listens for peers at these URLs.
-    At(Vec<String>),
+    /// At the leader.
+    At(Address),
 }
 
 /// Finds the leader for a call. A call that was forwarded to this member is never forwarded again.
@@ -66,5 +75,16 @@ pub fn place(handle: &Handle, forwarded: bool) -> Result<Place, Error> {
     }
     let leader = leader.ok_or(Failure::NoLeader)?;
     let member = status.membership.members.iter().find(|member| member.id == leader).ok_or(Failure::NoLeader)?;
-    Ok(Place::At(member.peer_urls.clone()))
+    Ok(Place::At(Address { urls: member.peer_urls.clone(), cluster_id: status.cluster_id }))
+}
+
+/// Refuses a call that is meant for another cluster; 0 is for whoever is asked.
+///
+/// # Errors
+/// `OtherCluster`.
+pub(super) fn check_cluster(own: u64, asked: u64) -> Result<(), Error> {
+    if asked == 0 || asked == own {
+        return Ok(());
+    }
+    Err(Error::OtherCluster(format!("this is a member of cluster {own:x}, the call is for {asked:x}: observe again")))
 }

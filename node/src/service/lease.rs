@@ -104,10 +104,10 @@ impl Leases {
         let mut response = ask_leader(&handle, || async {
             match place(&handle, false)? {
                 Place::Here => time_to_live_here(&handle, request).await,
-                Place::At(urls) => {
+                Place::At(leader) => {
                     let (cluster_id, to) = (handle.cluster_id(), handle.status().leader);
                     let asked = peer::LeaseTimeToLiveRequest { cluster_id, to, request: Some(request) };
-                    self.clock.time_to_live(urls, asked).await
+                    self.clock.time_to_live(leader.urls, asked).await
                 }
             }
         })
@@ -152,9 +152,9 @@ impl Leases {
         ask_leader(&handle, || async {
             match place(&handle, false)? {
                 Place::Here => Ok(handle.renew_leases(ids).await?),
-                Place::At(urls) => {
+                Place::At(leader) => {
                     let (cluster_id, to) = (handle.cluster_id(), handle.status().leader);
-                    self.clock.renew(urls, peer::RenewLeasesRequest { cluster_id, to, ids: ids.to_vec() }).await
+                    self.clock.renew(leader.urls, peer::RenewLeasesRequest { cluster_id, to, ids: ids.to_vec() }).await
                 }
             }
         })

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use balsa_proto::{log, node as wire};
 
 use super::failure::Error;
-use super::forward::{Leader, Place, place};
+use super::forward::{Leader, Place, check_cluster, place};
 use super::member::{Member, Settings};
 use super::{health, settings, stop};
 use crate::config::url;
@@ -110,8 +110,8 @@ impl NodeService {
     /// `NoLeader`; those of a read index.
     pub async fn list(&self, request: wire::ListRequest, forwarded: bool) -> Result<wire::ListResponse, Error> {
         let handle = self.member.handle()?;
-        if let Place::At(urls) = place(&handle, forwarded)? {
-            return self.leader.list(urls, request).await;
+        if let Place::At(leader) = place(&handle, forwarded)? {
+            return self.leader.list(leader, request).await;
         }
         handle.read_index().await?;
         Ok(listing(&handle.status()))
@@ -133,8 +133,8 @@ impl NodeService {
     pub async fn add(&self, mut request: wire::AddRequest, forwarded: bool) -> Result<wire::ChangeResponse, Error> {
         let peer_urls = peer_urls(&request.peer_urls)?;
         let handle = self.handle_of(&mut request.cluster_id)?;
-        if let Place::At(urls) = place(&handle, forwarded)? {
-            return self.leader.add(urls, request).await;
+        if let Place::At(leader) = place(&handle, forwarded)? {
+            return self.leader.add(leader, request).await;
         }
         let change = Change::Add(log::AddMember { id: 0, peer_urls, is_learner: true });
         change_once(&handle, change, request.membership_index).await
@@ -151,8 +151,8 @@ impl NodeService {
         forwarded: bool,
     ) -> Result<wire::ChangeResponse, Error> {
         let handle = self.handle_of(&mut request.cluster_id)?;
-        if let Place::At(urls) = place(&handle, forwarded)? {
-            return self.leader.promote(urls, request).await;
+        if let Place::At(leader) = place(&handle, forwarded)? {
+            return self.leader.promote(leader, request).await;
         }
         let change = Change::Promote(log::PromoteMember { id: request.id });
         change_once(&handle, change, request.membership_index).await
@@ -169,8 +169,8 @@ impl NodeService {
         forwarded: bool,
     ) -> Result<wire::ChangeResponse, Error> {
         let handle = self.handle_of(&mut request.cluster_id)?;
-        if let Place::At(urls) = place(&handle, forwarded)? {
-            return self.leader.remove(urls, request).await;
+        if let Place::At(leader) = place(&handle, forwarded)? {
+            return self.leader.remove(leader, request).await;
         }
         let change = Change::Remove(log::RemoveMember { id: request.id });
         change_once(&handle, change, request.membership_index).await
@@ -190,8 +190,8 @@ impl NodeService {
         if status.leader == request.target && request.target != 0 {
             return Ok(wire::MoveLeaderResponse { leader: status.leader, term: status.term });
         }
-        if let Place::At(urls) = place(&handle, forwarded)? {
-            return self.leader.move_leader(urls, request).await;
+        if let Place::At(leader) = place(&handle, forwarded)? {
+            return self.leader.move_leader(leader, request).await;
         }
         handle.move_leader(request.target).await?;
         let status = handle.status();
@@ -346,13 +346,6 @@ fn check_disk(status: &Status, asked: (u64, u64, u64)) -> Result<(), Error> {
     }
     let (cluster_id, raft_id, incarnation) = asked;
     Err(wrong_disk(status, &format!("member {raft_id:x}.{incarnation:x} of cluster {cluster_id:x}")))
-}
-
-fn check_cluster(own: u64, asked: u64) -> Result<(), Error> {
-    if asked == 0 || asked == own {
-        return Ok(());
-    }
-    Err(Error::OtherCluster(format!("this is a member of cluster {own:x}, the call is for {asked:x}: observe again")))
 }
 
 /// A call that reached another node than it was meant for must not found a cluster there.

@@ -5,6 +5,7 @@ use balsa_proto::log::{Member, Membership};
 
 use super::failure::Error;
 use crate::engine::status::Progress;
+use crate::engine::{Failure, Status, is_in_sync};
 
 /// Whether a voter may be added: the voters that have started and the voters that are active must each make a quorum of
 /// the configuration with the new one in it. A single started voter may always get a second, or it could never grow.
@@ -33,14 +34,23 @@ pub fn bears_one_more(membership: &Membership, progress: &[Progress]) -> Result<
     if alone || active(&voters, progress) >= quorum(voters.len() + 1) { Ok(()) } else { Err(Error::Unhealthy) }
 }
 
-/// Whether a learner may become a voter: it counts as started.
+/// Whether a learner may become a voter, as the leader's `status` has it: the learner counts as started. Of two reasons the
+/// one that it is behind comes first, as in etcd; alone that one is the engine's to say, whose numbers are newer.
 ///
 /// # Errors
-/// `NotEnoughStarted`.
-pub fn may_promote(membership: &Membership) -> Result<(), Error> {
-    let voters = voters(membership);
+/// `NotEnoughStarted`, `NotCaughtUp`.
+pub fn may_promote(status: &Status, id: u64) -> Result<(), Error> {
+    let voters = voters(&status.membership);
     let started = voters.iter().filter(|member| member.started).count() + 1;
-    if started < quorum(voters.len() + 1) { Err(Error::NotEnoughStarted) } else { Ok(()) }
+    if started >= quorum(voters.len() + 1) {
+        return Ok(());
+    }
+    let matched = |id| status.progress.iter().find(|peer| peer.id == id).map_or(0, |peer| peer.match_index);
+    let (learner, leader, commit) = (matched(id), matched(status.raft_id), status.commit);
+    if is_in_sync(learner, leader, commit) {
+        return Err(Error::NotEnoughStarted);
+    }
+    Err(Failure::NotCaughtUp { id, matched: learner, commit }.into())
 }
 
 /// Whether a member may be removed: the remaining voters that have started must make a quorum. Learners always may.
@@ -102,6 +112,8 @@ fn active(voters: &[&Member], progress: &[Progress]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     /// One letter per member: `V` voter, `v` voter not started, `L` learner; ids from 1.
@@ -160,8 +172,16 @@ mod tests {
 
     #[test]
     fn a_promotion_counts_the_learner_as_started() {
-        assert_eq!(may_promote(&members("VL")), Ok(()));
-        assert_eq!(may_promote(&members("VvvL")), Err(Error::NotEnoughStarted));
+        let of = |spec: &str, learner: u64| {
+            let mut progress = progress(&[1, 4]);
+            progress[1].match_index = learner;
+            let (membership, progress) = (Arc::new(members(spec)), Arc::new(progress));
+            Status { raft_id: 1, commit: 10, membership, progress, ..Status::default() }
+        };
+        assert_eq!(may_promote(&of("VVvL", 0), 4), Ok(()), "the engine looks at its log");
+        assert_eq!(may_promote(&of("VvvL", 9), 4), Err(Error::NotEnoughStarted));
+        let behind = Failure::NotCaughtUp { id: 4, matched: 8, commit: 10 };
+        assert_eq!(may_promote(&of("VvvL", 8), 4), Err(behind.into()), "what etcd looks at first");
         assert_eq!(may_add_learner(&members("VL"), 1), Err(Error::TooManyLearners));
         assert_eq!(may_add_learner(&members("VL"), 2), Ok(()));
     }

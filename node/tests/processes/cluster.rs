@@ -172,7 +172,7 @@ impl Member {
 
 pub(crate) struct Cluster {
     pub(crate) members: Vec<Member>,
-    flags: &'static [&'static str],
+    pub(crate) flags: &'static [&'static str],
     pub(crate) directory: TempDir,
 }
 

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use balsa_proto::etcdserverpb as pb;
+use balsa_proto::etcdserverpb::cluster_client::ClusterClient;
 use balsa_proto::node::ListRequest;
 use balsa_proto::node::node_client::NodeClient;
 use tonic::Code;
 
 use crate::cluster::{Cluster, Member};
 use crate::gateway::http::Request;
+use crate::proxy::{Cuts, Network};
 
 async fn add_learner(cluster: &Cluster, url: String) -> u64 {
     let leader = &cluster.members[cluster.leader().await];
@@ -124,6 +126,12 @@ async fn nobody_is_added_where_one_more_that_is_down_would_end_the_quorum() {
     cluster.members[leader].put("k", "v").await.expect("the two go on");
 }
 
+/// Whether a member has a connection to another one.
+async fn is_connected(client_port: u16) -> bool {
+    let shown = String::from_utf8(Request::get("/metrics").send(client_port).await.body).expect("text");
+    shown.lines().any(|line| line.starts_with("etcd_network_active_peers{") && line.ends_with(" 1"))
+}
+
 /// A leader that has just lost its followers leads on for an election time-out. What it would take into its log then has no
 /// outcome.
 #[tokio::test(flavor = "multi_thread")]
@@ -134,11 +142,7 @@ async fn nobody_is_added_by_a_leader_whose_followers_have_just_died() {
         cluster.members[other].kill();
     }
     let port = cluster.members[leader].client_port;
-    let connected = || async {
-        let shown = String::from_utf8(Request::get("/metrics").send(port).await.body).expect("text");
-        shown.lines().any(|line| line.starts_with("etcd_network_active_peers{") && line.ends_with(" 1"))
-    };
-    cluster.eventually("the connections are gone", || async { !connected().await }).await;
+    cluster.eventually("the connections are gone", || async { !is_connected(port).await }).await;
     for is_learner in [true, false] {
         let request = pb::MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.9:9".into()], is_learner };
         let refused = cluster.members[leader].cluster().member_add(request).await.expect_err("one of three");
@@ -166,4 +170,100 @@ async fn a_removal_waits_for_a_leader_as_long_as_its_client() {
     cluster.restart(1);
     let removed = removal.await.expect("it ends").expect("removed").into_inner();
     assert_eq!(removed.members.len(), 2);
+}
+
+/// A leader that is cut off takes a change into its log and loses its place before a quorum has it. etcd's Raft would leave the
+/// client without an answer; here the change is nowhere, and the member asks the next leader for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_a_lost_leader_never_brought_about_is_asked_of_the_next_one() {
+    let mut cluster = Cluster::unstarted(3);
+    // For so long a leader that is cut off takes changes.
+    cluster.flags = &["--election-timeout=3000"];
+    let network = Network::before(&mut cluster).await;
+    cluster.found().await;
+    network.note_processes(&cluster);
+    let lost = cluster.leader().await;
+    let (other, third) = ((lost + 1) % 3, (lost + 2) % 3);
+    let status = cluster.members[third].status().await.expect("a status");
+    let id = status.header.expect("a header").member_id;
+    network.cut(Network::isolation(lost, 3));
+    let port = cluster.members[lost].client_port;
+    cluster.eventually("it is cut off", || async { !is_connected(port).await }).await;
+    let peer_urls = vec![cluster.members[third].peer_url(), "http://127.0.0.9:9".to_owned()];
+    let mut asked = cluster.members[lost].cluster();
+    let request = pb::MemberUpdateRequest { id, peer_ur_ls: peer_urls.clone() };
+    let update = tokio::spawn(async move { asked.member_update(request).await });
+    let others_lead = || async {
+        let leader = cluster.members[other].status().await.map_or(0, |status| status.leader);
+        leader != 0 && leader != status.leader
+    };
+    cluster.eventually("the others have a leader", others_lead).await;
+    cluster.members[other].put("k", "v").await.expect("a later term is committed");
+    assert!(!update.is_finished(), "the change is in one log only: {:?}", update.await);
+    network.cut(Cuts::new());
+    let updated = update.await.expect("it ends").expect("the new leader makes the change").into_inner();
+    let shown = updated.members.into_iter().find(|member| member.id == id).expect("the member");
+    assert_eq!(shown.peer_ur_ls, peer_urls);
+}
+
+/// Names are slow to follow their pods: what was the leader's address may be that of another cluster's member, and ids of
+/// members are small numbers in both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_passed_on_to_another_clusters_member_changes_nothing_there() {
+    let foreign = Cluster::start(1).await;
+    let foreign = &foreign.members[0];
+    let mut cluster = Cluster::unstarted(3);
+    // For so long a leader that hears no answers is taken for one.
+    cluster.flags = &["--election-timeout=5000"];
+    cluster.found().await;
+    let place = cluster.leader().await;
+    let other = &cluster.members[(place + 1) % 3];
+    let leader = other.status().await.expect("a status").leader;
+    let away = pb::MemberUpdateRequest { id: leader, peer_ur_ls: vec![foreign.peer_url()] };
+    cluster.members[place].cluster().member_update(away).await.expect("updated");
+    let of = |member: pb::Member| (member.id == leader).then_some(member.peer_ur_ls);
+    let knows = || async { members(other).await.into_iter().find_map(of) == Some(vec![foreign.peer_url()]) };
+    cluster.eventually("the other knows the address", knows).await;
+
+    let before = members(foreign).await;
+    // There is a member 1 in both.
+    let back = vec![cluster.members[0].peer_url(), "http://127.0.0.9:9".to_owned()];
+    let update = pb::MemberUpdateRequest { id: 1, peer_ur_ls: back.clone() };
+    let updated = other.cluster().member_update(update).await;
+    assert_eq!(members(foreign).await, before);
+    let updated = updated.expect("the next leader of its own cluster makes the change").into_inner();
+    let changed = updated.members.into_iter().find(|member| member.id == 1).expect("the member");
+    assert_eq!(changed.peer_ur_ls, back);
+}
+
+/// As a member passes it on: for its cluster, for another one, and without saying, as those of older releases do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_from_a_member_says_which_cluster_it_is_meant_for() {
+    let cluster = Cluster::start(1).await;
+    let member = &cluster.members[0];
+    let cluster_id = member.status().await.and_then(|status| status.header).expect("a header").cluster_id;
+    let before = members(member).await;
+    let mut peer = ClusterClient::connect(member.peer_url()).await.expect("the peer port answers");
+    let mut pass_on = async |meant: Option<String>| {
+        let request = pb::MemberUpdateRequest { id: before[0].id, peer_ur_ls: vec![member.peer_url()] };
+        let mut request = tonic::Request::new(request);
+        request.metadata_mut().insert("balsa-forwarded", "1".parse().expect("a value"));
+        if let Some(meant) = meant {
+            request.metadata_mut().insert("balsa-cluster-id", meant.parse().expect("a value"));
+        }
+        peer.member_update(request).await.map(drop)
+    };
+    let refused = pass_on(Some((cluster_id ^ 1).to_string())).await.expect_err("another cluster is meant");
+    assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, "etcdserver: cluster ID mismatch"));
+    let refused = pass_on(Some("x".to_owned())).await.expect_err("no cluster is meant");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    for meant in [Some(cluster_id.to_string()), None] {
+        pass_on(meant).await.expect("it is meant");
+    }
+    assert_eq!(members(member).await, before);
+}
+
+async fn members(of: &Member) -> Vec<pb::Member> {
+    let listed = of.cluster().member_list(pb::MemberListRequest::default()).await;
+    listed.expect("a list").into_inner().members
 }
