@@ -143,11 +143,27 @@ async fn get_variables(_: Get, State(context): State<Context>) -> Response {
 /// The text format of Prometheus, as etcd's library names it: no name here needs escaping.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
 
+/// A reading of the metrics under way; whoever asked may go away before its end.
+struct Scrape;
+
+impl Scrape {
+    fn begin() -> Self {
+        SCRAPES_RUNNING.inc();
+        Self
+    }
+}
+
+impl Drop for Scrape {
+    fn drop(&mut self) {
+        SCRAPES_RUNNING.dec();
+    }
+}
+
 /// By any method, as in etcd. What it shows of itself is counted before this reading ends, as there.
 async fn get_metrics(State(context): State<Context>, headers: HeaderMap) -> Response {
-    SCRAPES_RUNNING.inc();
-    let rendered = context.metrics.render(&context.member);
-    SCRAPES_RUNNING.dec();
+    let running = Scrape::begin();
+    let rendered = context.metrics.render(&context.member).await;
+    drop(running);
     let response = match rendered {
         Ok(text) if wants_gzip(&headers) => {
             let kind = [(header::CONTENT_TYPE, METRICS_TYPE), (header::CONTENT_ENCODING, "gzip")];

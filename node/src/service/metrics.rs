@@ -11,6 +11,7 @@ use prometheus::{
 };
 
 use super::failure::Error;
+use super::free_space::FreeSpace;
 use super::health;
 use super::member::Member;
 use crate::config::version::{BALSA_VERSION, ETCD_VERSION};
@@ -24,6 +25,7 @@ pub struct Metrics {
     registry: Registry,
     observed: Observed,
     grpc: Arc<Grpc>,
+    free: FreeSpace,
 }
 
 impl Metrics {
@@ -36,7 +38,7 @@ impl Metrics {
         let registry = Registry::new();
         let observed = Observed::new(&registry)?;
         let grpc = Arc::new(Grpc::new(&registry)?);
-        Ok(Self { registry, observed, grpc })
+        Ok(Self { registry, observed, grpc, free: FreeSpace::new() })
     }
 
     /// The counters of gRPC calls.
@@ -82,8 +84,10 @@ impl Metrics {
     ///
     /// # Errors
     /// The encoder fails, which it does not on valid names.
-    pub fn render(&self, member: &Member) -> Result<String, Error> {
-        self.observed.read(member);
+    pub async fn render(&self, member: &Member) -> Result<String, Error> {
+        let data_dir = member.settings().data_dir.clone();
+        let free = self.free.ask(move || disk::free_bytes(&data_dir).ok()).await;
+        self.observed.read(member, free);
         metrics::process::read();
         let mut families = prometheus::gather();
         families.extend(self.registry.gather());
@@ -235,10 +239,9 @@ impl Observed {
         })
     }
 
-    fn read(&self, member: &Member) {
+    fn read(&self, member: &Member, free: Option<u64>) {
         self.ready.set(i64::from(health::is_ready(member)));
         self.draining.set(i64::from(member.is_draining()));
-        let free = disk::free_bytes(&member.settings().data_dir).ok();
         let quota = member.hot().values.quota_bytes;
         let Ok(handle) = member.handle() else { return self.quota.set(room(quota, 0, free)) };
         let (size, live) = handle.store().size_bytes();

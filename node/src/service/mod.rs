@@ -11,6 +11,7 @@ pub mod corruption;
 pub mod election;
 pub mod failure;
 pub mod forward;
+mod free_space;
 pub mod health;
 pub mod jwt;
 pub mod keep_alive;
