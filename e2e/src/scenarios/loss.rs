@@ -62,7 +62,8 @@ pub(super) async fn lose_volume(cluster: Cluster) -> anyhow::Result<()> {
         })
         .await?;
     cluster.settled(3).await?;
-    writer.finish().await?;
+    let history = writer.finish().await?;
+    ensure!(history.unknown == 0, "a pod that stops in peace left writes unknown: {:?}", history.errors);
     cluster.assert_hashes_agree().await
 }
 

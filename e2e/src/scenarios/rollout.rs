@@ -106,7 +106,8 @@ pub(super) async fn bad_image(cluster: Cluster) -> anyhow::Result<()> {
     cluster.patch_spec(&json!({ "image": "balsa.dev/balsa:dev" })).await?;
     cluster.settled(3).await?;
     ensure!(broken(&cluster).await? == 0, "the good image heals it");
-    writer.finish().await?;
+    let history = writer.finish().await?;
+    ensure!(history.unknown == 0, "a bad image left writes unknown: {:?}", history.errors);
     cluster.assert_hashes_agree().await
 }
 
@@ -132,6 +133,7 @@ pub(super) async fn evict(cluster: Cluster) -> anyhow::Result<()> {
     ensure!(evicted == 1, "m15: of three voters one may be evicted at once, {evicted} were");
     tokio::time::sleep(Duration::from_secs(1)).await;
     cluster.settled(3).await?;
-    writer.finish().await?;
+    let history = writer.finish().await?;
+    ensure!(history.unknown == 0, "an eviction left writes unknown: {:?}", history.errors);
     cluster.assert_hashes_agree().await
 }

@@ -88,17 +88,28 @@ pub(super) async fn is_the_stores(cluster: &Cluster, store: &Store) -> anyhow::R
         objects += shown.len();
         last = last.max(revision);
     }
-    let mut hashes = Vec::new();
-    for endpoint in store.endpoint_list() {
-        let mut member = EtcdClient::connect([endpoint.as_str()], None).await?;
-        let answer = member.hash_kv(last).await.with_context(|| format!("hash of {endpoint}"))?;
-        hashes.push((answer.hash(), answer.compact_version()));
-    }
     println!("    {objects} objects of {} kinds are the same in the API server and in every member", KINDS.len());
-    // Members compact one after the other, and the hash is of what is left.
-    let same = hashes.windows(2).all(|pair| pair[0] == pair[1] || pair[0].1 != pair[1].1);
-    ensure!(same, "hashes at revision {last} differ: {hashes:?}");
-    Ok(())
+    hashes_agree(store, last).await
+}
+
+/// The members' hashes at a revision agree. A hash is of what compactions left, and members compact one after the other:
+/// hashes are compared once all are of the same compaction.
+async fn hashes_agree(store: &Store, revision: i64) -> anyhow::Result<()> {
+    let deadline = Instant::now() + COMPACTION_PATIENCE;
+    loop {
+        let mut hashes = Vec::new();
+        for endpoint in store.endpoint_list() {
+            let mut member = EtcdClient::connect([endpoint.as_str()], None).await?;
+            let answer = member.hash_kv(revision).await.with_context(|| format!("hash of {endpoint}"))?;
+            hashes.push((answer.compact_version(), answer.hash()));
+        }
+        if hashes.windows(2).all(|pair| pair[0].0 == pair[1].0) {
+            ensure!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "hashes at {revision} differ: {hashes:?}");
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "members do not get to one compaction: {hashes:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// The objects of a list by their keys in the store.
