@@ -174,21 +174,25 @@ pub struct Storage {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Retention {
-    /// When the RaftCluster is deleted.
+    /// What becomes of the cluster's volumes when the RaftCluster is deleted. `Retain` (the default) keeps them, and a
+    /// RaftCluster that is created again under the same name takes the cluster on them over. `Delete` deletes them and all
+    /// data. What counts is the last spec that was valid, as `status.whenDeleted` tells it.
     #[serde(default)]
     pub when_deleted: RetentionPolicy,
-    /// When the cluster shrinks. `Retain` keeps the volume until its ordinal is used again.
+    /// What becomes of the volume of a member that was scaled away. `Retain` (the default) keeps it until the cluster grows
+    /// over its ordinal again, and deletes it then, because the next member starts on an empty disk. `Delete` deletes it as
+    /// soon as its member is proven to be removed and its pod is gone.
     #[serde(default)]
     pub when_scaled: RetentionPolicy,
 }
 
-/// Keep a volume or delete it.
+/// `Retain` keeps volumes, `Delete` deletes them.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RetentionPolicy {
     /// The volume stays.
     #[default]
     Retain,
-    /// The volume goes, once its member is proven to be removed from the cluster.
+    /// The volume goes; in a cluster that goes on, once its member is proven to be removed.
     Delete,
 }
 

@@ -32,7 +32,7 @@ pub struct RaftClusterStatus {
     /// Voters that are ready to serve.
     #[serde(default)]
     pub ready_replicas: i32,
-    /// Pods that the StatefulSet is asked for, as the scale subresource reports it.
+    /// Pods that the StatefulSet is asked for, or that are there while it is made anew, as the scale subresource reports it.
     #[serde(default)]
     pub replicas: i32,
     /// Label selector of the pods, as the scale subresource reports it.
@@ -47,8 +47,10 @@ pub struct RaftClusterStatus {
     /// The members as the cluster lists them, by ordinal.
     #[serde(default)]
     pub members: Vec<MemberStatus>,
-    /// What the last good spec said of the volumes when the RaftCluster is deleted; one that is not good decides over none alone.
+    /// What the last good spec said of the volumes when the RaftCluster is deleted: `Retain` keeps them, `Delete` deletes them.
+    /// A deletion under a spec that is not good deletes them only if both say so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "RetentionPolicy")]
     pub when_deleted: Option<RetentionPolicy>,
     /// What the operator does next and what it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -64,3 +64,15 @@ fn scale_reads_replicas_and_selector_from_status() {
     assert_eq!(scale["statusReplicasPath"], ".status.replicas");
     assert_eq!(scale["labelSelectorPath"], ".status.selector");
 }
+
+/// `kubectl explain` shows a field's own description: what it decides, and each of its values.
+#[test]
+fn what_becomes_of_volumes_is_told_by_kubectl_explain() {
+    let root = &schema()["schema"]["openAPIV3Schema"]["properties"];
+    let retention = &root["spec"]["properties"]["storage"]["properties"]["retention"]["properties"];
+    let fields = [&retention["whenDeleted"], &retention["whenScaled"], &root["status"]["properties"]["whenDeleted"]];
+    for (field, when) in fields.into_iter().zip(["RaftCluster is deleted", "scaled away", "RaftCluster is deleted"]) {
+        let told = field["description"].as_str().unwrap_or_default();
+        assert!(["`Retain`", "`Delete`", when].iter().all(|words| told.contains(words)), "{told}");
+    }
+}

@@ -167,6 +167,21 @@ pub async fn apply(client: &Client, desired: Desired, live: &Live, held: bool) -
     Ok(written)
 }
 
+/// Whether the API server would make this set, once there is none of its name: what [`apply`] does then, as a dry run under a name
+/// that ends in `suffix` and that no set has. Under its own name it would change the present set, and be refused for that.
+///
+/// # Errors
+/// [`ApplyError`].
+pub async fn would_make(client: &Client, mut set: StatefulSet, suffix: &str) -> Result<(), ApplyError> {
+    let (kind, name) = ("StatefulSet", format!("{}-{suffix}", set.name_any()));
+    set.metadata.name = Some(name.clone());
+    let body = difference::body(&set, None).map_err(|source| ApplyError::Encode { kind, source })?;
+    let api: Api<StatefulSet> = Api::namespaced(client.clone(), &set.namespace().unwrap_or_default());
+    let parameters = PatchParams::apply(FIELD_MANAGER).force().dry_run();
+    let made = api.patch(&name, &parameters, &Patch::Apply(&body)).await;
+    made.map(|_| ()).map_err(|source| ApplyError::Write { kind, name, source: Box::new(source) })
+}
+
 /// Applies the disruption budget alone: repairs wait for it, and evictions are bounded by it, whatever the spec says.
 ///
 /// # Errors

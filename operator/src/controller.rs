@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::apply::{ApplyError, FIELD_MANAGER, Written, apply, apply_budget, is_conflict, is_ours, to_recreate};
+use crate::brief::brief;
 use crate::build::{budget, build, is_template_held};
 use crate::execute::{ExecuteError, Hands, describe};
 use crate::failures::{Memory, Topic};
@@ -55,7 +56,7 @@ const SOON: Duration = Duration::from_millis(100);
 const POLL: Duration = Duration::from_millis(250);
 /// When a wait has lasted for [`LONG`], and after errors.
 const SLOW: Duration = Duration::from_secs(2);
-/// A step that has failed for so long with the same words is not soon done.
+/// A step that has failed for so long with the same words is not soon done, and a conflict that comes again for so long is none.
 const FAILING_SECONDS: i64 = 10;
 /// Settled, paused or waiting for a person: a watch tells what matters, but not the loss of a node's quorum.
 const REST: Duration = Duration::from_secs(5);
@@ -208,18 +209,22 @@ fn cluster_of(pod: &Pod) -> Option<ObjectRef<RaftCluster>> {
     Some(ObjectRef::new(name).within(&pod.namespace()?))
 }
 
-fn after_error(resource: Arc<RaftCluster>, error: &ReconcileError, context: Arc<Context>) -> Action {
-    if error.is_conflict() {
-        return Action::requeue(SOON);
-    }
+pub(crate) fn after_error(resource: Arc<RaftCluster>, error: &ReconcileError, context: Arc<Context>) -> Action {
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+    if error.is_conflict() {
+        // The next pass sees what has changed. What conflicts for ever is refused by somebody who answers so.
+        context.is_news((&namespace, &name), Topic::Conflicts, "");
+        if context.failures.said_for((&namespace, &name), Topic::Conflicts, (context.clock)()) < FAILING_SECONDS {
+            return Action::requeue(SOON);
+        }
+    }
     if context.is_news((&namespace, &name), Topic::PassFailed, &error.to_string()) {
         warn!(namespace, name, reason = error.reason(), %error, "pass failed");
     }
     Action::requeue(SLOW)
 }
 
-async fn reconcile(cached: Arc<RaftCluster>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+pub(crate) async fn reconcile(cached: Arc<RaftCluster>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let (namespace, name) = (cached.namespace().unwrap_or_default(), cached.name_any());
     let Some(place) = context.lanes.enter(&namespace, &name).await else { return Ok(Action::await_change()) };
     // On the heap, so that the many that wait their turn are small.
@@ -233,6 +238,7 @@ async fn reconcile(cached: Arc<RaftCluster>, context: Arc<Context>) -> Result<Ac
     drop(place);
     if result.is_ok() {
         context.failures.is_over((&namespace, &name), Topic::PassFailed);
+        context.failures.is_over((&namespace, &name), Topic::Conflicts);
     }
     if matches!(&result, Ok(action) if *action == Action::await_change()) {
         context.forget(&namespace, &name);
@@ -415,7 +421,7 @@ async fn act(context: &Context, live: &Live, told: Told<'_>) -> Result<Action, R
     let refused = result.is_err() && plan.step == Step::Wait;
     let key = (resource.namespace().unwrap_or_default(), resource.name_any());
     let failing = context.failures.said_for((&key.0, &key.1), Topic::NotExecuted, (context.clock)());
-    if result.as_ref().is_err_and(|error| !error.is_stale()) && failing >= FAILING_SECONDS {
+    if result.is_err() && failing >= FAILING_SECONDS {
         return Ok(Action::requeue(SLOW));
     }
     Ok(Action::requeue(next_pass(observed, &plan, executed || (result.is_err() && !refused))))
@@ -431,18 +437,6 @@ async fn refuse(
     let plan = plan::invalid_spec(observed, message);
     report(context, Seen { resource, cluster: None, observed, plan: &plan, invalid: None }).await?;
     Ok(Action::requeue(REST))
-}
-
-/// Bytes of a refusal that the status holds. It may repeat a value of the spec, which has a bound of its own size only, and
-/// it stands in the plan and in a condition.
-const REFUSAL: usize = 1_024;
-
-/// The text, or as much of it as the status holds.
-fn brief(text: &str) -> String {
-    match text.len() {
-        0..=REFUSAL => text.to_owned(),
-        _ => format!("{}…", &text[..text.floor_char_boundary(REFUSAL)]),
-    }
 }
 
 /// Status, metrics, and one warning when a plan begins to wait for something that does not pass by itself.
@@ -524,7 +518,7 @@ async fn publish(context: &Context, resource: &RaftCluster, kind: EventType, rea
     let event = Event {
         type_: kind,
         reason: reason.to_owned(),
-        note: Some(note.chars().take(1000).collect()),
+        note: Some(brief(note)),
         action: action.to_owned(),
         secondary: None,
     };
@@ -618,13 +612,6 @@ mod tests {
         assert_eq!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now), false), POLL);
         assert_eq!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now - 61), false), SLOW);
         assert_eq!(next_pass(&observed, &waiting(WaitReason::LeftoverVolume, observed.now), false), REST);
-    }
-
-    #[test]
-    fn a_refusal_fits_the_status_whatever_the_spec_says() {
-        assert_eq!(brief("--max-txn-ops=x is not a number"), "--max-txn-ops=x is not a number");
-        let long = brief(&"ü".repeat(600_000));
-        assert!(long.len() <= REFUSAL + '…'.len_utf8() && long.ends_with('…'), "{} bytes", long.len());
     }
 
     #[test]

@@ -17,14 +17,14 @@ use balsa_proto::node::{
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use thiserror::Error;
 
 pub use describe::describe;
 
-use crate::apply::{FIELD_MANAGER, is_conflict};
+use crate::apply::{ApplyError, FIELD_MANAGER, is_conflict, would_make};
 use crate::build::build;
 use crate::members::{CHANGE_TIMEOUT, Dial, Node, NodeError};
 use crate::names::{self, FINALIZER, LABEL_CLUSTER_ID, LABEL_DETACHED, LABEL_INCARNATION, LABEL_RAFT_ID};
@@ -104,6 +104,16 @@ impl From<kube::Error> for ExecuteError {
     }
 }
 
+/// What a person can mend is told with the API server's words; everything else passes.
+fn not_made(error: ApplyError) -> ExecuteError {
+    let for_a_human = error.for_a_human().is_some();
+    match error {
+        ApplyError::Write { source, .. } if for_a_human => ExecuteError::NotTaken(words(&source)),
+        ApplyError::Write { source, .. } => ExecuteError::from(*source),
+        error => ExecuteError::Encode(error.to_string()),
+    }
+}
+
 /// HTTP status of two different refusals: the disruption budget's, and that of an API server with too much to do.
 const TOO_MANY_REQUESTS: u16 = 429;
 
@@ -164,9 +174,9 @@ impl Hands<'_> {
                 let (mut leader, cluster_id) = self.leader()?;
                 leader.promote(PromoteRequest { membership_index, id, cluster_id }).await?;
             }
-            Step::MoveLeader { to, .. } => {
+            Step::MoveLeader { from, to, .. } => {
                 let (mut leader, cluster_id) = self.leader()?;
-                leader.move_leader(MoveLeaderRequest { target: *to, cluster_id }).await?;
+                leader.move_leader(MoveLeaderRequest { target: *to, cluster_id, leader: *from }).await?;
             }
             Step::SetConfig { pod, marker, version, settings } => {
                 self.set_config(pod, *marker, *version, settings).await?;
@@ -272,26 +282,15 @@ impl Hands<'_> {
         }
     }
 
-    /// The first half; the next pass makes it again.
+    /// The first half; the next pass makes it again. A policy that lets nobody make StatefulSets now must not be found out
+    /// when the present one is gone.
     async fn recreate(&self, set: &ObjectRef) -> Result<(), ExecuteError> {
-        self.would_be_taken().await?;
+        let wanted = build(self.cluster, self.observed).stateful_set;
+        // Of its UID, so that it is nobody's name.
+        let suffix = set.uid.get(..8).unwrap_or(&set.uid);
+        would_make(self.client, wanted, suffix).await.map_err(not_made)?;
         let parameters = orphaning().preconditions(on(&set.uid, &set.resource_version));
         self.delete::<StatefulSet>(&names::stateful_set(&self.cluster.name), &parameters).await
-    }
-
-    /// A dry run of what the next pass makes, under another name: a policy that lets nobody make StatefulSets now must not be
-    /// found out when the present one is gone.
-    async fn would_be_taken(&self) -> Result<(), ExecuteError> {
-        let mut set = build(self.cluster, self.observed).stateful_set;
-        set.metadata.generate_name = set.metadata.name.take().map(|name| format!("{name}-"));
-        let parameters = PostParams { dry_run: true, field_manager: Some(FIELD_MANAGER.to_owned()) };
-        match self.api::<StatefulSet>().create(&parameters, &set).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if [400, 403, 422].contains(&status.code) => {
-                Err(ExecuteError::NotTaken(status.message))
-            }
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// Posts the eviction by hand: `Api::evict` of kube 5.0 sends its delete options under a key that the API server

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
+use crate::brief::brief;
 use crate::names::{self, LABEL_DETACHED};
 use crate::observed::{Failure, Failures, Observed, UnixSeconds};
 use crate::step::{Step, VolumeLabel, WaitReason};
@@ -44,6 +45,8 @@ pub enum Topic {
     NotExecuted,
     /// A pass that failed.
     PassFailed,
+    /// A pass that met a conflict.
+    Conflicts,
     /// A warning of this wait was published.
     Warned(WaitReason),
 }
@@ -56,11 +59,11 @@ impl Memory {
 
     /// Whether this is news: another text than was last said of the topic, or `seconds` ago.
     pub fn is_news(&self, cluster: (&str, &str), topic: Topic, text: &str, now: UnixSeconds, seconds: i64) -> bool {
-        let mut said = self.said();
+        let (text, mut said) = (brief(text), self.said());
         let topics = said.entry((cluster.0.to_owned(), cluster.1.to_owned())).or_default();
-        let old = topics.get(&topic).is_some_and(|(old, at)| old == text && (0..seconds).contains(&(now - at)));
+        let old = topics.get(&topic).is_some_and(|(old, at)| *old == text && (0..seconds).contains(&(now - at)));
         if !old {
-            topics.insert(topic, (text.to_owned(), now));
+            topics.insert(topic, (text, now));
         }
         !old
     }

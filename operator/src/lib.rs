@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod arguments;
+pub mod brief;
 pub mod build;
 pub mod controller;
 pub mod execute;

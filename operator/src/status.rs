@@ -1,7 +1,7 @@
 //! What is answered: (resource, observed, plan) → status, then one patch, skipped when nothing changed.
 //!
-//! Nothing that changes with every write of a client or with every pass may stand in it. Everything but the patch is
-//! pure.
+//! Nothing that changes with every write of a client or with every pass may stand in it. Each text and each list is bounded
+//! here, whoever supplied it. Everything but the patch is pure.
 
 mod conditions;
 mod patch;
@@ -18,11 +18,15 @@ use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
 
 use crate::apply::{FIELD_MANAGER, is_busy, is_conflict};
+use crate::brief::brief;
 use crate::names;
 use crate::observed::{Alarm, ContainerState, ExitKind, Member, MemberList, Observed, UnixSeconds};
 use crate::plan::wanted_settings;
 use crate::step::{Plan, Step, StepName, WaitReason};
 use crate::valid::ValidCluster;
+
+/// Most members that are told. A cluster of ours has a handful; a node that lies may list any number.
+const MEMBERS_MAX: usize = 32;
 
 /// Why the status could not be written.
 #[derive(Debug, Error)]
@@ -94,7 +98,8 @@ pub fn compute(seen: Seen<'_>) -> RaftClusterStatus {
         bootstrapped: observed.resource.bootstrapped,
         ready: Some(format!("{}/{}", facts.ready_voters, resource.spec.replicas)),
         ready_replicas: facts.ready_voters,
-        replicas: observed.set.as_ref().map_or(0, |set| count(set.replicas)),
+        // An autoscaler counts by it: pods whose set is made anew are still there.
+        replicas: observed.set.as_ref().map_or(length(observed.pods.len()), |set| count(set.replicas)),
         selector: Some(names::selector(&resource.name_any())),
         leader: leader(cluster, observed),
         version: facts.version(),
@@ -120,8 +125,10 @@ struct Facts {
     ended: Vec<(String, ExitKind)>,
     /// The versions that answering nodes run.
     versions: BTreeSet<String>,
-    /// Pods that do not have the StatefulSet's newest template.
+    /// Pods that do not have the StatefulSet's newest template, where it is known.
     outdated: Vec<String>,
+    /// Why nobody knows which template is the newest, although there are pods: reason and message.
+    anew: Option<(&'static str, &'static str)>,
     /// Pods whose members are not known to have the settings that are wanted, of those that change while they run.
     to_be_told: Vec<String>,
     /// Of these, who refuses them, and why.
@@ -143,7 +150,7 @@ impl Facts {
         };
         let ready = |k: &u32| observed.pods.get(k).is_some_and(|pod| pod.ready && pod.terminating.is_none());
         let revision = observed.set.as_ref().and_then(|set| set.update_revision.as_ref());
-        let outdated = observed.pods.iter().filter(|(_, pod)| pod.revision.as_ref() != revision);
+        let outdated = observed.pods.iter().filter(|(_, pod)| revision.is_some() && pod.revision.as_ref() != revision);
         let unhealthy = voters.iter().filter(|k| !observed.node(**k).is_some_and(|node| node.ready));
         let ended = unhealthy.clone().filter_map(|k| {
             let pod = observed.pods.get(k).filter(|pod| pod.container != ContainerState::Running)?;
@@ -159,9 +166,23 @@ impl Facts {
             ended,
             versions: versions(observed),
             outdated: outdated.map(|(k, _)| names::pod(&name, *k)).collect(),
+            anew: anew(observed).filter(|_| resource.metadata.deletion_timestamp.is_none()),
             to_be_told,
             refusals,
         }
+    }
+}
+
+/// R1, B2: the set is not there, or its controller has not looked at it yet. No pod counts as outdated meanwhile.
+fn anew(observed: &Observed) -> Option<(&'static str, &'static str)> {
+    let lagging = WaitReason::KubernetesLagging.as_str();
+    match &observed.set {
+        _ if observed.pods.is_empty() => None,
+        None => Some((StepName::RecreateSet.as_str(), "the StatefulSet is made anew around its pods")),
+        Some(set) if set.update_revision.is_none() => {
+            Some((lagging, "the StatefulSet controller has not said yet which template is the newest"))
+        }
+        Some(_) => None,
     }
 }
 
@@ -189,7 +210,7 @@ impl Facts {
     /// The one version that all of them run.
     fn version(&self) -> Option<String> {
         let only = self.versions.first().filter(|version| !version.is_empty() && self.versions.len() == 1);
-        only.cloned()
+        only.map(|version| brief(version))
     }
 }
 
@@ -238,6 +259,7 @@ fn members(cluster: &ValidCluster, observed: &Observed) -> Vec<MemberStatus> {
         })
         .collect();
     members.sort_by_key(|member| (member.ordinal, member.raft_id.clone()));
+    members.truncate(MEMBERS_MAX);
     members
 }
 
@@ -261,9 +283,9 @@ fn plan_status(resource: &RaftCluster, plan: &Plan) -> PlanStatus {
         blocked_by: plan
             .blocked_by
             .as_ref()
-            .map(|blocked| BlockedBy { reason: blocked.reason.as_str().to_owned(), message: blocked.message.clone() }),
+            .map(|blocked| BlockedBy { reason: blocked.reason.as_str().to_owned(), message: brief(&blocked.message) }),
         then: plan.then.clone(),
-        human_may: plan.human_may.clone(),
+        human_may: plan.human_may.iter().map(|text| brief(text)).collect(),
         observed_generation: resource.metadata.generation,
     }
 }
@@ -285,7 +307,8 @@ fn phase(seen: Seen<'_>, facts: &Facts) -> Phase {
         _ if seen.invalid.is_some() => Phase::Repairing,
         _ if resizing => Phase::Scaling,
         _ if !facts.to_be_told.is_empty() => Phase::Updating,
-        _ if facts.voters >= count(want) && !facts.outdated.is_empty() => Phase::Updating,
+        _ if facts.voters >= count(want) && (facts.anew.is_some() || !facts.outdated.is_empty()) => Phase::Updating,
+        (StepName::RecreateSet, _) => Phase::Updating,
         _ => Phase::Repairing,
     }
 }

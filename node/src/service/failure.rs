@@ -155,6 +155,9 @@ pub enum Error {
     /// The caller means another cluster.
     #[error("{0}")]
     OtherCluster(String),
+    /// Another member leads than the one that is to hand over.
+    #[error("{0}")]
+    OtherLeader(String),
     /// A push of settings whose version is not above the active one.
     #[error("{0}")]
     StaleConfig(String),
@@ -228,6 +231,9 @@ impl Error {
             }
             Error::OtherCluster(_) => {
                 row(Code::FailedPrecondition, "etcdserver: cluster ID mismatch", Refused, Reason::ClusterIdMismatch)
+            }
+            Error::OtherLeader(_) => {
+                row(Code::FailedPrecondition, "etcdserver: not leader", Refused, Reason::ConfigChanged)
             }
             Error::StaleConfig(what) => Row {
                 code: Code::FailedPrecondition,
@@ -431,6 +437,7 @@ fn check_row(error: &Error) -> (Code, &'static str) {
         | Error::Remote { .. }
         | Error::WrongDisk(_)
         | Error::OtherCluster(_)
+        | Error::OtherLeader(_)
         | Error::StaleConfig(_)
         | Error::InvalidRequest(_)
         | Error::Internal(_) => (Code::Internal, "etcdserver: internal error"),
@@ -530,6 +537,7 @@ fn checks() -> impl IntoIterator<Item = Error> {
         Error::PasswordTooLong,
         Error::WrongDisk("the disk is of another cluster".into()),
         Error::OtherCluster("the call is for another cluster".into()),
+        Error::OtherLeader("another member leads".into()),
     ]
 }
 

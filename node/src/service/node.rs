@@ -179,7 +179,7 @@ impl NodeService {
     /// Hands leadership to a voter and waits until it leads.
     ///
     /// # Errors
-    /// `ClusterIdMismatch`, `BadTransferee`, `TransferTimedOut`, `ChangeInFlight`, `NoLeader`, `TimedOut`.
+    /// `ClusterIdMismatch`, `ConfigChanged`, `BadTransferee`, `TransferTimedOut`, `ChangeInFlight`, `NoLeader`, `TimedOut`.
     pub async fn move_leader(
         &self,
         mut request: wire::MoveLeaderRequest,
@@ -193,6 +193,7 @@ impl NodeService {
         if let Place::At(leader) = place(&handle, forwarded)? {
             return self.leader.move_leader(leader, request).await;
         }
+        check_leader(status.raft_id, request.leader)?;
         handle.move_leader(request.target).await?;
         let status = handle.status();
         Ok(wire::MoveLeaderResponse { leader: status.leader, term: status.term })
@@ -346,6 +347,14 @@ fn check_disk(status: &Status, asked: (u64, u64, u64)) -> Result<(), Error> {
     }
     let (cluster_id, raft_id, incarnation) = asked;
     Err(wrong_disk(status, &format!("member {raft_id:x}.{incarnation:x} of cluster {cluster_id:x}")))
+}
+
+/// Who has come to lead since the call was planned was not asked to hand over: it may be the one that should lead.
+fn check_leader(own: u64, meant: u64) -> Result<(), Error> {
+    if meant == 0 || meant == own {
+        return Ok(());
+    }
+    Err(Error::OtherLeader(format!("member {own:x} leads, and {meant:x} was to hand over: observe again")))
 }
 
 /// A call that reached another node than it was meant for must not found a cluster there.

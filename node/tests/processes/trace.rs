@@ -95,7 +95,10 @@ async fn bring_about(cluster: &mut Cluster, event: &str) {
             let target = id.parse().expect("an id");
             // The leader hands over only to a voter that has everything.
             let moves = || async {
-                client(cluster, 0).move_leader(wire::MoveLeaderRequest { target, cluster_id: 0 }).await.is_ok()
+                client(cluster, 0)
+                    .move_leader(wire::MoveLeaderRequest { target, ..wire::MoveLeaderRequest::default() })
+                    .await
+                    .is_ok()
             };
             cluster.eventually(event, moves).await;
         }

@@ -121,7 +121,8 @@ async fn read(
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let volumes: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let ours = ListParams::default().labels(&names::selector(name));
-    // Claims are found by name: labels may be anything on a volume left over from another life.
+    // Claims are found by name: labels may be anything on a volume left over from another life. And they are read live, as all
+    // is: in a cache one that has not come yet is absent, and founding (B3) and the size of a new set (B2) rest on absence.
     let all = ListParams::default();
     let (set_name, budget_name, config_name) =
         (names::stateful_set(name), names::budget(name), format!("{name}-config"));

@@ -101,15 +101,16 @@ impl Stage {
                 self.events.push(note);
                 Some((201, body.clone()))
             }
+            _ if self.contended == Some(plural.as_str()) => Some(status(409, "Conflict")),
             // A dry run writes nothing.
-            ("POST", "statefulsets", "") if call.dry => match self.untaken {
-                false => Some((201, body.clone())),
-                true => {
-                    let (code, mut reply) = status(403, "Forbidden");
-                    reply["message"] = json!("no StatefulSet is made today");
-                    Some((code, reply))
+            ("PATCH", "statefulsets", other) if call.dry && other != NAME => Some(match self.untaken {
+                None => (201, body.clone()),
+                Some((code, words)) => {
+                    let (code, mut reply) = status(code, "Refused");
+                    reply["message"] = json!(words);
+                    (code, reply)
                 }
-            },
+            }),
             ("PATCH", "statefulsets", _) if self.changes_what_is_fixed(body).is_some() => {
                 let (code, mut reply) = status(422, "Invalid");
                 let what = self.changes_what_is_fixed(body).unwrap_or_default();

@@ -256,11 +256,16 @@ impl Node for Face {
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
-        let MoveLeaderRequest { target, cluster_id } = request.into_inner();
+        let MoveLeaderRequest { target, cluster_id, leader } = request.into_inner();
         self.order(format!("move leader to {target}"), Meant::Cluster(cluster_id), |stage, pod| {
             leads(stage, pod)?;
-            let from = stage.world.raft.leader;
-            stage.world.move_leader(from, target)
+            if leader == 0 {
+                stage.world.violations.push("nobody in particular was told to hand over".into());
+            }
+            match leader == stage.world.raft.leader || target == stage.world.raft.leader {
+                true => stage.world.move_leader(leader, target),
+                false => Err(Refused::ConfigChanged),
+            }
         })
         .await
     }

@@ -182,26 +182,32 @@ fn r1_a_set_that_cannot_be_changed_is_made_anew_around_its_pods() {
     });
 }
 
-/// R1: a policy that lets nobody make the set is found out while the present one is there.
+/// R1: what lets nobody make the set, be it a policy or that the API server cannot read it, is found out while the present
+/// one is there.
 #[test]
 fn r1_a_set_that_would_not_be_taken_is_not_deleted() {
-    block_on(async {
-        let mut stage = changed(settled(3, &json!({})).await, Stage::give_other_policy);
-        stage.untaken = true;
-        let stage = shared(stage);
-        let operator = Operator::new(&stage);
-        for _ in 0..20 {
-            operator.pass().await.expect("a pass");
-            lock(&stage).world.tick();
-        }
-        assert!(lock(&stage).world.set.is_some());
-        assert!(lock(&stage).planned().contains("no StatefulSet is made today"), "{}", lock(&stage).planned());
-        let told = lock(&stage).events.iter().filter(|event| event[1] == "InvalidSpec").count();
-        assert_eq!(told, 1, "{:?}", lock(&stage).events);
-        lock(&stage).untaken = false;
-        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
-        assert_eq!(lock(&stage).events.iter().filter(|event| event[1] == "RecreateSet").count(), 1);
-    });
+    for (code, words) in [
+        (403, "no StatefulSet is made today"),
+        (500, "failed to create typed patch object (ns/db; apps/v1, Kind=StatefulSet): duplicate entries for key"),
+    ] {
+        block_on(async {
+            let mut stage = changed(settled(3, &json!({})).await, Stage::give_other_policy);
+            stage.untaken = Some((code, words));
+            let stage = shared(stage);
+            let operator = Operator::new(&stage);
+            for _ in 0..20 {
+                operator.pass().await.expect("a pass");
+                lock(&stage).world.tick();
+            }
+            assert!(lock(&stage).world.set.is_some());
+            assert!(lock(&stage).planned().contains(words), "{}", lock(&stage).planned());
+            let told = lock(&stage).events.iter().filter(|event| event[1] == "InvalidSpec").count();
+            assert_eq!(told, 1, "{:?}", lock(&stage).events);
+            lock(&stage).untaken = None;
+            operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+            assert_eq!(lock(&stage).events.iter().filter(|event| event[1] == "RecreateSet").count(), 1);
+        });
+    }
 }
 
 /// D1 between the delete of the set and its coming back: nobody but the operator ends pods without an owner.

@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, yield_now};
 use super::api_server::client;
 use super::nodes::Nodes;
 use super::stage::{Cut, NAME, NAMESPACE, Shared, Stage, lock};
-use crate::controller::{Context, ReconcileError, pass};
+use crate::controller::{Context, ReconcileError, after_error, pass, reconcile};
 use crate::lanes::Lanes;
 use crate::metrics::Metrics;
 use crate::names::{LABEL_CLUSTER_ID, REPLACE_MEMBER};
@@ -59,6 +59,15 @@ impl Operator {
 
     pub(super) async fn pass(&self) -> Result<Action, ReconcileError> {
         pass(&self.resource, &self.context).await
+    }
+
+    /// A pass in the loop that runs them, and when the next one comes.
+    pub(super) async fn turn(&self) -> Action {
+        let (resource, context) = (Arc::clone(&self.resource), Arc::clone(&self.context));
+        match reconcile(Arc::clone(&resource), Arc::clone(&context)).await {
+            Ok(action) => action,
+            Err(error) => after_error(resource, &error, context),
+        }
     }
 
     /// What it counts.

@@ -42,8 +42,10 @@ pub(super) struct Stage {
     pub(super) failures: Vec<String>,
     /// The plural of the objects that an admission policy refuses to have changed.
     pub(super) forbidden: Option<&'static str>,
-    /// An admission policy lets nobody make a StatefulSet.
-    pub(super) untaken: bool,
+    /// The plural of the objects of which every write meets a conflict.
+    pub(super) contended: Option<&'static str>,
+    /// With what nobody is let make a StatefulSet: HTTP status and words.
+    pub(super) untaken: Option<(u16, &'static str)>,
     /// Writes that were refused.
     pub(super) refused: Vec<String>,
     /// The write at which the process ends.
@@ -95,7 +97,8 @@ impl Stage {
             events: Vec::new(),
             failures: Vec::new(),
             forbidden: None,
-            untaken: false,
+            contended: None,
+            untaken: None,
             refused: Vec::new(),
             fuse: None,
             dead: false,

@@ -575,3 +575,27 @@ fn a_call_that_reaches_another_clusters_pod_changes_nothing_there() {
         assert_eq!(refused, ["add", "join", "move", "prepare", "promote", "remove", "set"]);
     });
 }
+
+/// A conflict passes with the next pass, which comes at once. One that never passes, of an object or of a step, is not asked for
+/// ten times a second.
+#[test]
+fn conflicts_that_go_on_are_met_less_often() {
+    for plural in ["configmaps", "pods"] {
+        block_on(async {
+            let stage = shared(settled(3, &json!({})).await);
+            let operator = Operator::new(&stage);
+            lock(&stage).contended = Some(plural);
+            lock(&stage).edit(&json!({"image": "balsa.dev/balsa:b", "config": {"heartbeatMs": 120}}));
+            let mut turns = Vec::new();
+            for _ in 0..8 {
+                turns.push(operator.turn().await);
+                lock(&stage).world.tick();
+            }
+            let soon = Action::requeue(Duration::from_millis(100));
+            let slow = Action::requeue(Duration::from_secs(2));
+            assert!(turns.contains(&soon) && turns[7] == slow, "{plural}: {turns:?}");
+            lock(&stage).contended = None;
+            operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        });
+    }
+}

@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{Facts, Seen, time};
+use crate::brief::brief;
 use crate::names;
 use crate::observed::{Alarm, ExitKind};
 use crate::step::{StepName, WaitReason};
@@ -44,7 +45,7 @@ fn dated(verdict: Verdict, seen: Seen<'_>, old: &[Condition]) -> Condition {
         type_: verdict.kind.to_owned(),
         status: status.to_owned(),
         reason: verdict.reason,
-        message: verdict.message,
+        message: brief(&verdict.message),
         observed_generation: seen.resource.metadata.generation,
         last_transition_time: same.map_or_else(|| time(seen.observed.now), |same| same.last_transition_time.clone()),
     }
@@ -163,10 +164,14 @@ fn updated(seen: Seen<'_>, facts: &Facts) -> Verdict {
     if let Some(fixed) = seen.observed.set.as_ref().map(|set| &set.fixed).filter(|fixed| !fixed.is_empty()) {
         let message = format!(
             "the StatefulSet has another {} than wanted, which Kubernetes lets nobody change: it is made anew once every \
-             member serves on the volume of its ordinal; with another selector or other claims nothing of it changes before",
+             member serves on the volume of its ordinal and no other volume may be a member's; with another selector or other \
+             claims nothing of it changes before",
             fixed.join(", ")
         );
         return Verdict::new(kind, false, StepName::RecreateSet.as_str(), message);
+    }
+    if let Some((reason, message)) = facts.anew {
+        return Verdict::new(kind, false, reason, message);
     }
     if let Some((pod, why)) = facts.refusals.first() {
         let message = format!("{pod} refuses the settings of spec.config and keeps its own: {why}");

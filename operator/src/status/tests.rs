@@ -201,3 +201,59 @@ fn m18_settings_that_a_member_does_not_tell_are_not_up_to_date() {
     change(&mut observed, true, false);
     assert_eq!(updated(&observed).0, "True");
 }
+
+/// R1: while the set is made anew nothing is to be restarted, and an autoscaler is not told that all pods are gone.
+#[test]
+fn r1_a_set_that_is_made_anew_has_its_pods_and_none_of_them_is_outdated() {
+    let (resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
+    let told = |observed: &Observed| {
+        let plan = plan(&cluster, observed);
+        let status =
+            compute(Seen { resource: &resource, cluster: Some(&cluster), observed, plan: &plan, invalid: None });
+        let (holds, reason) = condition(&status, "Updated");
+        (status.replicas, holds.to_owned(), reason.to_owned(), status.phase)
+    };
+    let words = |reason: &str| (3, "False".to_owned(), reason.to_owned(), Some(Phase::Updating));
+    observed.set.as_mut().expect("a set").fixed = vec!["serviceName"];
+    assert_eq!(told(&observed), words("RecreateSet"), "its old one is there");
+    let mut set = observed.set.take().expect("a set");
+    assert_eq!(told(&observed), words("RecreateSet"), "there is none");
+    (set.update_revision, set.fixed) = (None, Vec::new());
+    (set.generation, set.observed_generation) = (1, 0);
+    observed.set = Some(set);
+    assert_eq!(told(&observed), words("KubernetesLagging"), "nobody has looked at the new one yet");
+    observed.set = None;
+    observed.pods.clear();
+    assert_eq!(told(&observed).0, 0, "of a cluster that is not there yet");
+}
+
+/// M29: whatever a broken node or a policy says, the status stays far smaller than what the API server takes for an object.
+#[test]
+fn m29_the_status_is_bounded_whatever_others_say() {
+    let (resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
+    let long = "ü".repeat(600_000);
+    for node in observed.nodes.values_mut() {
+        let crate::observed::NodeReport::Answered(state) = node else { continue };
+        state.version = long.clone();
+        let wanted = wanted_settings(&cluster, &crate::observed::Settings::default());
+        let refused = Some((wanted, long.clone()));
+        state.settings = Some(crate::observed::Settings { refused, ..Default::default() });
+    }
+    let list = observed.members.as_mut().expect("a list");
+    let third = list.members[&3].clone();
+    list.members.extend((10..10_000).map(|id| (id, third.clone())));
+    list.alarms.extend((10..10_000).map(|id| (Alarm::NoSpace, id)));
+    let mut plan = settled(100);
+    plan.step = Step::Wait;
+    plan.blocked_by = Some(Blocked { reason: WaitReason::LabelFails, message: long.clone() });
+    plan.human_may = vec![long.clone(); 3];
+    let seen =
+        Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: Some(&long) };
+    for invalid in [None, seen.invalid] {
+        let status = compute(Seen { invalid, ..seen });
+        let size = serde_json::to_string(&status).expect("JSON").len();
+        assert!(size < 32 * 1024, "{size} bytes");
+        assert!(status.version.is_some_and(|version| version.starts_with('ü')));
+        assert_eq!(status.members.len(), MEMBERS_MAX);
+    }
+}

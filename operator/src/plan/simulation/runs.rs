@@ -52,6 +52,9 @@ fn check_settled(world: &mut World) -> Result<(), String> {
     if let Some((k, pod)) = world.pods.iter().find(|(_, pod)| !told(pod)) {
         return Err(format!("pod {k} has {:?}, wanted {:?}", pod.settings, world.cluster.hot));
     }
+    if world.set.as_ref().is_some_and(|set| !set.fixed.is_empty()) {
+        return Err("the set was not made anew".into());
+    }
     let before = format!("{world:?}");
     let Pass { plan, .. } = world.pass(Crash::None);
     if plan.step != Step::Settled || format!("{world:?}") != before {
@@ -354,7 +357,7 @@ fn fault(world: &mut World, dice: &mut Dice) -> String {
     // A disk may be lost only while every voter has one, and another majority remains.
     let voters = world.voters();
     let spare = voters.len() >= 3 && voters.iter().all(|id| world.has_whole_disk(*id)) && !world.loses_disk();
-    let kind = dice.roll(13);
+    let kind = dice.roll(14);
     match kind {
         0 | 1 => world.kill_pod(k),
         2 => world.pods.clear(),
@@ -378,6 +381,7 @@ fn fault(world: &mut World, dice: &mut Dice) -> String {
             world.kill_pod(k);
             world.tick();
         }
+        12 => world.fix(["serviceName", "volumeClaimTemplates"][k as usize % 2]),
         _ => return "no fault".into(),
     }
     format!("fault {kind} on {k}")
