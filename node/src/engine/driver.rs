@@ -691,11 +691,13 @@ impl Driver {
         let role = self.replica.role();
         let commit = self.replica.commit();
         let progress = self.progress(role.term, commit);
+        let first_index = self.replica.tail().point().index + 1;
         let mut slot = self.ports.status.write();
         let status = Arc::make_mut(&mut slot);
         status.leader = role.leader;
         status.term = role.term;
         status.commit = commit;
+        status.first_index = first_index;
         status.last_index = self.replica.last_index();
         status.progress = Arc::new(progress);
         status.transferring = self.replica.transferring();

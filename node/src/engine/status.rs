@@ -24,6 +24,9 @@ pub struct Status {
     pub term: u64,
     /// Committed index.
     pub commit: u64,
+    /// Index of the first entry that the log still has, or of the next one if it has none: whoever lacks an earlier one
+    /// needs a snapshot.
+    pub first_index: u64,
     /// Index of the last log entry.
     pub last_index: u64,
     /// Applied index.

@@ -112,6 +112,7 @@ struct Observed {
     compacted: IntGauge,
     id: IntGaugeVec,
     term: IntGauge,
+    first_index: IntGauge,
     last_index: IntGauge,
     membership_index: IntGauge,
     members: IntGaugeVec,
@@ -215,6 +216,8 @@ impl Observed {
                 .gauge("etcd_debugging_mvcc_compact_revision", "The revision of the last compaction in store.")?,
             id: make.gauges("etcd_server_id", "Server or member ID in hexadecimal format.", "server_id")?,
             term: make.gauge("balsa_raft_term", "Raft term.")?,
+            first_index: make
+                .gauge("balsa_raft_first_index", "Index of the first entry that the Raft log still has.")?,
             last_index: make.gauge("balsa_raft_last_index", "Index of the last entry of the Raft log.")?,
             membership_index: make.gauge("balsa_membership_index", "Number of applied membership changes.")?,
             members: make.gauges("balsa_members", "Members as applied, by role.", "role")?,
@@ -268,6 +271,7 @@ impl Observed {
         self.compacted.set(status.compacted);
         self.id.with_label_values(&[&format!("{:x}", status.raft_id)]).set(1);
         self.term.set(clamp(status.term));
+        self.first_index.set(clamp(status.first_index));
         self.last_index.set(clamp(status.last_index));
         self.membership_index.set(clamp(status.membership.index));
         let learners = status.membership.members.iter().filter(|member| member.is_learner).count();
@@ -516,6 +520,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let mut status =
             Status { raft_id: 0xab, leader: 0xab, commit: 7, applied: 6, leader_changes: 2, ..Status::default() };
+        (status.first_index, status.last_index) = (3, 8);
         status.progress = Arc::new(vec![Progress { id: 0xcd, match_index: 5, active: true, ..Progress::default() }]);
         metrics.observed.set(&status);
         metrics.observed.set(&status);
@@ -526,6 +531,8 @@ mod tests {
             "etcd_server_leader_changes_seen_total 2",
             "etcd_server_proposals_committed_total 7",
             "etcd_server_proposals_applied_total 6",
+            "balsa_raft_first_index 3",
+            "balsa_raft_last_index 8",
             r#"etcd_server_id{server_id="ab"} 1"#,
             r#"balsa_raft_match_index{member="cd"} 5"#,
         ] {

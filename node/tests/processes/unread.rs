@@ -84,13 +84,13 @@ async fn a_stream_that_is_opened_and_left_is_no_harm() {
 }
 
 /// A connection whose other end writes frames and reads none after the greeting: no window is granted, no ping answered.
-struct Mute {
+pub(crate) struct Mute {
     stream: TcpStream,
 }
 
 impl Mute {
     /// `window` is what the server may send over the whole connection. Each stream may be sent 64 KiB.
-    async fn connect(member: &Member, window: u32) -> Self {
+    pub(crate) async fn connect(member: &Member, window: u32) -> Self {
         let mut stream = TcpStream::connect(("127.0.0.1", member.client_port)).await.expect("the port is open");
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("written");
         let mut mute = Self { stream };
@@ -141,11 +141,15 @@ impl Mute {
         }
     }
 
-    /// Asks for all keys as a stream.
-    async fn range_stream(&mut self, stream: u32) {
-        self.call(stream, "/etcdserverpb.KV/RangeStream").await;
-        let all = pb::RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
-        self.frame(0, 1, stream, &message(&all)).await;
+    /// Opens a call of a method with one request; `last` when it has no other.
+    pub(crate) async fn ask(&mut self, stream: u32, path: &str, request: &impl Message, last: bool) {
+        self.call(stream, path).await;
+        self.frame(0, u8::from(last), stream, &message(request)).await;
+    }
+
+    /// Gives a call up.
+    pub(crate) async fn reset(&mut self, stream: u32) {
+        self.frame(3, 0, stream, &8_u32.to_be_bytes()).await;
     }
 
     /// Resolves when the server has closed the connection.
@@ -169,7 +173,8 @@ async fn nobody_notices_a_client_that_reads_none_of_its_range_streams() {
     // The window of the connection is that of one piece or two.
     let mut mute = Mute::connect(member, 128 << 10).await;
     for number in 0..RANGE_STREAMS {
-        mute.range_stream(2 * number + 1).await;
+        let all = pb::RangeRequest { key: "\0".into(), range_end: "\0".into(), ..Default::default() };
+        mute.ask(2 * number + 1, "/etcdserverpb.KV/RangeStream", &all, true).await;
     }
     eventually(member, "etcd_mvcc_db_open_read_transactions", |views| views >= f64::from(RANGE_STREAMS)).await;
 
@@ -310,7 +315,7 @@ pub(crate) async fn eventually(member: &Member, name: &str, wanted: impl Fn(f64)
     }
 }
 
-async fn metric(member: &Member, name: &str) -> f64 {
+pub(crate) async fn metric(member: &Member, name: &str) -> f64 {
     let mut request = http::Request::post("/metrics", "");
     request.method = "GET".into();
     let text = String::from_utf8(request.send(member.client_port).await.body).expect("text");
