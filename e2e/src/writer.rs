@@ -14,6 +14,11 @@ use tokio::task::JoinHandle;
 const WRITERS: usize = 4;
 /// How long a writer waits for one answer, unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long reading all keys back may take, with every connection and every try. It judges what is there and not how fast,
+/// and reads may be sent again: on a busy machine one can time out, or find the store between two leaders.
+const READ_BACK: Duration = Duration::from_secs(90);
+/// How long one such try may take: as long as a busy store lets a read wait and sends many keys.
+const READ_ONCE: Duration = Duration::from_secs(20);
 /// A pause between writes of one writer: the load is steady, not a benchmark.
 const PAUSE: Duration = Duration::from_millis(4);
 /// The same where each write has a connection of its own: a closed one keeps its port for a minute.
@@ -92,7 +97,7 @@ impl Writer {
     /// # Errors
     /// It does not in time.
     pub async fn newcomers(endpoint: String) -> anyhow::Result<Self> {
-        read_back(&endpoint).await?;
+        read_back(&endpoint, READ_BACK).await?;
         Ok(Self::many(&[endpoint], PATIENCE, Connections::Anew))
     }
 
@@ -214,21 +219,31 @@ fn fate_of(error: &Error) -> Fate {
     if refused.iter().chain(&not_begun).any(|known| text.contains(known)) { Fate::Refused } else { Fate::Unknown }
 }
 
-/// All keys. A Service takes a moment to send clients to pods that are ready.
-async fn read_back(endpoint: &str) -> anyhow::Result<GetResponse> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let mut client = connect(endpoint).await?;
-        match client.get("writer/", Some(GetOptions::new().with_prefix())).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) if Instant::now() > deadline => return Err(error).context("read all keys back"),
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+/// All keys, read as often as it takes within `bound`. A Service takes a moment to send clients to pods that are ready.
+async fn read_back(endpoint: &str, bound: Duration) -> anyhow::Result<GetResponse> {
+    let mut failed = anyhow::anyhow!("no answer");
+    let reading = async {
+        loop {
+            match tokio::time::timeout(READ_ONCE, read_once(endpoint)).await {
+                Ok(Ok(answer)) => return answer,
+                Ok(Err(error)) => failed = error.into(),
+                Err(_) => failed = anyhow::anyhow!("no answer in {READ_ONCE:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    };
+    match tokio::time::timeout(bound, reading).await {
+        Ok(answer) => Ok(answer),
+        Err(_) => Err(failed.context(format!("read all keys back from {endpoint} in {bound:?}"))),
     }
 }
 
+async fn read_once(endpoint: &str) -> Result<GetResponse, Error> {
+    connect_once(endpoint).await?.get("writer/", Some(GetOptions::new().with_prefix())).await
+}
+
 async fn check(endpoint: &str, all: &[Written]) -> anyhow::Result<()> {
-    let answer = read_back(endpoint).await?;
+    let answer = read_back(endpoint, READ_BACK).await?;
     let found: std::collections::HashMap<&[u8], i64> = answer.kvs().iter().map(|kv| (kv.key(), kv.version())).collect();
     for written in all {
         let version = found.get(written.key.as_bytes());
@@ -242,4 +257,26 @@ async fn check(endpoint: &str, all: &[Written]) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever is silent holds nobody longer than the bound, and whoever refuses is asked again.
+    #[tokio::test]
+    async fn reading_back_ends_at_its_bound() {
+        let bound = Duration::from_secs(2);
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let refusing = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let [one, other] = [&silent, &refusing].map(|listener| format!("http://{}", listener.local_addr().unwrap()));
+        drop(refusing);
+        for (endpoint, why) in [(one, "no answer"), (other, "refused")] {
+            let began = Instant::now();
+            let reading = tokio::time::timeout(bound * 5, read_back(&endpoint, bound)).await;
+            let error = format!("{:?}", reading.expect("in time").expect_err("nobody answers"));
+            assert!(error.contains("read all keys back") && error.contains(why), "{error}");
+            assert!(began.elapsed() >= bound, "it was tried again: {error}");
+        }
+    }
 }
