@@ -49,6 +49,7 @@ impl From<&Config> for NodeConfig {
             pre_vote: config.pre_vote,
             max_request_bytes: Limit::new(move || bytes),
             quota_bytes: Limit::new(move || quota),
+            slow_apply: config.warning_apply_duration,
             watch: WatchOptions::default(),
             leases: LeaseOptions { checkpoint_every: config.lease_checkpoint_interval },
             token_ttl: config.auth_token_ttl,
@@ -93,6 +94,7 @@ pub fn service(config: &Config, hot: &Arc<HotConfig>) -> Result<Settings, TokenK
     Ok(Settings {
         name: config.name.clone(),
         hot: hot.clone(),
+        slow_read: config.warning_apply_duration,
         strict_reconfig_check: config.strict_reconfig_check,
         data_dir: config.data_dir.clone(),
         scratch_dir: config.data_dir.join("snapshot"),

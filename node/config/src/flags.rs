@@ -62,7 +62,7 @@ const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
 use Kind::{Bool, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 78] = [
+const SERVED: [Flag; 79] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -144,6 +144,11 @@ const SERVED: [Flag; 78] = [
     flag("socket-reuse-port", Bool("false"), "Share listening ports with other processes"),
     flag("metrics", Text("basic"), "basic, or extensive with histograms of gRPC calls"),
     flag("warning-unary-request-duration", Duration("300ms"), "Log a call that takes longer"),
+    flag(
+        "warning-apply-duration",
+        Duration("100ms"),
+        "Log entries that take longer to apply, and reads that take longer",
+    ),
     flag("feature-gates", Text(""), "Gate=true,…; see docs/flags.md"),
     flag("experimental-compact-hash-check-enabled", Bool("false"), "Gate CompactHashCheck"),
     flag("experimental-enable-lease-checkpoint", Bool("false"), "Gate LeaseCheckpoint"),
@@ -156,7 +161,7 @@ const SERVED: [Flag; 78] = [
 ];
 
 /// Accepted, because manifests pass them, and without meaning here: the reason of each.
-const INERT: [Flag; 43] = [
+const INERT: [Flag; 42] = [
     inert("wal-dir", Text(""), "the Raft log lies in the data directory"),
     inert("max-wals", Number("5"), "the Raft log is trimmed as a whole, not in files"),
     inert("max-snapshots", Number("5"), "a snapshot lives only while it is being sent"),
@@ -183,7 +188,6 @@ const INERT: [Flag; 43] = [
     inert("distributed-tracing-sampling-rate", Number("0"), "no traces are exported"),
     inert("compaction-batch-limit", Number("1000"), "compaction is paced by what it finds"),
     inert("compaction-sleep-interval", Duration("10ms"), "compaction is paced by what it finds"),
-    inert("warning-apply-duration", Duration("100ms"), "the time of applying is in metrics"),
     inert("v2-deprecation", Text("write-only"), "there is no v2 store"),
     inert("enable-v2", Bool("false"), "there is no v2 store"),
     inert("proxy", Text("off"), "there is no v2 proxy"),

@@ -125,6 +125,8 @@ pub struct Config {
     pub extensive_metrics: bool,
     /// A call that takes longer is logged.
     pub warning_unary_request_duration: Duration,
+    /// Entries that take longer to apply are logged, and reads that take longer.
+    pub warning_apply_duration: Duration,
     /// etcd's feature gates.
     pub gates: Gates,
     /// Origins whose pages may read answers; `*` for all.
@@ -276,6 +278,7 @@ impl Config {
             http2: http2(raw)?,
             extensive_metrics: extensive(raw.text("metrics"))?,
             warning_unary_request_duration: raw.duration("warning-unary-request-duration")?,
+            warning_apply_duration: raw.duration("warning-apply-duration")?,
             lease_checkpoint_interval: lease_checkpoint_interval(raw, gates["LeaseCheckpoint"])?,
             gates,
             cors: set(raw.text("cors")),

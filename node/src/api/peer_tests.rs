@@ -48,6 +48,7 @@ impl Served {
             quota_bytes: Limit::new(|| 0),
             watch: Default::default(),
             leases: Default::default(),
+            slow_apply: Duration::from_millis(100),
             token_ttl: Duration::from_secs(300),
             key_space: Default::default(),
             dialer: Default::default(),

@@ -1,6 +1,7 @@
 //! The apply thread: committed entries in, one write batch per run, then events, then answers. An event or an answer never
 //! leaves before the batch is visible.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +12,9 @@ use balsa_proto::log::Membership;
 use balsa_proto::mvccpb::event::EventType;
 use parking_lot::RwLock;
 use prometheus::Histogram;
+use prost::Message;
 use raft::eraftpb::{ConfChange, Entry};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::changes::is_change;
 use super::credentials::Credentials;
@@ -36,9 +38,6 @@ use crate::storage::{SnapshotPoint, rocks::KeySpaceOptions};
 /// Bytes of entries applied as one write batch; more makes the first of them wait too long.
 const RUN_BYTES: usize = 1 << 20;
 
-/// Applying that takes longer is counted as slow.
-const SLOW_APPLY: Duration = Duration::from_millis(100);
-
 /// How long a removed member goes on telling its clients so, unless it is stopped before.
 const REMOVED_GRACE: Duration = Duration::from_secs(5);
 
@@ -52,6 +51,9 @@ pub(crate) enum Work {
 
 /// A proposal's sequence and what became of it.
 pub(crate) type Answer = (u64, Result<Outcome, Failure>);
+
+/// A proposal and what it came to.
+type Applied = (ProposalId, Result<Outcome, Refusal>);
 
 /// What the applier tells the driver.
 pub(crate) struct Report {
@@ -82,6 +84,8 @@ pub(crate) struct Applier {
     pub(crate) space: Arc<Space>,
     pub(crate) leases: Arc<Leases>,
     pub(crate) fatal: Fatal,
+    /// Applying that takes longer is logged and counted.
+    pub(crate) slow: Duration,
     pub(crate) member_id: u64,
     pub(crate) incarnation: u64,
     pub(crate) removed: Arc<AtomicBool>,
@@ -146,8 +150,8 @@ impl Applier {
         let (done, left) = entries.split_at(entries.partition_point(|entry| entry.index <= effects.index));
         let bytes = size(done);
         metrics::APPLY_COMMIT.observe(started.elapsed().as_secs_f64());
-        if started.elapsed() > SLOW_APPLY {
-            metrics::SLOW_APPLIES.inc();
+        if started.elapsed() > self.slow {
+            warn_of_slow(done, &effects.outcomes, started.elapsed(), self.slow);
         }
         self.keeper.applied(bytes);
         if count(&effects) > 0 {
@@ -174,7 +178,7 @@ impl Applier {
 
     /// Answers what was proposed here, but for membership changes: those the driver answers, once Raft knows them too.
     /// Whoever has the answer may ask for the next change at once, and Raft takes one at a time.
-    fn answer(&self, outcomes: Vec<(ProposalId, Result<Outcome, Refusal>)>) -> Vec<Answer> {
+    fn answer(&self, outcomes: Vec<Applied>) -> Vec<Answer> {
         let mut changes = Vec::new();
         for (id, outcome) in outcomes {
             if id.origin != self.member_id || id.incarnation != self.incarnation {
@@ -232,7 +236,7 @@ impl Applier {
         }
         self.waiters.fail_all(&Failure::NotLeader { leader: None });
         let message = format!("member {:x} was removed from the cluster", self.member_id);
-        tracing::warn!(message, "ending soon");
+        warn!(message, "ending soon");
         let fatal = self.fatal.clone();
         tokio::spawn(async move {
             tokio::time::sleep(REMOVED_GRACE).await;
@@ -250,6 +254,37 @@ impl Applier {
         status.membership = self.machine.membership().clone();
         status.maintenance = self.machine.maintenance().clone();
         status.counts = self.machine.counts().cloned();
+    }
+}
+
+/// As etcd warns, of a whole run: commands are applied together, and no single one of them took long or not.
+fn warn_of_slow(entries: &[Entry], outcomes: &[Applied], took: Duration, expected: Duration) {
+    metrics::SLOW_APPLIES.inc();
+    let (first, last) = (entries.first(), entries.last());
+    let index = |entry: Option<&Entry>| entry.map_or(0, |entry| entry.index);
+    let (request, response) = (commands(outcomes), format!("size:{}", outcomes.iter().map(answer_size).sum::<usize>()));
+    let (first, last, bytes) = (index(first), index(last), size(entries));
+    let prefix = "";
+    warn!(?took, "expected-duration" = ?expected, prefix, request, response, first, last, bytes, "apply request took too long");
+}
+
+/// How many of each kind, such as `Put:3 Txn:1`, in the order of the alphabet.
+fn commands(outcomes: &[Applied]) -> String {
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    outcomes.iter().for_each(|(_, outcome)| *kinds.entry(op(outcome)).or_default() += 1);
+    kinds.iter().map(|(kind, count)| format!("{kind}:{count}")).collect::<Vec<_>>().join(" ")
+}
+
+fn answer_size((_, outcome): &Applied) -> usize {
+    match outcome {
+        Ok(Outcome::Put(answer)) => answer.encoded_len(),
+        Ok(Outcome::DeleteRange(answer)) => answer.encoded_len(),
+        Ok(Outcome::Txn(answer)) => answer.encoded_len(),
+        Ok(Outcome::Compact(answer)) => answer.encoded_len(),
+        Ok(Outcome::LeaseGrant(answer)) => answer.encoded_len(),
+        Ok(Outcome::LeaseRevoke(answer)) => answer.encoded_len(),
+        Ok(Outcome::Alarm(answer)) => answer.encoded_len(),
+        Ok(_) | Err(_) => 0,
     }
 }
 
@@ -317,4 +352,23 @@ fn op(outcome: &Result<Outcome, Refusal>) -> &'static str {
 
 fn size(entries: &[Entry]) -> usize {
     entries.iter().map(|entry| entry.data.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use balsa_proto::etcdserverpb as pb;
+
+    use super::*;
+
+    #[test]
+    fn a_run_is_told_by_the_kinds_of_its_commands() {
+        let id = ProposalId { origin: 1, incarnation: 1, sequence: 1 };
+        let put =
+            || (id, Ok(Outcome::Put(pb::PutResponse { header: Some(pb::ResponseHeader::default()), prev_kv: None })));
+        let outcomes =
+            [put(), (id, Ok(Outcome::Txn(pb::TxnResponse::default()))), put(), (id, Err(Refusal::Compacted))];
+        assert_eq!(commands(&outcomes), "Put:2 Refused:1 Txn:1");
+        assert_eq!(outcomes.iter().map(answer_size).collect::<Vec<_>>(), [2, 0, 2, 0]);
+        assert_eq!(commands(&[]), "");
+    }
 }

@@ -278,6 +278,7 @@ impl Disk<'_> {
             space: parts.space.clone(),
             leases: parts.leases.clone(),
             fatal: fatal.clone(),
+            slow: self.config.slow_apply,
             member_id: self.marker.member_id,
             incarnation: parts.incarnation,
             removed: parts.removed.clone(),

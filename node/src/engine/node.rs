@@ -74,6 +74,8 @@ pub struct NodeConfig {
     pub max_request_bytes: Limit<usize>,
     /// Bytes that the key space may hold; 0 and below for no limit.
     pub quota_bytes: Limit<i64>,
+    /// Applying that takes longer is logged.
+    pub slow_apply: Duration,
     /// Bounds and intervals of watching.
     pub watch: WatchOptions,
     /// The clock of leases.

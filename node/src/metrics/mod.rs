@@ -350,7 +350,7 @@ pub static LATE_HEARTBEATS: LazyLock<IntCounter> = LazyLock::new(|| {
     counter("etcd_server_heartbeat_send_failures_total", help)
 });
 
-/// Runs of entries whose applying took over 100 ms.
+/// Runs of entries whose applying took longer than `--warning-apply-duration`, and reads that did.
 pub static SLOW_APPLIES: LazyLock<IntCounter> = LazyLock::new(|| {
     counter(
         "etcd_server_slow_apply_total",

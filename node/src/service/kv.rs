@@ -12,7 +12,7 @@ use super::caller::{Caller, refused};
 use super::checks;
 use super::failure::Error;
 use super::member::{Member, complete};
-use super::pieces;
+use super::{pieces, slow_read};
 use crate::domain::auth::{AuthState, Identity, NoLeases};
 use crate::domain::command::{Command, Outcome};
 use crate::domain::mvcc::{self, RangeStream, ReadError};
@@ -47,7 +47,9 @@ impl Kv {
     /// Of the checks; `Compacted`, `FutureRevision`; without `serializable` those of a read index.
     pub async fn range(&self, caller: &Caller, request: pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
         let started = Instant::now();
+        let told = slow_read::Range::of(&request);
         let result = self.read_range(caller, request).await;
+        told.warn_if_slow(started.elapsed(), self.member.settings().slow_read, &result);
         metrics::RANGES.inc();
         let (success, time) = (if result.is_ok() { "true" } else { "false" }, started.elapsed());
         metrics::RANGE_SECONDS.with_label_values(&[success]).observe(time.as_secs_f64());
@@ -139,7 +141,9 @@ impl Kv {
         checks::txn(&request, self.member.hot().values.max_txn_ops)?;
         if !mvcc::is_write(&request) {
             let started = Instant::now();
+            let told = slow_read::Txn::of(&request);
             let result = self.read_txn(caller, request).await;
+            told.warn_if_slow(started.elapsed(), self.member.settings().slow_read, &result);
             metrics::request_took("ReadonlyTxn", result.is_ok(), started.elapsed());
             return result;
         }

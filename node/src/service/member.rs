@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::Guard;
 use balsa_proto::etcdserverpb as pb;
@@ -21,6 +22,8 @@ pub struct Settings {
     pub name: String,
     /// What can change while the process runs.
     pub hot: Arc<HotConfig>,
+    /// Reads that take longer are logged.
+    pub slow_read: Duration,
     /// Whether etcd's membership calls are refused when they would endanger the quorum.
     pub strict_reconfig_check: bool,
     /// Where the node keeps everything.

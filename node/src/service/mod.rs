@@ -29,6 +29,7 @@ pub mod queue;
 pub mod reconfigure;
 pub mod restore;
 pub mod settings;
+mod slow_read;
 pub mod stop;
 pub mod tokens;
 pub mod watch;

@@ -381,6 +381,47 @@ async fn the_line_that_drivers_wait_for_has_etcds_fields() {
     assert!(file.contains("ready to serve client requests"), "{file}");
 }
 
+/// What takes longer than the flag says is logged in etcd's words, with etcd's fields.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_long_to_apply_or_to_read_is_logged() {
+    const TEXT: &str = "apply request took too long";
+    let calls = async |single: &Single| {
+        single.logged("ready to serve client requests").await;
+        for (path, body) in [
+            ("/v3/kv/put", r#"{"key":"YQ==","value":"c2VjcmV0"}"#),
+            ("/v3/kv/range", r#"{"key":"YQ==","range_end":"Yg=="}"#),
+            ("/v3/kv/txn", r#"{"success":[{"request_range":{"key":"YQ=="}}]}"#),
+        ] {
+            assert_eq!(Request::post(path, body).send(single.client).await.status, 200, "{path}");
+        }
+    };
+    let single = Single::start(|_| vec!["--experimental-warning-apply-duration=1ns".into()]);
+    calls(&single).await;
+    let log = single.logged("read-only txn").await;
+    let lines: Vec<serde_json::Value> =
+        log.lines().filter(|line| line.contains(TEXT)).map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let line = |prefix: &str, request: &str| {
+        let found = lines.iter().find(|line| {
+            line["prefix"].as_str().unwrap_or_default() == prefix && line["request"].as_str() == Some(request)
+        });
+        found.unwrap_or_else(|| panic!("no {prefix}{request} in {log}"))
+    };
+    for line in &lines {
+        assert_eq!((line["level"].as_str(), line["expected-duration"].as_str()), (Some("warn"), Some("1ns")), "{line}");
+        assert!(line["took"].is_string() && line["response"].is_string(), "{line}");
+    }
+    assert!(line("", "Put:1")["response"].as_str().is_some_and(|text| text.starts_with("size:")));
+    let range = &line("read-only range ", r#"key:"a" range_end:"b""#)["response"];
+    assert!(range.as_str().is_some_and(|text| text.starts_with("range_response_count:1 size:")), "{range}");
+    let txn = &line("read-only txn ", "compare:0 success:1 failure:0")["response"];
+    assert!(txn.as_str().is_some_and(|text| text.starts_with("responses:<range_response_count:1> size:")), "{txn}");
+    assert!(!log.contains("secret"), "no value is shown");
+
+    let single = Single::start(|_| vec!["--warning-apply-duration=1h".into()]);
+    calls(&single).await;
+    assert!(!std::fs::read_to_string(&single.log).expect("a log").contains(TEXT));
+}
+
 /// As in etcd: manifests name the files whatever the scheme.
 #[tokio::test(flavor = "multi_thread")]
 async fn files_of_a_port_without_tls_are_not_looked_at() {
