@@ -7,11 +7,14 @@ use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::grpc_only;
+
 /// Passes a request on whose path is clean, and shows any other the way.
 pub(super) async fn redirect(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let clean = clean(path);
-    if clean == path || request.method() == Method::CONNECT {
+    // A call of gRPC knows no redirections: its path is that of a service that there is or is not.
+    if clean == path || request.method() == Method::CONNECT || grpc_only::is_call(&request) {
         return next.run(request).await;
     }
     // What is escaped in it is escaped once more, as there.

@@ -1,9 +1,12 @@
-//! The bound on a request's bytes, as it is when the request comes: tonic fixes a service's bound when it is built.
+//! What a service does with the bytes of a call, as it is when the call comes: tonic fixes that when the service is built.
+//! The bound on a request can change while the node runs; and an answer is compressed only where the request was, as by
+//! gRPC-Go: tonic would compress for everybody who could read it, which is nearly everybody, and compressing costs more than
+//! the network of most.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
 
-use axum::http::Request;
+use axum::http::{HeaderMap, Request};
 use tonic::server::NamedService;
 use tower::Service;
 
@@ -23,13 +26,24 @@ pub struct DecodeLimit<S> {
     service: S,
     max_request_bytes: Limit<usize>,
     bounded: fn(S, usize) -> S,
+    compressing: fn(S) -> S,
 }
 
 impl<S> DecodeLimit<S> {
-    /// `bounded` is the service's own way to set its bound.
-    pub fn new(service: S, max_request_bytes: Limit<usize>, bounded: fn(S, usize) -> S) -> Self {
-        Self { service, max_request_bytes, bounded }
+    /// `bounded` is the service's own way to set its bound, `compressing` the one to take and send compressed messages.
+    pub fn new(
+        service: S,
+        max_request_bytes: Limit<usize>,
+        bounded: fn(S, usize) -> S,
+        compressing: fn(S) -> S,
+    ) -> Self {
+        Self { service, max_request_bytes, bounded, compressing }
     }
+}
+
+/// Whether the client compresses what it sends, or means to.
+fn compresses(headers: &HeaderMap) -> bool {
+    headers.get("grpc-encoding").is_some_and(|encoding| encoding.as_bytes() != b"identity")
 }
 
 impl<S: NamedService> NamedService for DecodeLimit<S> {
@@ -51,6 +65,10 @@ where
     /// The clone is of a few pointers, and ready because the services that tonic generates always are.
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let bound = decode_limit(&self.max_request_bytes);
-        (self.bounded)(self.service.clone(), bound).call(request)
+        let mut service = (self.bounded)(self.service.clone(), bound);
+        if compresses(request.headers()) {
+            service = (self.compressing)(service);
+        }
+        service.call(request)
     }
 }

@@ -14,6 +14,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
+use super::deadline;
 use crate::metrics;
 use crate::service::metrics::{Grpc, Method};
 
@@ -26,13 +27,16 @@ pub struct Counting {
     pub slow: Duration,
 }
 
-/// Passes a call on and counts it.
+/// Passes a call on, for as long as its client gives it, and counts it.
 pub async fn count(State(counting): State<Counting>, request: Request, next: Next) -> Response {
-    let Some(method) = counting.methods.method(request.uri().path()) else { return next.run(request).await };
+    let Some(method) = counting.methods.method(request.uri().path()) else {
+        return deadline::keep(request, next, true).await;
+    };
     count_client(&method, request.headers());
     let mut call = Call::start(method, counting.slow);
     let received = Observed::new(call.receiver());
-    let mut response = next.run(request.map(|body| Body::new(received.over(body)))).await;
+    let streams = !call.method.is_unary;
+    let mut response = deadline::keep(request.map(|body| Body::new(received.over(body))), next, streams).await;
     translate_oversize(response.headers_mut());
     call.look_at(response.headers());
     response.map(|body| Body::new(Observed::new(Direction::Sent(call)).over(body)))

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::header::CONTENT_TYPE;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::Response;
 use balsa_proto::etcdserverpb as pb;
@@ -29,6 +28,7 @@ use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use wire::node_server::NodeServer;
@@ -43,6 +43,7 @@ use super::forward::GrpcLeader;
 use super::gateway::{self, Gateway};
 use super::gather::Gathered;
 use super::grpc_metrics::{self, Counting};
+use super::grpc_only;
 use super::http;
 use super::kv::KvApi;
 use super::lease::LeaseApi;
@@ -77,6 +78,8 @@ use crate::transport::tonic::{self as tonic_peers, Dialer};
 const STREAM_WINDOW: u32 = 1 << 20;
 /// See [`STREAM_WINDOW`].
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// What the metadata of a client's call may have, decoded; that of gRPC-Go. hyper would end the connection above 16 KiB.
+const METADATA: u32 = 16 << 20;
 
 /// Connections of members and probes. Streams are not bounded: hyper's default of 200 stalls a client that runs 1,000
 /// requests over one connection. An idle one is pinged after 2 h; one that dies silently under load is found by TCP.
@@ -100,6 +103,17 @@ pub enum BuildError {
     /// By the gateway.
     #[error(transparent)]
     Gateway(#[from] DescriptorError),
+}
+
+/// A service that takes messages up to a limit, compressed or not, and how it answers who compresses. What sets that has the
+/// same names in all services that tonic generates, and no trait.
+macro_rules! sized {
+    ($service:expr, $limit:expr) => {
+        sized!($service, $limit, |service| service.accept_compressed(Gzip).send_compressed(Gzip))
+    };
+    ($service:expr, $limit:expr, $compressing:expr) => {
+        DecodeLimit::new($service, $limit, |service, bound| service.max_decoding_message_size(bound), $compressing)
+    };
 }
 
 /// What the routes are made of.
@@ -158,10 +172,11 @@ impl Services {
     pub fn client_routes(&self) -> Result<(Routes, Routes), BuildError> {
         let grpc = self.grpc()?;
         let http = self.plain_http(grpc.clone())?;
-        let client = match self.split_http {
-            true => grpc.fallback(|request| not_grpc(None, request)),
-            false => grpc.fallback_service(http.clone()),
+        let plain = match self.split_http {
+            true => Router::new().fallback(|request| not_grpc(None, request)),
+            false => http.clone(),
         };
+        let client = grpc.fallback_service(plain.clone()).layer(from_fn_with_state(plain, grpc_only::check));
         Ok((client.into(), http.into()))
     }
 
@@ -187,22 +202,19 @@ impl Services {
         let (reporter, health) = tonic_health::server::health_reporter();
         tokio::spawn(super::health::follow(self.member.clone(), reporter));
         let routes = Routes::default()
-            .add_service(DecodeLimit::new(kv.max_encoding_message_size(usize::MAX), limit(), |service, bound| {
-                service.max_decoding_message_size(bound)
-            }))
-            .add_service(DecodeLimit::new(watch.max_encoding_message_size(usize::MAX), limit(), |service, bound| {
-                service.max_decoding_message_size(bound)
-            }))
-            .add_service(DecodeLimit::new(lease.max_encoding_message_size(usize::MAX), limit(), |service, bound| {
-                service.max_decoding_message_size(bound)
-            }))
-            .add_service(DecodeLimit::new(lock, limit(), LockServer::max_decoding_message_size))
-            .add_service(DecodeLimit::new(election.max_encoding_message_size(usize::MAX), limit(), |service, bound| {
-                service.max_decoding_message_size(bound)
-            }))
-            .add_service(DecodeLimit::new(cluster, limit(), ClusterServer::max_decoding_message_size))
-            .add_service(DecodeLimit::new(auth, limit(), AuthServer::max_decoding_message_size))
-            .add_service(DecodeLimit::new(maintenance, limit(), MaintenanceServer::max_decoding_message_size))
+            .add_service(sized!(kv.max_encoding_message_size(usize::MAX), limit()))
+            .add_service(sized!(
+                watch.max_encoding_message_size(usize::MAX),
+                limit(),
+                // Its large messages go around tonic: see `large_message`.
+                |service| service.accept_compressed(Gzip)
+            ))
+            .add_service(sized!(lease.max_encoding_message_size(usize::MAX), limit()))
+            .add_service(sized!(lock, limit()))
+            .add_service(sized!(election.max_encoding_message_size(usize::MAX), limit()))
+            .add_service(sized!(cluster, limit()))
+            .add_service(sized!(auth, limit()))
+            .add_service(sized!(maintenance, limit()))
             .add_service(health)
             .add_service(reflection::builder().build_v1()?)
             .add_service(reflection::builder().build_v1alpha()?);
@@ -228,10 +240,12 @@ impl Services {
         let leader = Arc::new(GrpcLeader::new(self.dialer.clone(), self.watch.election_timeout));
         let member = self.member.clone();
         let peers = PeerService::new(&self.data_dir, Arc::new(move || member.handle()));
-        Routes::new(PeerApi::new(Arc::new(peers)).into_server())
+        let routes = Routes::new(PeerApi::new(Arc::new(peers)).into_server())
             .add_service(LeasesServer::new(LeaseClockApi::new(self.member.clone())))
             .add_service(NodeServer::new(NodeApi::new(self.member.clone(), leader.clone())))
-            .add_service(ClusterServer::new(ClusterApi::of_peers(self.member.clone(), leader)))
+            .add_service(ClusterServer::new(ClusterApi::of_peers(self.member.clone(), leader)));
+        let plain = Router::new().fallback(|request| not_grpc(None, request));
+        routes.into_axum_router().layer(from_fn_with_state(plain, grpc_only::check)).into()
     }
 
     /// HTTP of the metrics port.
@@ -343,8 +357,7 @@ fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
 
 /// What no path of `http.rs` serves: the gateway's paths, `Unimplemented` for gRPC, 404 for anything else.
 async fn not_grpc(gateway: Option<Gateway>, request: Request) -> Response {
-    let kind = request.headers().get(CONTENT_TYPE);
-    if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+    if grpc_only::is_call(&request) {
         return Status::unimplemented("").into_http();
     }
     match (gateway, request.uri().path()) {
@@ -360,8 +373,10 @@ fn server(closing: Closing, limits: Http2) -> Server {
         Closing::AtExit => (tonic_peers::STREAM_WINDOW, tonic_peers::CONNECTION_WINDOW),
         Closing::Gracefully => (STREAM_WINDOW, CONNECTION_WINDOW),
     };
+    let metadata = (closing == Closing::Gracefully).then_some(METADATA);
     Server::builder()
         .accept_http1(true)
+        .http2_max_header_list_size(metadata)
         .max_concurrent_streams(limits.max_concurrent_streams)
         .initial_stream_window_size(stream_window)
         .initial_connection_window_size(connection_window)
@@ -372,6 +387,7 @@ fn server(closing: Closing, limits: Http2) -> Server {
 #[cfg(test)]
 mod tests {
     use axum::http::StatusCode;
+    use axum::http::header::CONTENT_TYPE;
 
     use super::*;
 
@@ -379,7 +395,8 @@ mod tests {
     async fn what_is_not_served_is_said_in_the_callers_protocol() {
         let gateway = Some(Gateway::new(Router::new(), Limit::new(|| 1)).unwrap());
         let request = |path: &str, kind: &str| {
-            Request::post(path).header(CONTENT_TYPE, kind).body(axum::body::Body::empty()).unwrap()
+            let request = Request::post(path).header(CONTENT_TYPE, kind).version(axum::http::Version::HTTP_2);
+            request.body(axum::body::Body::empty()).unwrap()
         };
         let answer = not_grpc(gateway.clone(), request("/nope", "text/plain")).await;
         assert_eq!(answer.status(), StatusCode::NOT_FOUND);

@@ -51,7 +51,8 @@ pub async fn end_unread(State(Bounded { methods, bound }): State<Bounded>, reque
     }
     let client = Client::of(&request);
     let response = large_message::in_place(next.run(request).await);
-    if bound.is_zero() {
+    // A refusal is a head alone, and has to stay one: of a head that a frame follows, gRPC-Go does not take the status.
+    if bound.is_zero() || response.body().is_end_stream() {
         return response;
     }
     response.map(|body| Body::new(Read::new(body, bound, client)))
@@ -214,14 +215,29 @@ async fn watch(reading: Weak<Mutex<Reading>>, bound: Duration, client: Client) {
 mod tests {
     use std::future::poll_fn;
 
+    use axum::Router;
+    use axum::middleware::from_fn_with_state;
     use futures::StreamExt as _;
     use tokio::sync::mpsc;
     use tokio::time::timeout;
     use tokio_stream::wrappers::ReceiverStream;
+    use tower::ServiceExt;
 
     use super::*;
+    use crate::service::metrics::Metrics;
 
     const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn a_refusal_stays_a_head_alone() {
+        let refusing = Router::new().fallback(|| async { tonic::Status::permission_denied("no").into_http::<Body>() });
+        let methods = Metrics::new().unwrap().grpc();
+        let guarded = refusing.layer(from_fn_with_state(Bounded { methods, bound: PATIENCE }, end_unread));
+        let request = Request::post("/etcdserverpb.Maintenance/Snapshot").body(Body::empty()).unwrap();
+        let response = guarded.oneshot(request).await.unwrap();
+        assert_eq!(response.headers()["grpc-status"], "7");
+        assert!(response.body().is_end_stream());
+    }
 
     /// A body of what is sent, and a way to see whether it still exists.
     fn body() -> (mpsc::Sender<&'static str>, Body) {

@@ -28,15 +28,15 @@ fn output(program: &Path, args: &[&str]) -> Output {
 }
 
 /// A single member on ports of its own. Ends with the value.
-struct Single {
-    client: u16,
+pub(crate) struct Single {
+    pub(crate) client: u16,
     log: PathBuf,
     process: Child,
     directory: TempDir,
 }
 
 impl Single {
-    fn start(more: impl FnOnce(&Path) -> Vec<String>) -> Self {
+    pub(crate) fn start(more: impl FnOnce(&Path) -> Vec<String>) -> Self {
         Self::start_with(|command, directory| {
             command.args(more(directory));
         })

@@ -41,3 +41,4 @@ mod snapshot;
 mod tls;
 mod trace;
 mod unread;
+mod wire;

@@ -8,6 +8,7 @@ use base64::{DecodeError, Engine};
 use tonic::Code;
 
 use super::call::Failed;
+use crate::api::deadline;
 
 /// Headers with this prefix are metadata without it.
 const PREFIX: &str = "grpc-metadata-";
@@ -56,19 +57,11 @@ fn check_binary(name: &HeaderName, text: &[u8]) -> Result<(), Failed> {
 /// # Errors
 /// A value that is none.
 pub(super) fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Failed> {
-    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let Some(value) = headers.get(deadline::TIMEOUT) else { return Ok(None) };
     let text = String::from_utf8_lossy(value.as_bytes());
     let parsed = || {
         let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-        let nanoseconds = match unit {
-            "H" => 3_600_000_000_000,
-            "M" => 60_000_000_000,
-            "S" => 1_000_000_000,
-            "m" => 1_000_000,
-            "u" => 1_000,
-            "n" => 1,
-            _ => return None,
-        };
+        let nanoseconds = deadline::nanoseconds(unit)?;
         let number: i64 = number.parse().ok()?;
         // A time that has passed is a call that is over.
         Some(Duration::from_nanos(u64::try_from(number).unwrap_or_default().saturating_mul(nanoseconds)))

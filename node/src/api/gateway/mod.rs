@@ -34,6 +34,7 @@ use prost_reflect::{DescriptorError, DynamicMessage, MessageDescriptor};
 use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
+use super::deadline::ahead;
 use super::decode_limit::decode_limit;
 use crate::engine::Limit;
 
@@ -47,7 +48,8 @@ pub const OPENAPI_PATH: &str = "/openapi.json";
 /// How much longer a message may be as JSON than on the wire: base64 and names, escapes and white space, with room.
 const JSON_FACTOR: usize = 4;
 
-/// How much sooner than its time a call is over at most.
+/// How much sooner than its time a call is over at most. To a client of JSON the status of the server around this one would
+/// be a good answer without a body.
 const MOST_AHEAD: Duration = Duration::from_millis(50);
 
 /// The gateway of one router.
@@ -103,7 +105,8 @@ impl Gateway {
     }
 
     async fn call(&self, method: &Method, headers: &HeaderMap, pieces: Pieces) -> Result<Response, Failed> {
-        let deadline = metadata::timeout(headers)?.and_then(|timeout| Instant::now().checked_add(ahead(timeout)));
+        let deadline =
+            metadata::timeout(headers)?.and_then(|timeout| Instant::now().checked_add(ahead(timeout, MOST_AHEAD)));
         let call = async {
             let metadata = metadata::incoming(headers)?;
             let body = self.request_body(method, pieces).await?;
@@ -226,13 +229,6 @@ async fn unary(method: &Method, mut reply: Reply) -> Result<Response, Failed> {
 
 fn decoded(of: &MessageDescriptor, message: Bytes) -> Result<DynamicMessage, Failed> {
     DynamicMessage::decode(of.clone(), message).map_err(|error| Failed::new(Code::Internal, error.to_string()))
-}
-
-/// How long a call may take that is given so long. The server around this one ends every request with such a header when its
-/// time is over, by a status that only gRPC's clients can read: to others it would be a good answer without a body. So its
-/// time must never be the first to be over.
-fn ahead(timeout: Duration) -> Duration {
-    timeout - (timeout / 10).min(MOST_AHEAD)
 }
 
 async fn within<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Result<T, Failed> {

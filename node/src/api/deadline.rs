@@ -1,0 +1,183 @@
+//! The time that a client gives its call (`grpc-timeout`), kept as gRPC-Go keeps it: a call whose time is over is answered
+//! with DeadlineExceeded, and a stream ends with it. tonic's own bound says Cancelled, by which clients take the call for
+//! one that was withdrawn, and lets go of a stream once it has begun.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::Next;
+use axum::response::Response;
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+use tonic::Status;
+
+/// The header that bounds a call.
+pub(super) const TIMEOUT: &str = "grpc-timeout";
+/// The longest value, with its unit.
+const LONGEST: usize = 9;
+/// How much sooner than its time a call is over at most. etcd's client in Go sends a call again that is over before the
+/// client's own clock says so, a write too, but waits 20 ms and more before that.
+const MOST_AHEAD: Duration = Duration::from_millis(5);
+
+/// Passes a call on for as long as its client gives it. One that may be answered with a stream has that time for all of it.
+pub(super) async fn keep(request: Request, next: Next, streams: bool) -> Response {
+    let Some(value) = request.headers().get_all(TIMEOUT).iter().next_back() else { return next.run(request).await };
+    let timeout = match parse(&String::from_utf8_lossy(value.as_bytes())) {
+        Ok(timeout) => ahead(timeout, MOST_AHEAD),
+        Err(reason) => return malformed(&reason),
+    };
+    let Some(deadline) = Instant::now().checked_add(timeout) else { return next.run(request).await };
+    if timeout.is_zero() {
+        return exceeded().into_http();
+    }
+    match timeout_at(deadline, next.run(request)).await {
+        // A refusal is a head alone, and has to stay one.
+        Ok(response) if streams && !response.body().is_end_stream() => {
+            response.map(|body| Body::new(Bounded::new(body, deadline)))
+        }
+        Ok(response) => response,
+        Err(_) => exceeded().into_http(),
+    }
+}
+
+/// How long a call may take that is given so long. The server around this one ends every request with such a header when its
+/// time is over, with the wrong status, and one that only gRPC's clients can read. So its time must never be the first to be
+/// over; `most` is how much sooner the call is over at most.
+pub(super) fn ahead(timeout: Duration, most: Duration) -> Duration {
+    timeout - (timeout / 10).min(most)
+}
+
+/// How many nanoseconds a unit of the header is.
+pub(super) fn nanoseconds(unit: &str) -> Option<u64> {
+    Some(match unit {
+        "H" => 3_600_000_000_000,
+        "M" => 60_000_000_000,
+        "S" => 1_000_000_000,
+        "m" => 1_000_000,
+        "u" => 1_000,
+        "n" => 1,
+        _ => return None,
+    })
+}
+
+/// Reads the header as gRPC-Go does, or says why not in its words.
+fn parse(text: &str) -> Result<Duration, String> {
+    let shown = text.escape_debug();
+    match text.len() {
+        0 | 1 => return Err(format!("transport: timeout string is too short: \"{shown}\"")),
+        LONGEST.. if text.len() > LONGEST => {
+            return Err(format!("transport: timeout string is too long: \"{shown}\""));
+        }
+        _ => {}
+    }
+    let unknown = || format!("transport: timeout unit is not recognized: \"{shown}\"");
+    let (number, unit) = text.split_at_checked(text.len() - 1).ok_or_else(unknown)?;
+    let unit = nanoseconds(unit).ok_or_else(unknown)?;
+    let syntax = |_| format!("strconv.ParseInt: parsing \"{}\": invalid syntax", number.escape_debug());
+    let number: i64 = number.parse().map_err(syntax)?;
+    // A time that has passed is a call that is over.
+    Ok(Duration::from_nanos(u64::try_from(number).unwrap_or_default().saturating_mul(unit)))
+}
+
+fn malformed(reason: &str) -> Response {
+    let mut response = Status::internal(format!("malformed grpc-timeout: {reason}")).into_http();
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    response
+}
+
+fn exceeded() -> Status {
+    Status::deadline_exceeded("context deadline exceeded")
+}
+
+/// The body of a stream that ends at a moment, if not before.
+struct Bounded {
+    /// None when it is over.
+    body: Option<Body>,
+    over: Pin<Box<Sleep>>,
+}
+
+impl Bounded {
+    fn new(body: Body, deadline: Instant) -> Self {
+        Self { body: Some(body), over: Box::pin(sleep_until(deadline)) }
+    }
+}
+
+impl HttpBody for Bounded {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        ready!(self.over.as_mut().poll(cx));
+        self.body = None;
+        let mut trailers = HeaderMap::new();
+        // It fails only for a message that cannot be a header, which this one can.
+        let _ = exceeded().add_header(&mut trailers);
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::middleware::from_fn;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    /// What a handler that never answers is answered for, when it is given so long.
+    async fn unanswered(time: &str) -> (StatusCode, String, String) {
+        let never = Router::new().fallback(std::future::pending::<StatusCode>);
+        let kept = never.layer(from_fn(|request, next| keep(request, next, true)));
+        let request = Request::builder().header(TIMEOUT, time).body(Body::empty()).unwrap();
+        let response = kept.oneshot(request).await.unwrap();
+        let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+        (response.status(), header("grpc-status"), header("grpc-message"))
+    }
+
+    #[tokio::test]
+    async fn what_is_not_answered_in_time_is_told_so() {
+        for time in ["20m", "0S", "-1H"] {
+            let over = (StatusCode::OK, "4".to_owned(), "context%20deadline%20exceeded".to_owned());
+            assert_eq!(unanswered(time).await, over, "{time}");
+        }
+        let (code, status, message) = unanswered("1X").await;
+        assert_eq!((code, &*status), (StatusCode::BAD_REQUEST, "13"));
+        assert!(message.starts_with("malformed%20grpc-timeout"), "{message}");
+    }
+
+    #[test]
+    fn a_time_is_read_as_by_grpc_go() {
+        for (text, expected) in [
+            ("1S", Duration::from_secs(1)),
+            ("00000001S", Duration::from_secs(1)),
+            ("+2m", Duration::from_millis(2)),
+            ("3u", Duration::from_micros(3)),
+            ("4n", Duration::from_nanos(4)),
+            ("5M", Duration::from_secs(300)),
+            ("0S", Duration::ZERO),
+            ("-1S", Duration::ZERO),
+            ("99999999H", Duration::from_nanos(u64::MAX)),
+        ] {
+            assert_eq!(parse(text), Ok(expected), "{text}");
+        }
+        for (text, expected) in [
+            ("", "transport: timeout string is too short: \"\""),
+            ("1", "transport: timeout string is too short: \"1\""),
+            ("123456789S", "transport: timeout string is too long: \"123456789S\""),
+            ("1s", "transport: timeout unit is not recognized: \"1s\""),
+            ("1é", "transport: timeout unit is not recognized: \"1é\""),
+            ("1.5S", "strconv.ParseInt: parsing \"1.5\": invalid syntax"),
+        ] {
+            assert_eq!(parse(text), Err(expected.to_owned()));
+        }
+    }
+}
