@@ -330,17 +330,18 @@ pub fn file(path: &str) -> Result<Raw, ConfigError> {
     };
     let mut raw = Raw { file: Some(PathBuf::from(path)), ..Raw::new() };
     for (name, value) in flattened(values) {
-        let Some(value) = scalar(&value).or_else(|| list(&value)) else {
-            if is_empty(&value) {
-                continue;
-            }
-            return Err(invalid(format!("{name} is not supported by this version")));
-        };
-        // etcd reads over what it does not know; it may be a slip, so it is said.
+        let text = scalar(&value).or_else(|| list(&value));
+        if text.is_none() && is_empty(&value) {
+            continue;
+        }
+        // etcd reads over what it does not know, sections too; it may be a slip, so it is said.
         // In capitals or not, as Go reads JSON.
         let Some(flag) = flags::find(&name.to_lowercase()) else {
             raw.warnings.push(format!("{path}: {name} is not a known setting"));
             continue;
+        };
+        let Some(value) = text else {
+            return Err(invalid(format!("{name} is not supported by this version")));
         };
         let value = match (flag.kind, value.parse::<u64>()) {
             // Durations of a file are whole nanoseconds.

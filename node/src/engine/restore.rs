@@ -44,6 +44,7 @@ pub fn restore<E: Into<StartError>>(
     if !is_empty(&layout.0)? {
         return Err(StartError::Config(format!("data-dir {} is not empty", layout.0.display())));
     }
+    marker::announce_restore(&layout.0)?;
     member::create(&layout.key_spaces())?;
     let directory = layout.key_spaces().join(member::FIRST);
     unpack(&directory).map_err(Into::into)?;
@@ -65,7 +66,7 @@ pub fn restore<E: Into<StartError>>(
         return Err(StartError::Config(format!("initial-cluster does not name this member, {:?}", config.name)));
     };
     let cluster_id = membership.cluster_id;
-    // Last: without it the disk is nobody's, and a restore that was cut short is begun anew on an empty directory.
+    // Last: until then the disk is nobody's, and a restore that was cut short is begun anew on an empty directory.
     let incarnation = random();
     let format_version = FORMAT_VERSION;
     marker::write(&layout.0, &Marker { format_version, cluster_id, member_id, incarnation, seeds: Vec::new() })?;

@@ -80,7 +80,7 @@ impl Cluster {
         self.may_change(&handle, origin).await?;
         let may_add = |membership: &log::Membership, progress: &[Progress]| match request.is_learner {
             _ if !self.strict() => Ok(()),
-            true => reconfigure::bears_one_more(membership, progress),
+            true => reconfigure::nobody_is_away(membership, progress),
             false => reconfigure::may_add_voter(membership, progress),
         };
         let here = || async {

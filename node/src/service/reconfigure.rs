@@ -7,8 +7,8 @@ use super::failure::Error;
 use crate::engine::status::Progress;
 use crate::engine::{Failure, Status, is_in_sync};
 
-/// Whether a voter may be added: the voters that have started and the voters that are active must each make a quorum of
-/// the configuration with the new one in it. A single started voter may always get a second, or it could never grow.
+/// Whether a voter may be added: the voters that have started must make a quorum of the configuration with the new one in
+/// it, and nobody may be away. A single started voter may always get a second, or it could never grow.
 ///
 /// # Errors
 /// `NotEnoughStarted`, `Unhealthy`.
@@ -20,18 +20,19 @@ pub fn may_add_voter(membership: &Membership, progress: &[Progress]) -> Result<(
     if !second_of_one && started < quorum(after) {
         return Err(Error::NotEnoughStarted);
     }
-    bears_one_more(membership, progress)
+    nobody_is_away(membership, progress)
 }
 
-/// Whether the voters that are active still make a quorum when one more votes, or will once it is promoted, and is down.
-/// With two of three active, a fourth that does not come up would leave nobody to take it out again.
+/// Whether all voters are active, which etcd demands before a member is added, a learner too. With two of three active, a
+/// fourth that does not come up would leave nobody to take it out again; and who adds members one after the other waits for
+/// each to come up.
 ///
 /// # Errors
 /// `Unhealthy`.
-pub fn bears_one_more(membership: &Membership, progress: &[Progress]) -> Result<(), Error> {
+pub fn nobody_is_away(membership: &Membership, progress: &[Progress]) -> Result<(), Error> {
     let voters = voters(membership);
     let alone = voters.len() == 1;
-    if alone || active(&voters, progress) >= quorum(voters.len() + 1) { Ok(()) } else { Err(Error::Unhealthy) }
+    if alone || active(&voters, progress) == voters.len() { Ok(()) } else { Err(Error::Unhealthy) }
 }
 
 /// Whether a learner may become a voter, as the leader's `status` has it: the learner counts as started. Of two reasons the
@@ -132,22 +133,23 @@ mod tests {
     }
 
     #[test]
-    fn a_voter_is_added_only_to_a_started_and_active_quorum() {
+    fn a_voter_is_added_only_to_a_started_quorum_of_which_nobody_is_away() {
         assert_eq!(may_add_voter(&members("V"), &progress(&[1])), Ok(()), "1 to 2 is the only way to grow");
         assert_eq!(may_add_voter(&members("Vv"), &progress(&[1])), Err(Error::NotEnoughStarted));
         assert_eq!(may_add_voter(&members("VVv"), &progress(&[1, 2])), Err(Error::NotEnoughStarted));
         assert_eq!(may_add_voter(&members("VVV"), &progress(&[1, 2, 3])), Ok(()));
         assert_eq!(may_add_voter(&members("VVV"), &progress(&[1, 2])), Err(Error::Unhealthy), "the fourth may be down");
         assert_eq!(may_add_voter(&members("VV"), &progress(&[1, 2])), Ok(()));
-        assert_eq!(may_add_voter(&members("VVVVV"), &progress(&[1, 2, 3, 4])), Ok(()));
-        assert_eq!(may_add_voter(&members("VVVVV"), &progress(&[1, 2, 3])), Err(Error::Unhealthy));
+        assert_eq!(may_add_voter(&members("VVVVV"), &progress(&[1, 2, 3, 4, 5])), Ok(()));
+        assert_eq!(may_add_voter(&members("VVVVV"), &progress(&[1, 2, 3, 4])), Err(Error::Unhealthy), "as in etcd");
+        assert_eq!(may_add_voter(&members("VVVv"), &progress(&[1, 2, 3])), Err(Error::Unhealthy), "one at a time");
     }
 
     #[test]
     fn a_learner_is_added_only_where_a_voter_would_do_no_harm() {
-        assert_eq!(bears_one_more(&members("V"), &progress(&[1])), Ok(()));
-        assert_eq!(bears_one_more(&members("VVV"), &progress(&[1, 2])), Err(Error::Unhealthy));
-        assert_eq!(bears_one_more(&members("VVVL"), &progress(&[1, 2, 3])), Ok(()), "learners do not count");
+        assert_eq!(nobody_is_away(&members("V"), &progress(&[1])), Ok(()));
+        assert_eq!(nobody_is_away(&members("VVV"), &progress(&[1, 2])), Err(Error::Unhealthy));
+        assert_eq!(nobody_is_away(&members("VVVL"), &progress(&[1, 2, 3])), Ok(()), "learners do not count");
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub const FILE_NAME: &str = "MARKER";
 /// Tells the file from any other. Never changed.
 const MAGIC: &[u8; 8] = b"BALSAMRK";
 
+/// What the file holds while a restore makes the disk: it is nobody's yet, and not empty either.
+const RESTORING: &[u8] = b"BALSARST";
+
 /// Bytes before the body.
 const HEADER_BYTES: usize = MAGIC.len() + 4 + 4;
 
@@ -50,6 +53,16 @@ pub fn write(directory: &Path, marker: &Marker) -> Result<()> {
     durable::replace_file(&directory.join(FILE_NAME), &encode(marker))
 }
 
+/// Says that a restore begins to make a disk of `directory`. Until [`write`] says whose it is, no member starts on it: it
+/// would find no marker, and found an empty cluster where data was to be.
+///
+/// # Errors
+/// `Failed` when the disk refuses.
+pub fn announce_restore(directory: &Path) -> Result<()> {
+    durable::create_directory(directory)?;
+    durable::replace_file(&directory.join(FILE_NAME), RESTORING)
+}
+
 fn encode(marker: &Marker) -> Vec<u8> {
     let body = marker.encode_to_vec();
     let length = u32::try_from(body.len()).expect("a marker has a handful of addresses");
@@ -62,6 +75,9 @@ fn encode(marker: &Marker) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Result<Marker, String> {
+    if bytes == RESTORING {
+        return Err("a restore did not finish; remove the directory and restore again".to_owned());
+    }
     let rest = bytes.strip_prefix(MAGIC).ok_or("not a marker")?;
     let (length, rest) = rest.split_first_chunk::<4>().ok_or("cut off in its header")?;
     let (checksum, body) = rest.split_first_chunk::<4>().ok_or("cut off in its header")?;

@@ -234,6 +234,7 @@ const ALIKE: &[(Origin, Ends, &str)] = &[
     (Variable("ETCD_VERIFY", "all"), SERVES, ""),
     (Variable("ETCD_MAX_SNAPSHOTS", "3"), SERVES, ""),
     (File("unknown-key: 1\n"), SERVES, ""),
+    (File("unknown-section: {a: {b: [1, {c: 2}]}}\n"), SERVES, ""),
     (File("experimental-foo: 1\nLog-Level: debug\nETCD_NAME: x\n"), SERVES, ""),
     (File("Auto-Compaction-Mode: x\n"), REFUSED, "auto-compaction-mode"),
     (File("log-level: DEBUG\nlog-outputs: [stderr]\nfeature-gates: CompactHashCheck=true\n"), SERVES, ""),

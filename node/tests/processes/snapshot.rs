@@ -2,11 +2,12 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use balsa_proto::etcdserverpb as pb;
 use tokio_stream::StreamExt;
 
-use crate::cluster::{Cluster, Member};
+use crate::cluster::{Cluster, Member, PATIENCE, free_port};
 use crate::etcdctl;
 
 /// What `etcdctl snapshot save` does: the messages of the stream, one behind the other.
@@ -152,5 +153,23 @@ fn a_broken_snapshot_makes_no_disk() {
     let output = balsa(&arguments);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("not a snapshot that was saved from Balsa"));
-    assert!(!data.join("MARKER").exists());
+    let url = |port: u16| format!("http://127.0.0.1:{port}");
+    let (client, peer) = (url(free_port()), url(free_port()));
+    let mut started = Command::new(env!("CARGO_BIN_EXE_balsa"))
+        .arg(format!("--data-dir={}", data.display()))
+        .args([format!("--listen-client-urls={client}"), format!("--advertise-client-urls={client}")])
+        .args([format!("--listen-peer-urls={peer}"), format!("--initial-advertise-peer-urls={peer}")])
+        .arg(format!("--initial-cluster=default={peer}"))
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the program runs");
+    let deadline = Instant::now() + PATIENCE;
+    while started.try_wait().expect("its state").is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = started.kill();
+    let started = started.wait_with_output().expect("it has ended");
+    let said = String::from_utf8_lossy(&started.stderr).into_owned();
+    assert_eq!(started.status.code(), Some(73), "no empty cluster stands where data was to be: {said}");
+    assert!(said.contains("a restore did not finish"), "{said}");
 }
