@@ -20,6 +20,8 @@ use crate::transport::tls::{Tls, TlsOptions, self_signed};
 
 /// The preface and SETTINGS without any.
 const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// A request of HTTP/1 for what there is not.
+const GET: &[u8] = b"GET /nothing HTTP/1.1\r\nHost: here\r\n\r\n";
 const GOAWAY: u8 = 7;
 const PING: u8 = 6;
 const ACK: u8 = 1;
@@ -190,4 +192,66 @@ fn a_greeting_is_told_however_it_comes() {
         assert!(greeted(HELLO) && greeted(b"PRI"));
         assert!(!greeted(b"PR") && !greeted(b"PUT /") && !greeted(b""));
     }
+}
+
+/// What is read until the server has closed, which is no error.
+async fn until_the_end(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut said = Vec::new();
+    stream.read_to_end(&mut said).await.expect("an end, and no reset");
+    String::from_utf8(said).unwrap()
+}
+
+/// What a client sends that has not seen the end yet.
+async fn is_read_on(stream: &mut TcpStream) {
+    for _ in 0..3 {
+        stream.write_all(GET).await.expect("it is read");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// HTTP/1 knows no GOAWAY: the end itself says that no further request was begun.
+#[tokio::test]
+async fn a_client_of_http_1_that_sends_on_hears_an_end() {
+    let (listeners, address) = port(None);
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(GET).await.unwrap();
+    let mut first = [0; 12];
+    stream.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 404");
+    let closing = tokio::spawn(listeners.close());
+    let rest = until_the_end(&mut stream).await;
+    assert!(!rest.contains("HTTP/1.1"), "a second answer: {rest}");
+    is_read_on(&mut stream).await;
+    assert!(!closing.is_finished(), "the client is waited for");
+    drop(stream);
+    closing.await.unwrap();
+}
+
+/// The server closes the connection by itself; what is on its way behind the bad request must not take the answer away.
+#[tokio::test]
+async fn a_client_whose_request_is_bad_hears_that_and_an_end() {
+    let (listeners, address) = port(None);
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"no request\r\n\r\n").await.unwrap();
+    stream.write_all(&GET.repeat(1_000)).await.unwrap();
+    let said = until_the_end(&mut stream).await;
+    assert!(said.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{said}");
+    is_read_on(&mut stream).await;
+    drop(stream);
+    listeners.close().await;
+}
+
+/// Nothing was begun for it, and it may say the request elsewhere.
+#[tokio::test]
+async fn a_client_of_http_1_that_says_its_protocol_when_the_port_closes_hears_an_end() {
+    let (listeners, address) = port(None);
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let closing = tokio::spawn(listeners.close());
+    tokio::task::yield_now().await;
+    stream.write_all(GET).await.unwrap();
+    assert_eq!(until_the_end(&mut stream).await, "");
+    is_read_on(&mut stream).await;
+    drop(stream);
+    closing.await.unwrap();
 }
