@@ -13,8 +13,8 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::connection::{ClientCertificate, Connection};
 use super::http::plain_error;
-use super::listener::{ClientCertificate, Connection};
 use crate::engine::Limit;
 
 /// The prefix of the gateway.

@@ -3,7 +3,7 @@
 use tonic::Request;
 use tonic::metadata::MetadataMap;
 
-use super::listener::ClientCertificate;
+use super::connection::ClientCertificate;
 use crate::service::caller::Caller;
 
 /// Where tokens are looked for, in this order: gRPC clients use the first, what comes through a gateway the second.
@@ -33,7 +33,7 @@ fn token(metadata: &MetadataMap) -> Option<String> {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::listener::Connection;
+    use super::super::connection::Connection;
     use super::*;
 
     fn request(metadata: &[(&'static str, &'static str)]) -> Request<()> {

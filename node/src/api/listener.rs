@@ -1,4 +1,4 @@
-//! A port: accepted connections, behind a TLS handshake where the URL says https, as a stream for the server.
+//! A port: accepted connections, behind a TLS handshake where the URL says https, as a stream for the server (`stream.rs`).
 //!
 //! Handshakes run beside each other and never in the way of the next connection. Each has [`HANDSHAKE_BOUND`]; of more than
 //! [`MAX_HANDSHAKES`] the oldest is given up, because a client that means well is done in milliseconds.
@@ -7,31 +7,25 @@
 //! call was begun, as is one whose connection the server drops before it has begun with it (`parting.rs`).
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures::task::AtomicWaker;
-use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use socket2::{SockFilter, SockRef};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected;
 
 use super::certificate_hosts;
-use super::parting::{self, Greeting, Linger, Partings};
+use super::connection::{ClientCertificate, Connection};
+use super::parting::Partings;
+use super::stream::{Bytes, Stream};
 use crate::metrics::{QUEUE_FULL, TLS_HANDSHAKE_FAILURES};
 use crate::transport::tls::{Subject, Tls};
 
@@ -68,161 +62,6 @@ pub(super) const NOBODY_NEW: [SockFilter; 5] = [
 ];
 /// Pause after an accept that failed, mostly for want of file descriptors.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
-
-/// Who is at the other end of a connection; every request on it carries this in its extensions.
-#[derive(Debug, Clone)]
-pub struct Connection {
-    /// Where it comes from.
-    pub remote: SocketAddr,
-    /// Whether it is behind TLS.
-    pub secure: bool,
-    /// What it showed, if a certificate was demanded and its chain is good.
-    pub certificate: Option<Arc<ClientCertificate>>,
-    /// Ends it.
-    pub closer: Closer,
-    /// Gets its bytes.
-    pub takeover: Takeover,
-}
-
-impl Connection {
-    /// One that nobody ends or takes over yet.
-    pub(super) fn new(remote: SocketAddr, secure: bool, certificate: Option<Arc<ClientCertificate>>) -> Self {
-        Self { remote, secure, certificate, closer: Closer::default(), takeover: Takeover::default() }
-    }
-}
-
-/// Hands the bytes of a connection to whoever will go on with them in another protocol, once the server lets go of them:
-/// after an answer with status 101 it does. (hyper's own way is not open to users of tonic's server.)
-#[derive(Clone, Default)]
-pub struct Takeover(Arc<Mutex<Option<oneshot::Sender<Stream>>>>);
-
-impl Takeover {
-    /// Asks for them. What the client sends before it has the answer is lost.
-    pub fn ask(&self) -> oneshot::Receiver<Stream> {
-        let (asked, stream) = oneshot::channel();
-        *self.0.lock() = Some(asked);
-        stream
-    }
-}
-
-impl fmt::Debug for Takeover {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Takeover")
-    }
-}
-
-/// Ends a connection from anywhere. The server sees it as broken off.
-#[derive(Debug, Clone, Default)]
-pub struct Closer(Arc<Closed>);
-
-#[derive(Debug, Default)]
-struct Closed {
-    asked: AtomicBool,
-    connection: AtomicWaker,
-}
-
-impl Closer {
-    /// Ends it. False if that was asked for already.
-    pub fn close(&self) -> bool {
-        let first = !self.0.asked.swap(true, Ordering::AcqRel);
-        self.0.connection.wake();
-        first
-    }
-
-    /// Whether it has been ended.
-    pub fn is_closed(&self) -> bool {
-        self.0.asked.load(Ordering::Acquire)
-    }
-
-    /// An error once it is to end, of which the task of the connection hears.
-    fn check(&self, context: &Context<'_>) -> io::Result<()> {
-        self.0.connection.register(context.waker());
-        if self.is_closed() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
-    }
-}
-
-/// The verified certificate of a client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientCertificate {
-    /// Its common name: the user that it stands for.
-    pub common_name: String,
-}
-
-impl ClientCertificate {
-    /// The certificate behind a request, by its extensions.
-    pub fn of(extensions: &axum::http::Extensions) -> Option<&Self> {
-        extensions.get::<Connection>()?.certificate.as_deref()
-    }
-}
-
-/// The bytes of a connection.
-pub struct Stream {
-    bytes: Bytes,
-    connection: Connection,
-    stage: Stage,
-    partings: Partings,
-}
-
-/// How far a connection has come.
-enum Stage {
-    /// Nothing was sent yet, so no call was begun.
-    Fresh(Greeting),
-    /// Served.
-    Served,
-    /// Our direction is closed.
-    Closed(Linger),
-}
-
-enum Bytes {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-    /// Gone to whoever took them over.
-    Taken,
-}
-
-impl Stream {
-    fn new(bytes: Bytes, connection: Connection, partings: Partings) -> Self {
-        Self { bytes, connection, stage: Stage::Fresh(Greeting::default()), partings }
-    }
-
-    /// The same connection in other hands.
-    fn take(&mut self) -> Self {
-        let bytes = std::mem::replace(&mut self.bytes, Bytes::Taken);
-        let stage = std::mem::replace(&mut self.stage, Stage::Served);
-        Self { bytes, connection: self.connection.clone(), stage, partings: self.partings.clone() }
-    }
-
-    /// Whether something was sent.
-    fn sent(&mut self, written: &Poll<io::Result<usize>>) {
-        if matches!(written, Poll::Ready(Ok(1..))) && matches!(self.stage, Stage::Fresh(_)) {
-            self.stage = Stage::Served;
-        }
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        let asked = self.connection.takeover.0.lock().take();
-        if let Some(asked) = asked {
-            let _ = asked.send(self.take());
-        } else if let Stage::Fresh(greeting) = self.stage
-            && self.partings.are_due()
-            && !matches!(self.bytes, Bytes::Taken)
-        {
-            let mut stream = self.take();
-            stream.stage = Stage::Served;
-            self.partings.spawn(parting::without_a_call(stream, greeting));
-        }
-    }
-}
-
-impl Connected for Stream {
-    type ConnectInfo = Connection;
-
-    fn connect_info(&self) -> Connection {
-        self.connection.clone()
-    }
-}
 
 /// Serves connections of `listener` until the stream is dropped. With `unread` a connection is over whose other end has
 /// taken nothing for so long of what it was sent. A port that closes before the process ends has `partings`.
@@ -399,88 +238,4 @@ async fn admitted(tls: &Tls, leaf: &CertificateDer<'_>, remote: SocketAddr) -> i
         certificate_hosts::check(&subject, remote.ip()).await.map_err(io::Error::other)?;
     }
     Ok(Arc::new(ClientCertificate { common_name: subject.common_name }))
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.connection.closer.check(context)?;
-        let before = into.filled().len();
-        let read = match &mut self.bytes {
-            Bytes::Plain(stream) => Pin::new(stream).poll_read(context, into),
-            Bytes::Tls(stream) => Pin::new(stream).poll_read(context, into),
-            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        };
-        if let Stage::Fresh(greeting) = &mut self.stage {
-            greeting.note(&into.filled()[before..]);
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.connection.closer.check(context)?;
-        let written = match &mut self.bytes {
-            Bytes::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Bytes::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        };
-        self.sent(&written);
-        written
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.connection.closer.check(context)?;
-        let written = match &mut self.bytes {
-            Bytes::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
-            Bytes::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),
-            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        };
-        self.sent(&written);
-        written
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match &self.bytes {
-            Bytes::Plain(stream) => stream.is_write_vectored(),
-            Bytes::Tls(stream) => stream.is_write_vectored(),
-            Bytes::Taken => false,
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.connection.closer.check(context)?;
-        match &mut self.bytes {
-            Bytes::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Bytes::Tls(stream) => Pin::new(stream).poll_flush(context),
-            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
-    }
-
-    /// Closes our direction and waits for the client's. With TLS the end is said there first.
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let linger = match &mut this.stage {
-            Stage::Closed(linger) => linger,
-            Stage::Fresh(_) | Stage::Served => {
-                ready!(match &mut this.bytes {
-                    Bytes::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-                    Bytes::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-                    Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-                })?;
-                this.stage = Stage::Closed(Linger::new());
-                return self.poll_shutdown(context);
-            }
-        };
-        this.connection.closer.check(context)?;
-        match &mut this.bytes {
-            Bytes::Plain(stream) => linger.poll(stream, context).map(Ok),
-            Bytes::Tls(stream) => linger.poll(stream.get_mut().0, context).map(Ok),
-            Bytes::Taken => Poll::Ready(Ok(())),
-        }
-    }
 }

@@ -8,7 +8,8 @@ use super::grpc_metrics::CLIENT_VERSION;
 use crate::engine::Failure;
 use crate::metrics::STREAM_FAILURES;
 use crate::service::Member;
-use crate::service::failure::{self, Error};
+use crate::service::code::Code as ErrorCode;
+use crate::service::failure::Error;
 
 /// The metadata key that holds the name of a [`Reason`].
 pub const REASON: &str = "balsa-reason";
@@ -50,7 +51,7 @@ pub fn remote(status: &Status) -> Error {
         return Failure::TimedOut.into();
     }
     Error::Remote {
-        code: failure::Code::from_wire(status.code() as i32),
+        code: ErrorCode::from_wire(status.code() as i32),
         message: status.message().to_owned(),
         reason: reason.unwrap_or(Reason::Unspecified),
     }
@@ -127,6 +128,7 @@ mod tests {
 
     use super::*;
     use crate::domain::refusal::Refusal;
+    use crate::service::failure::Class;
 
     #[test]
     fn a_reason_survives_the_way_through_a_follower() {
@@ -140,7 +142,7 @@ mod tests {
     fn a_lost_connection_leaves_the_outcome_unknown() {
         let error = remote(&Status::unavailable("transport error"));
         assert_eq!(error, Failure::TimedOut.into());
-        assert_eq!(error.row().class, failure::Class::Unknown);
+        assert_eq!(error.row().class, Class::Unknown);
     }
 
     #[test]

@@ -24,8 +24,8 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::connection::{Closer, Connection};
 use super::large_message;
-use super::listener::{Closer, Connection};
 use super::status::etcd;
 use crate::metrics::{UNREAD_CONNECTIONS, UNREAD_STREAMS};
 use crate::service::failure::Error;

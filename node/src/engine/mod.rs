@@ -17,6 +17,7 @@ mod inbox;
 mod keeper;
 pub mod leases;
 mod limit;
+mod listings;
 mod member;
 pub mod node;
 mod reads;
@@ -25,6 +26,7 @@ mod round_trips;
 mod snapshot;
 mod space;
 mod standstill;
+mod start_error;
 pub mod status;
 mod stuck_disk;
 mod supervisor;
@@ -36,8 +38,9 @@ pub use failure::Failure;
 pub use handle::{Handle, request_timeout};
 pub use limit::Limit;
 pub(crate) use member::Layout;
-pub use node::{Bootstrap, Node, NodeConfig, StartError};
+pub use node::{Bootstrap, Node, NodeConfig};
 pub(crate) use snapshot::make as make_checkpoint;
+pub use start_error::StartError;
 pub use status::Status;
 
 /// The key space that a running member uses.

@@ -5,31 +5,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use balsa_proto::log::{Marker, Member, Membership, Seed};
-use balsa_proto::node::ExitCode;
-use balsa_proto::peer::MembersResponse;
+use balsa_proto::log::{Marker, Member, Membership};
 use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::fatal::Fatal;
+use super::fatal::{ExitCode, Fatal};
 use super::leases::LeaseOptions;
+use super::listings::{ASK_TIMEOUT, ask, check_not_removed, check_not_started, check_place, check_unlisted, find_own};
 use super::member;
+use super::start_error::StartError;
 use super::supervisor;
 use super::watch::WatchOptions;
 use super::{Failure, Handle, Limit};
-use crate::domain::apply::ApplyError;
 use crate::domain::command::{Command, Outcome};
+use crate::storage::marker;
 use crate::storage::rocks::KeySpaceOptions;
-use crate::storage::{StorageError, marker};
 use crate::transport;
 use crate::transport::tonic::{Dialer, PeerMetrics};
 
 /// Version of all formats on the disk.
-const FORMAT_VERSION: u32 = 1;
-/// A peer that does not answer within this long is unknown.
-const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const FORMAT_VERSION: u32 = 1;
 /// How often an uninitialized node, or a member without a leader, asks its peers what became of it.
 const ASK_EVERY: Duration = Duration::from_secs(3);
 /// How long a member of an existing cluster looks for one that knows it.
@@ -88,73 +85,6 @@ pub struct NodeConfig {
     pub dialer: Dialer,
     /// Counters of the peer transport.
     pub peer_metrics: PeerMetrics,
-}
-
-/// Why a node cannot start or become a member. Each has its exit code.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The disk failed.
-    #[error("disk: {0}")]
-    Disk(String),
-    /// A file is damaged in a way that the log cannot repair.
-    #[error("corrupt: {0}")]
-    Corrupt(String),
-    /// The disk belongs to another cluster or member.
-    #[error("wrong disk: {0}")]
-    WrongDisk(String),
-    /// The disk is empty but the member has started before.
-    #[error("disk lost: {0}")]
-    DiskLost(String),
-    /// The cluster has removed this member.
-    #[error("member removed: {0}")]
-    MemberRemoved(String),
-    /// The flags cannot work together.
-    #[error("configuration: {0}")]
-    Config(String),
-}
-
-impl StartError {
-    /// The code that the process ends with.
-    pub fn exit_code(&self) -> i32 {
-        match self {
-            StartError::Disk(_) => ExitCode::ExitDiskFailed as i32,
-            StartError::Corrupt(_) => ExitCode::ExitCorrupt as i32,
-            StartError::WrongDisk(_) => ExitCode::ExitWrongDisk as i32,
-            StartError::DiskLost(_) => ExitCode::ExitDiskLost as i32,
-            StartError::MemberRemoved(_) => ExitCode::ExitMemberRemoved as i32,
-            StartError::Config(_) => 1,
-        }
-    }
-
-    /// The name under which logs, metrics and the operator know it.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            StartError::Disk(_) => "DiskFailed",
-            StartError::Corrupt(_) => "Corrupt",
-            StartError::WrongDisk(_) => "WrongDisk",
-            StartError::DiskLost(_) => "DiskLost",
-            StartError::MemberRemoved(_) => "MemberRemoved",
-            StartError::Config(_) => "InvalidConfig",
-        }
-    }
-}
-
-impl From<StorageError> for StartError {
-    fn from(error: StorageError) -> Self {
-        match error {
-            StorageError::Failed { .. } => StartError::Disk(error.to_string()),
-            StorageError::Corrupt { .. } => StartError::Corrupt(error.to_string()),
-        }
-    }
-}
-
-impl From<ApplyError> for StartError {
-    fn from(error: ApplyError) -> Self {
-        match error {
-            ApplyError::Storage(error) => error.into(),
-            other => StartError::Corrupt(other.to_string()),
-        }
-    }
 }
 
 struct Running {
@@ -431,106 +361,6 @@ pub(super) fn static_membership(members: &[(String, Vec<String>)], token: &str) 
     }
 }
 
-/// What each peer that answers says of the membership.
-async fn ask(dialer: &Dialer, urls: &[String]) -> Vec<MembersResponse> {
-    let asked = urls.iter().map(|url| dialer.members(url, ASK_TIMEOUT));
-    futures::future::join_all(asked).await.into_iter().flatten().filter(|answer| answer.initialized).collect()
-}
-
-fn overlap(left: &[String], right: &[String]) -> bool {
-    left.iter().any(|url| right.contains(url))
-}
-
-/// An empty disk at a URL whose member has started before is a lost disk.
-fn check_not_started(own_urls: &[String], answers: &[MembersResponse]) -> Result<(), StartError> {
-    for membership in answers.iter().filter_map(|answer| answer.membership.as_ref()) {
-        let own = membership.members.iter().find(|member| overlap(&member.peer_urls, own_urls));
-        if let Some(member) = own.filter(|member| member.started) {
-            return Err(StartError::DiskLost(format!(
-                "the disk is empty, but cluster {:x} lists {} as member {:x}, which has started before: it must be \
-                 removed, and this node added as a new member",
-                membership.cluster_id,
-                own_urls.join(","),
-                member.id
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn check_not_removed(marker: &Marker, answers: &[MembersResponse]) -> Result<(), StartError> {
-    for membership in answers.iter().filter_map(|answer| answer.membership.as_ref()) {
-        if membership.cluster_id == marker.cluster_id && membership.removed.contains(&marker.member_id) {
-            return Err(StartError::MemberRemoved(format!(
-                "cluster {:x} has removed member {:x}, whose disk this is",
-                marker.cluster_id, marker.member_id
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// A disk that was put into another member's place would make two processes one member, or have a member of one cluster
-/// answer in place of another's. `listed` is what the members say that the flags name. Of its own cluster only the disk itself
-/// is asked: a member that moves to new URLs is told so by the cluster before it starts there.
-fn check_place(
-    marker: &Marker,
-    own: &Membership,
-    listed: &[MembersResponse],
-    config: &NodeConfig,
-) -> Result<(), StartError> {
-    let foreign = listed.iter().filter_map(|answer| answer.membership.as_ref());
-    let foreign = foreign.filter(|membership| membership.cluster_id != marker.cluster_id);
-    let itself = |cluster: &Membership, member: &Member| {
-        (cluster.cluster_id, member.id) == (marker.cluster_id, marker.member_id)
-    };
-    for cluster in std::iter::once(own).chain(foreign) {
-        let here = |member: &&Member| !itself(cluster, member) && overlap(&member.peer_urls, &config.peer_urls);
-        let Some(other) = cluster.members.iter().find(here) else { continue };
-        return Err(StartError::WrongDisk(format!(
-            "{} is the disk of member {:x} of cluster {:x}, but {} is where cluster {:x} has member {:x}",
-            config.data_dir.display(),
-            marker.member_id,
-            marker.cluster_id,
-            config.peer_urls.join(","),
-            cluster.cluster_id,
-            other.id
-        )));
-    }
-    Ok(())
-}
-
-/// A member that founds a cluster must not be one of another that runs already: it would be missed there.
-fn check_unlisted(cluster_id: u64, answers: &[MembersResponse], own_urls: &[String]) -> Result<(), StartError> {
-    let running = answers.iter().filter_map(|answer| answer.membership.as_ref());
-    for cluster in running.filter(|membership| membership.cluster_id != cluster_id) {
-        let Some(own) = cluster.members.iter().find(|member| overlap(&member.peer_urls, own_urls)) else { continue };
-        return Err(StartError::Config(format!(
-            "initial-cluster-state is new, but the cluster {:x} runs already and has the member {:x} at {}: \
-             with initial-cluster-state existing this member joins it",
-            cluster.cluster_id,
-            own.id,
-            own_urls.join(",")
-        )));
-    }
-    Ok(())
-}
-
-/// The marker of the member that the cluster lists at one of `own_urls`.
-fn find_own(own_urls: &[String], answers: &[MembersResponse]) -> Option<Marker> {
-    answers.iter().filter_map(|answer| answer.membership.as_ref()).find_map(|membership| {
-        let own = membership.members.iter().find(|member| overlap(&member.peer_urls, own_urls))?;
-        let others = membership.members.iter().filter(|member| member.id != own.id);
-        Some(Marker {
-            format_version: FORMAT_VERSION,
-            cluster_id: membership.cluster_id,
-            member_id: own.id,
-            incarnation: random(),
-            seeds: others.map(|member| Seed { id: member.id, peer_urls: member.peer_urls.clone() }).collect(),
-        })
-    })
-}
-
 /// Makes name and client URLs known, and thereby the member `started`.
 async fn publish(handle: Handle, name: String, client_urls: Vec<String>, mut listening: watch::Receiver<bool>) {
     let id = handle.member_id();
@@ -604,22 +434,6 @@ mod tests {
         vec![format!("http://{name}:2380")]
     }
 
-    fn answer(members: &[(u64, &str, bool)], removed: &[u64]) -> MembersResponse {
-        let member = |(id, name, started): &(u64, &str, bool)| Member {
-            id: *id,
-            peer_urls: url(name),
-            started: *started,
-            ..Member::default()
-        };
-        let membership = Membership {
-            cluster_id: 7,
-            members: members.iter().map(member).collect(),
-            removed: removed.to_vec(),
-            ..Membership::default()
-        };
-        MembersResponse { initialized: true, membership: Some(membership), leader: 1, term: 1 }
-    }
-
     #[test]
     fn the_same_flags_in_any_order_give_every_member_the_same_cluster() {
         let one = static_membership(&[("b".into(), url("b")), ("a".into(), url("a"))], "t");
@@ -631,31 +445,6 @@ mod tests {
             one.cluster_id,
             static_membership(&[("a".into(), url("a")), ("b".into(), url("b"))], "u").cluster_id
         );
-    }
-
-    #[test]
-    fn m4_an_empty_disk_of_a_started_member_is_a_lost_disk() {
-        let answers = [answer(&[(1, "a", true), (2, "b", true)], &[])];
-        let error = check_not_started(&url("b"), &answers).expect_err("refused");
-        assert_eq!(error.reason(), "DiskLost");
-        assert!(check_not_started(&url("c"), &answers).is_ok());
-    }
-
-    #[test]
-    fn a_member_that_is_listed_and_never_started_may_join() {
-        let answers = [answer(&[(1, "a", true), (2, "b", false)], &[])];
-        assert!(check_not_started(&url("b"), &answers).is_ok());
-        let marker = find_own(&url("b"), &answers).expect("listed");
-        assert_eq!((marker.cluster_id, marker.member_id), (7, 2));
-        assert_eq!(marker.seeds.len(), 1);
-    }
-
-    #[test]
-    fn m3_the_disk_of_a_removed_member_is_refused() {
-        let marker = Marker { cluster_id: 7, member_id: 2, ..Marker::default() };
-        let error = check_not_removed(&marker, &[answer(&[(1, "a", true)], &[2])]).expect_err("refused");
-        assert_eq!(error.exit_code(), ExitCode::ExitMemberRemoved as i32);
-        assert!(check_not_removed(&Marker { cluster_id: 8, ..marker }, &[answer(&[], &[2])]).is_ok());
     }
 
     #[test]

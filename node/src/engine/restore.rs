@@ -5,7 +5,8 @@ use std::path::Path;
 use balsa_proto::log::Marker;
 
 use super::member::{self, Layout};
-use super::node::{StartError, random, static_membership};
+use super::node::{random, static_membership};
+use super::start_error::StartError;
 use super::{Bootstrap, NodeConfig, Store};
 use crate::domain::apply::ApplyError;
 use crate::domain::mvcc::{self, HashKv, ReadError};

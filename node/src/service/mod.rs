@@ -7,6 +7,7 @@ pub mod auto_compaction;
 pub mod caller;
 pub mod checks;
 pub mod cluster;
+pub mod code;
 pub mod corruption;
 pub mod election;
 pub mod failure;

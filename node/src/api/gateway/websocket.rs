@@ -26,9 +26,10 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
+use super::super::connection::Connection;
 use super::super::decode_limit::decode_limit;
 use super::super::http::plain_error;
-use super::super::listener::{Connection, Stream};
+use super::super::stream::Stream;
 use super::call::take_first;
 use super::{Gateway, JSON_FACTOR};
 

@@ -1,0 +1,169 @@
+//! What the other members list, and what that says of this node and its disk: pure, but for the asking.
+
+use std::time::Duration;
+
+use balsa_proto::log::{Marker, Member, Membership, Seed};
+use balsa_proto::peer::MembersResponse;
+
+use super::node::{FORMAT_VERSION, NodeConfig, random};
+use super::start_error::StartError;
+use crate::transport::tonic::Dialer;
+
+/// A peer that does not answer within this long is unknown.
+pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What each peer that answers says of the membership.
+pub(super) async fn ask(dialer: &Dialer, urls: &[String]) -> Vec<MembersResponse> {
+    let asked = urls.iter().map(|url| dialer.members(url, ASK_TIMEOUT));
+    futures::future::join_all(asked).await.into_iter().flatten().filter(|answer| answer.initialized).collect()
+}
+
+fn overlap(left: &[String], right: &[String]) -> bool {
+    left.iter().any(|url| right.contains(url))
+}
+
+/// An empty disk at a URL whose member has started before is a lost disk.
+pub(super) fn check_not_started(own_urls: &[String], answers: &[MembersResponse]) -> Result<(), StartError> {
+    for membership in answers.iter().filter_map(|answer| answer.membership.as_ref()) {
+        let own = membership.members.iter().find(|member| overlap(&member.peer_urls, own_urls));
+        if let Some(member) = own.filter(|member| member.started) {
+            return Err(StartError::DiskLost(format!(
+                "the disk is empty, but cluster {:x} lists {} as member {:x}, which has started before: it must be \
+                 removed, and this node added as a new member",
+                membership.cluster_id,
+                own_urls.join(","),
+                member.id
+            )));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check_not_removed(marker: &Marker, answers: &[MembersResponse]) -> Result<(), StartError> {
+    for membership in answers.iter().filter_map(|answer| answer.membership.as_ref()) {
+        if membership.cluster_id == marker.cluster_id && membership.removed.contains(&marker.member_id) {
+            return Err(StartError::MemberRemoved(format!(
+                "cluster {:x} has removed member {:x}, whose disk this is",
+                marker.cluster_id, marker.member_id
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A disk that was put into another member's place would make two processes one member, or have a member of one cluster
+/// answer in place of another's. `listed` is what the members say that the flags name. Of its own cluster only the disk itself
+/// is asked: a member that moves to new URLs is told so by the cluster before it starts there.
+pub(super) fn check_place(
+    marker: &Marker,
+    own: &Membership,
+    listed: &[MembersResponse],
+    config: &NodeConfig,
+) -> Result<(), StartError> {
+    let foreign = listed.iter().filter_map(|answer| answer.membership.as_ref());
+    let foreign = foreign.filter(|membership| membership.cluster_id != marker.cluster_id);
+    let itself = |cluster: &Membership, member: &Member| {
+        (cluster.cluster_id, member.id) == (marker.cluster_id, marker.member_id)
+    };
+    for cluster in std::iter::once(own).chain(foreign) {
+        let here = |member: &&Member| !itself(cluster, member) && overlap(&member.peer_urls, &config.peer_urls);
+        let Some(other) = cluster.members.iter().find(here) else { continue };
+        return Err(StartError::WrongDisk(format!(
+            "{} is the disk of member {:x} of cluster {:x}, but {} is where cluster {:x} has member {:x}",
+            config.data_dir.display(),
+            marker.member_id,
+            marker.cluster_id,
+            config.peer_urls.join(","),
+            cluster.cluster_id,
+            other.id
+        )));
+    }
+    Ok(())
+}
+
+/// A member that founds a cluster must not be one of another that runs already: it would be missed there.
+pub(super) fn check_unlisted(
+    cluster_id: u64,
+    answers: &[MembersResponse],
+    own_urls: &[String],
+) -> Result<(), StartError> {
+    let running = answers.iter().filter_map(|answer| answer.membership.as_ref());
+    for cluster in running.filter(|membership| membership.cluster_id != cluster_id) {
+        let Some(own) = cluster.members.iter().find(|member| overlap(&member.peer_urls, own_urls)) else { continue };
+        return Err(StartError::Config(format!(
+            "initial-cluster-state is new, but the cluster {:x} runs already and has the member {:x} at {}: \
+             with initial-cluster-state existing this member joins it",
+            cluster.cluster_id,
+            own.id,
+            own_urls.join(",")
+        )));
+    }
+    Ok(())
+}
+
+/// The marker of the member that the cluster lists at one of `own_urls`.
+pub(super) fn find_own(own_urls: &[String], answers: &[MembersResponse]) -> Option<Marker> {
+    answers.iter().filter_map(|answer| answer.membership.as_ref()).find_map(|membership| {
+        let own = membership.members.iter().find(|member| overlap(&member.peer_urls, own_urls))?;
+        let others = membership.members.iter().filter(|member| member.id != own.id);
+        Some(Marker {
+            format_version: FORMAT_VERSION,
+            cluster_id: membership.cluster_id,
+            member_id: own.id,
+            incarnation: random(),
+            seeds: others.map(|member| Seed { id: member.id, peer_urls: member.peer_urls.clone() }).collect(),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use balsa_proto::node::ExitCode;
+
+    use super::*;
+
+    fn url(name: &str) -> Vec<String> {
+        vec![format!("http://{name}:2380")]
+    }
+
+    fn answer(members: &[(u64, &str, bool)], removed: &[u64]) -> MembersResponse {
+        let member = |(id, name, started): &(u64, &str, bool)| Member {
+            id: *id,
+            peer_urls: url(name),
+            started: *started,
+            ..Member::default()
+        };
+        let membership = Membership {
+            cluster_id: 7,
+            members: members.iter().map(member).collect(),
+            removed: removed.to_vec(),
+            ..Membership::default()
+        };
+        MembersResponse { initialized: true, membership: Some(membership), leader: 1, term: 1 }
+    }
+
+    #[test]
+    fn m4_an_empty_disk_of_a_started_member_is_a_lost_disk() {
+        let answers = [answer(&[(1, "a", true), (2, "b", true)], &[])];
+        let error = check_not_started(&url("b"), &answers).expect_err("refused");
+        assert_eq!(error.reason(), "DiskLost");
+        assert!(check_not_started(&url("c"), &answers).is_ok());
+    }
+
+    #[test]
+    fn a_member_that_is_listed_and_never_started_may_join() {
+        let answers = [answer(&[(1, "a", true), (2, "b", false)], &[])];
+        assert!(check_not_started(&url("b"), &answers).is_ok());
+        let marker = find_own(&url("b"), &answers).expect("listed");
+        assert_eq!((marker.cluster_id, marker.member_id), (7, 2));
+        assert_eq!(marker.seeds.len(), 1);
+    }
+
+    #[test]
+    fn m3_the_disk_of_a_removed_member_is_refused() {
+        let marker = Marker { cluster_id: 7, member_id: 2, ..Marker::default() };
+        let error = check_not_removed(&marker, &[answer(&[(1, "a", true)], &[2])]).expect_err("refused");
+        assert_eq!(error.exit_code(), ExitCode::ExitMemberRemoved as i32);
+        assert!(check_not_removed(&Marker { cluster_id: 8, ..marker }, &[answer(&[], &[2])]).is_ok());
+    }
+}
