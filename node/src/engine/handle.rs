@@ -1,7 +1,7 @@
 //! The cheap, cloneable way into a running member. Everything a service may ask of the engine is here.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use balsa_proto::{log, peer};
@@ -23,6 +23,7 @@ use super::{Failure, Limit, Store};
 use crate::domain::auth::{AuthState, Identity};
 use crate::domain::command::{Command, Outcome};
 use crate::metrics;
+use crate::storage::rocks::{Numbers, RocksLog};
 use crate::storage::{KeySpace, SnapshotPoint, StorageError};
 use crate::transport::Peers;
 
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) space: Arc<Space>,
     pub(crate) leases: Arc<Leases>,
+    /// Not kept open by this: who stops a member opens its files anew.
+    pub(crate) log: Weak<RocksLog>,
     pub(crate) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(crate) last_read_index: Mutex<Option<Instant>>,
     pub(crate) sequence: AtomicU64,
@@ -306,6 +309,12 @@ impl Handle {
     /// The store in use. It is replaced when a snapshot is installed: do not keep it across awaits.
     pub fn store(&self) -> Arc<Store> {
         self.0.store.read().clone()
+    }
+
+    /// What RocksDB says of each database, by the name of its directory's role.
+    pub fn numbers(&self) -> Vec<(&'static str, Numbers)> {
+        let log = self.0.log.upgrade().map(|log| ("log", log.numbers()));
+        [("key_space", self.store().numbers())].into_iter().chain(log).collect()
     }
 
     /// Stops all threads: the driver first, then the applier with all it was given, then a last flush.

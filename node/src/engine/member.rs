@@ -300,6 +300,7 @@ impl Disk<'_> {
             keeper: parts.keeper.clone(),
             space: parts.space.clone(),
             leases: parts.leases.clone(),
+            log: Arc::downgrade(&self.log),
             threads: Mutex::new(Vec::new()),
             last_read_index: Mutex::new(None),
             sequence: AtomicU64::new(first_sequence(parts.incarnation)),

@@ -1,6 +1,8 @@
 //! Metrics that can be read off a member when they are asked for, and the counters of gRPC calls. etcd's names where
 //! etcd has one. [`Metrics::render`] adds what `crate::metrics` has measured and the process's own numbers.
 
+mod rocks;
+
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -10,6 +12,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use self::rocks::Rocks;
 use super::failure::Error;
 use super::free_space::FreeSpace;
 use super::health;
@@ -123,6 +126,7 @@ struct Observed {
     inbox: IntGauge,
     auth_revision: IntGauge,
     watch: Watch,
+    rocks: Rocks,
     keys: IntGauge,
     alarms: IntGaugeVec,
     known_peers: IntGaugeVec,
@@ -228,6 +232,7 @@ impl Observed {
             inbox: make.gauge("balsa_raft_inbox_length", "Inputs that wait for the driver.")?,
             auth_revision: make.gauge("etcd_debugging_auth_revision", "The current revision of auth store.")?,
             watch: Watch::new(&make)?,
+            rocks: Rocks::new(&make)?,
             keys: make.gauge("etcd_debugging_mvcc_keys_total", "Total number of keys.")?,
             alarms: make.gauges2(
                 "etcd_debugging_server_alarms",
@@ -255,6 +260,7 @@ impl Observed {
         metrics::QUEUE_LENGTH.with_label_values(&["inbox"]).set(handle.queued() as i64);
         self.auth_revision.set(clamp(handle.auth().revision()));
         self.watch.set(&handle.watch_hub().counts());
+        self.rocks.set(&handle.numbers());
         self.set(&handle.status());
     }
 

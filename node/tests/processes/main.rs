@@ -31,6 +31,7 @@ mod maintenance;
 mod membership;
 mod metrics;
 mod moved;
+mod metrics_of_ours;
 mod nemesis;
 mod quorum;
 mod reflection;

@@ -15,7 +15,7 @@ use rocksdb::{
     DBCompressionType, DEFAULT_COLUMN_FAMILY_NAME, FlushOptions, Options, ReadOptions, ReadTier, properties,
 };
 
-use super::{RocksView, background_errors, bounded_options, may_create, storage_error};
+use super::{Numbers, RocksView, background_errors, bounded_options, may_create, numbers, storage_error};
 use crate::storage::key_space::Write;
 use crate::storage::{KeySpace, Result, StorageError, Table, WriteBatch};
 
@@ -98,6 +98,12 @@ impl RocksKeySpace {
     /// they are first read, and a flush or a compaction makes new ones.
     pub fn retire(&self) {
         self.tables.directory.retired.store(true, Ordering::SeqCst);
+    }
+
+    /// What RocksDB says of itself here.
+    pub fn numbers(&self) -> Numbers {
+        let family = |table: Table| Some((table.name(), self.tables.family(table).ok()?));
+        numbers::read(&self.tables.database, Table::ALL.into_iter().filter_map(family))
     }
 
     /// Sum of an integer property over all tables; one that RocksDB does not know counts as 0.
@@ -307,6 +313,31 @@ mod tests {
             }
         }
         assert!(matches!(store.compact_files(), Err(StorageError::Failed { .. })));
+    }
+
+    #[test]
+    fn the_numbers_tell_where_the_bytes_are() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = RocksKeySpace::open(directory.path(), &KeySpaceOptions::default()).unwrap();
+        let of_live = || {
+            let numbers = store.numbers();
+            assert_eq!(numbers.tables.len(), Table::ALL.len());
+            let live = numbers.tables.iter().find(|numbers| numbers.table == "live").unwrap().clone();
+            (live, numbers.block_cache_bytes)
+        };
+        let empty = of_live().0;
+        assert_eq!((empty.level0_files, empty.sst_bytes), (0, 0));
+        let mut batch = WriteBatch::default();
+        // Each in a block of its own, and small enough for the cache.
+        (0..16).for_each(|key| batch.put(Table::Live, vec![key], vec![key; 64 << 10]));
+        store.write(batch).unwrap();
+        assert!(of_live().0.memtable_bytes > 1 << 20, "{empty:?}");
+        store.flush().unwrap();
+        let (flushed, cached) = of_live();
+        assert_eq!(flushed.level0_files, 1);
+        assert!(flushed.sst_bytes > 0 && flushed.memtable_bytes < 1 << 20, "{flushed:?}");
+        assert!(store.view().unwrap().get(Table::Live, &[7]).unwrap().is_some());
+        assert!(of_live().1 >= cached + (64 << 10), "the block that was read is in the cache");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use rocksdb::{
 };
 
 use super::synced::Synced;
-use super::{WAL_RECOVERY, bounded_options, may_create, storage_error};
+use super::{Numbers, WAL_RECOVERY, bounded_options, may_create, numbers, storage_error};
 use crate::storage::log::check_append;
 use crate::storage::{InitialState, LogStore, LogWrite, Result, SnapshotPoint, StorageError};
 
@@ -183,6 +183,12 @@ impl RocksLog {
 
     fn family(&self, name: &str) -> Result<&ColumnFamily> {
         self.database.cf_handle(name).ok_or_else(|| self.corrupt(&format!("{name} is missing")))
+    }
+
+    /// What RocksDB says of itself here.
+    pub fn numbers(&self) -> Numbers {
+        let family = |name| Some((name, self.family(name).ok()?));
+        numbers::read(&self.database, [ENTRIES, STATE].into_iter().filter_map(family))
     }
 
     fn corrupt(&self, what: &str) -> StorageError {

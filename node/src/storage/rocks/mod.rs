@@ -6,6 +6,7 @@
 
 mod key_space;
 mod log;
+mod numbers;
 mod synced;
 mod view;
 
@@ -16,6 +17,7 @@ use rocksdb::{DB, DBRecoveryMode, ErrorKind, LogLevel, Options, properties};
 
 pub use key_space::{KeySpaceOptions, RocksKeySpace};
 pub use log::RocksLog;
+pub use numbers::{Numbers, TableNumbers};
 pub use view::RocksView;
 
 use super::{Result, StorageError, durable};

@@ -227,6 +227,8 @@ fn fill_up(directory: &Path) {
         std::thread::sleep(std::time::Duration::from_millis(50));
     };
     assert!(error.to_string().contains("is the disk full?"), "{error}");
+    let numbers = log.numbers();
+    assert!(numbers.is_write_stopped && numbers.background_errors > 0, "{numbers:?}");
     assert!(!writer.is_finished());
     std::process::exit(ENDED);
 }
