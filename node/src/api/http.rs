@@ -47,7 +47,7 @@ pub fn probes(member: Arc<Member>, metrics: Arc<Metrics>) -> Router {
 }
 
 /// A request whose method is GET; any other is refused as etcd refuses it, HEAD too.
-struct Get;
+pub(super) struct Get;
 
 impl<S: Send + Sync> FromRequestParts<S> for Get {
     type Rejection = Response;
@@ -121,7 +121,7 @@ async fn get_ready_check(
     render_one("readyz", &health::ready(&context.member), &name, get, query.as_deref())
 }
 
-async fn get_version(_: Get) -> Response {
+pub(super) async fn get_version(_: Get) -> Response {
     let body = format!(
         r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{ETCD_CLUSTER_VERSION}","storage":"{ETCD_CLUSTER_VERSION}"}}"#
     );

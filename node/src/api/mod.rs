@@ -29,6 +29,7 @@ pub mod maintenance;
 pub mod node;
 mod parting;
 pub mod peer;
+mod peer_http;
 pub mod ping_guard;
 mod reflection;
 pub mod server;

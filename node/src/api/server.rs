@@ -55,6 +55,7 @@ use super::maintenance::MaintenanceApi;
 use super::node::NodeApi;
 use super::parting::Partings;
 use super::peer::PeerApi;
+use super::peer_http;
 use super::ping_guard::Guarded;
 use super::reflection;
 use super::unread::{self, Bounded};
@@ -199,8 +200,6 @@ impl Services {
         let admission = move |caller| gate.clone().watch_admission(caller);
         let watch = WatchApi::new(move || member.handle(), admission, stopping, self.watch, limit());
         let watch = WatchServer::new(watch);
-        let (reporter, health) = tonic_health::server::health_reporter();
-        tokio::spawn(super::health::follow(self.member.clone(), reporter));
         let routes = Routes::default()
             .add_service(sized!(kv.max_encoding_message_size(usize::MAX), limit()))
             .add_service(sized!(
@@ -215,7 +214,7 @@ impl Services {
             .add_service(sized!(cluster, limit()))
             .add_service(sized!(auth, limit()))
             .add_service(sized!(maintenance, limit()))
-            .add_service(health)
+            .add_service(super::health::service(self.member.clone()))
             .add_service(reflection::builder().build_v1()?)
             .add_service(reflection::builder().build_v1alpha()?);
         let methods = self.metrics.grpc();
@@ -235,7 +234,7 @@ impl Services {
         Ok(routes.layer(from_fn(leftover::read)))
     }
 
-    /// gRPC of the peer port: the peer and node services, and etcd's membership calls for members that pass them on.
+    /// The peer port: the peer and node services, etcd's membership calls for members that pass them on, and a little HTTP.
     pub fn peer_routes(&self) -> Routes {
         let leader = Arc::new(GrpcLeader::new(self.dialer.clone(), self.watch.election_timeout));
         let member = self.member.clone();
@@ -244,7 +243,8 @@ impl Services {
             .add_service(LeasesServer::new(LeaseClockApi::new(self.member.clone())))
             .add_service(NodeServer::new(NodeApi::new(self.member.clone(), leader.clone())))
             .add_service(ClusterServer::new(ClusterApi::of_peers(self.member.clone(), leader)));
-        let plain = Router::new().fallback(|request| not_grpc(None, request));
+        let plain = peer_http::routes(self.member.clone()).fallback(|request| not_grpc(None, request));
+        let plain = plain.layer(from_fn(clean_path::redirect));
         routes.into_axum_router().layer(from_fn_with_state(plain, grpc_only::check)).into()
     }
 

@@ -10,6 +10,7 @@ use tonic::Code;
 use tonic::transport::Endpoint;
 
 use crate::cluster::{Cluster, Member, PATIENCE};
+use crate::etcd::Etcd;
 
 const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
 
@@ -292,6 +293,32 @@ async fn the_health_service_says_when_there_is_no_leader() {
     cluster.eventually("nobody leads", || async { check().await == ServingStatus::NotServing }).await;
     cluster.restart(leader);
     cluster.eventually("it serves again", || async { check().await == ServingStatus::Serving }).await;
+}
+
+/// What the health service says of a service that there is not: to a check, and at first to a watch, which stays open.
+async fn unknown_service(port: u16) -> (Code, String, i32) {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+    let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("a URL").connect_lazy();
+    let mut client = HealthClient::new(channel);
+    let request = HealthCheckRequest { service: "nobody".to_owned() };
+    let refused = client.check(request.clone()).await.expect_err("there is none");
+    let mut watch = client.watch(request).await.expect("a stream").into_inner();
+    let first = watch.message().await.expect("no error").expect("an answer").status;
+    let more = tokio::time::timeout(Duration::from_millis(300), watch.message()).await;
+    assert!(more.is_err(), "neither ended nor told again: {more:?}");
+    (refused.code(), refused.message().to_owned(), first)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_there_is_not_may_be_watched_as_with_etcd() {
+    let cluster = Cluster::start(1).await;
+    let ours = unknown_service(cluster.members[0].client_port).await;
+    let unknown = tonic_health::pb::health_check_response::ServingStatus::ServiceUnknown;
+    assert_eq!(ours, (Code::NotFound, "unknown service".to_owned(), unknown.into()));
+    if let Some(etcd) = Etcd::start().await {
+        assert_eq!(ours, unknown_service(etcd.port).await);
+    }
 }
 
 /// Changes the value of `key` on a disk that nobody uses, behind the back of everything that would notice.
