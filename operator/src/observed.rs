@@ -119,6 +119,8 @@ pub struct ObservedSet {
     pub template_held: bool,
     /// The fields in which it is not as wanted, although nobody can change them.
     pub fixed: Vec<&'static str>,
+    /// Its claims have other names than ours: a pod that it makes has another volume than the one that we know by its name.
+    pub other_claims: bool,
     /// It has a deletion timestamp.
     pub terminating: bool,
 }

@@ -53,6 +53,7 @@ scenarios! {
     "takeover", takeover::vanish, "an operator that vanishes with its lease is succeeded within its duration, and may not act when it wakes up";
     "roll", rollout::roll, "a changed template reaches every pod, the leader last";
     "recreate", recreate::anew, "a StatefulSet with fields that nobody can change is made anew around its pods, under load";
+    "other-claims", recreate::other_claims, "a StatefulSet with volume claims of other names ends no pod, and the status says the way out";
     "settings", settings::change, "a setting that changes at run time reaches every member without a restart, and those that start later; a wrong one is refused, and lost members are replaced all the same; with a new size in one edit both are reached";
     "bad-image", rollout::bad_image, "a broken image stops at one pod, and a good one heals it without a hand";
     "evict", rollout::evict, "evictions never take the quorum";

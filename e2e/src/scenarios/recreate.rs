@@ -43,6 +43,36 @@ pub(super) async fn anew(cluster: Cluster) -> anyhow::Result<()> {
     cluster.assert_hashes_agree().await
 }
 
+/// A set that gives its pods volumes of other names has none of the members' disks for them.
+pub(super) async fn other_claims(cluster: Cluster) -> anyhow::Result<()> {
+    cluster.create(1, &json!({})).await?;
+    let writer = Writer::start(cluster.endpoint().await?);
+    let (pods, members) = (uids(&cluster).await?, cluster.raft_ids().await?);
+    let mut fields = serde_json::to_value(&set(&cluster).await?.spec)?;
+    fields["volumeClaimTemplates"][0]["metadata"]["name"] = json!("storage");
+    fields["template"]["spec"]["containers"][0]["volumeMounts"][0]["name"] = json!("storage");
+    let theirs = left_by_another(&cluster, &fields).await?;
+    cluster.patch_spec(&json!({ "paused": false, "podTemplate": { "annotations": { "e2e": "not rolled" } } })).await?;
+    cluster
+        .until("it waits for a person, who is told the ways out", |resource| {
+            let Some(plan) = resource.status.clone().and_then(|status| status.plan) else { return false };
+            let waits = plan.blocked_by.is_some_and(|blocked| blocked.reason == "WrongVolume");
+            waits && plan.human_may.iter().any(|way| way.contains("--cascade=orphan"))
+        })
+        .await?;
+    // Passes go on meanwhile.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(uids(&cluster).await? == pods, "the pods were {pods:?}, now they are {:?}", uids(&cluster).await?);
+    ensure!(set(&cluster).await?.uid().as_ref() == Some(&theirs), "it was made anew");
+    // The pods have our volumes, so the first of the ways is the right one.
+    delete_without_pods(&cluster).await?;
+    cluster.settled(1).await?;
+    updated(&cluster).await?;
+    ensure!(cluster.raft_ids().await? == members, "no member is another one for it");
+    writer.finish().await?;
+    cluster.assert_hashes_agree().await
+}
+
 /// Fields of a set that can be written around the same pods: the claims keep their name.
 fn all_but_the_selector(wanted: &Value) -> Value {
     let mut claims = wanted["volumeClaimTemplates"].clone();
@@ -62,17 +92,24 @@ async fn left_by_another(cluster: &Cluster, fields: &Value) -> anyhow::Result<St
         })
         .await?;
     let old = set(cluster).await?;
-    let orphan = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
-    sets(cluster).delete(NAME, &orphan).await?;
-    let deadline = Instant::now() + PATIENCE;
-    while sets(cluster).get_opt(NAME).await?.is_some() {
-        ensure!(Instant::now() < deadline, "the set does not go without its pods");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    delete_without_pods(cluster).await?;
     let made = sets(cluster).create(&PostParams::default(), &with(&old, fields)?).await?;
     let uid = made.uid().context("a UID")?;
     owned_by(cluster, &uid).await?;
     Ok(uid)
+}
+
+/// `kubectl delete statefulset --cascade=orphan`, and waits until this one is gone.
+async fn delete_without_pods(cluster: &Cluster) -> anyhow::Result<()> {
+    let old = set(cluster).await?.uid();
+    let orphan = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
+    sets(cluster).delete(NAME, &orphan).await?;
+    let deadline = Instant::now() + PATIENCE;
+    while sets(cluster).get_opt(NAME).await?.is_some_and(|set| set.uid() == old) {
+        ensure!(Instant::now() < deadline, "the set does not go without its pods");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// The same set without a fingerprint, and with other fields.

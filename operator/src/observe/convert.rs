@@ -1,7 +1,7 @@
 //! Kubernetes objects → what planning needs of them. Pure.
 
 use balsa_crds::RaftCluster;
-use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{
     ContainerStateTerminated, ContainerStatus, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec,
 };
@@ -12,7 +12,9 @@ use kube::{Resource, ResourceExt};
 use serde::Deserialize;
 
 use crate::build::TEMPLATE_HASH;
-use crate::names::{self, CONTAINER, FINALIZER, LABEL_CLUSTER_ID, LABEL_DETACHED, LABEL_INCARNATION, LABEL_RAFT_ID};
+use crate::names::{
+    self, CONTAINER, FINALIZER, LABEL_CLUSTER_ID, LABEL_DETACHED, LABEL_INCARNATION, LABEL_RAFT_ID, VOLUME,
+};
 use crate::observed::{
     ContainerState, ExitKind, Host, HostState, Marker, NodeExit, ObservedBudget, ObservedPod, ObservedResource,
     ObservedSet, ObservedVolume, PlanLatch, PodPhase, UnixSeconds,
@@ -56,8 +58,15 @@ pub(crate) fn stateful_set(set: &StatefulSet) -> ObservedSet {
         // Known only once the new template is built.
         template_held: false,
         fixed: Vec::new(),
+        other_claims: has_other_claims(spec),
         terminating: set.metadata.deletion_timestamp.is_some(),
     }
+}
+
+/// Whether the volumes of its pods have other names than [`names::volume`] gives.
+fn has_other_claims(spec: Option<&StatefulSetSpec>) -> bool {
+    let claims = spec.and_then(|spec| spec.volume_claim_templates.as_ref());
+    claims.is_some_and(|claims| claims.iter().any(|claim| claim.metadata.name.as_deref() != Some(VOLUME)))
 }
 
 pub(super) fn budget(budget: &PodDisruptionBudget) -> ObservedBudget {

@@ -45,6 +45,13 @@ fn is_learner(view: &View<'_>, k: u32) -> bool {
 pub(super) const BUDGET_REFUSES: &str =
     "bring back the pods of this cluster that are not Ready, and end the drains that wait for the disruption budget";
 
+/// Where the set gives its pods other volumes than ours. Its pods may have either.
+const OTHER_CLAIMS: &[&str] = &[
+    "if kubectl describe shows that all pods of {name} mount volume claims data-{name}-K: kubectl delete statefulset {name} \
+     --cascade=orphan, and it is made anew around them",
+    "if they mount others: take a backup with etcdctl snapshot save, and restore it into a new RaftCluster",
+];
+
 /// Where volumes or nodes of several clusters are found under one name.
 const SEVERAL_CLUSTERS: &str = "decide for one of the clusters, save what is needed from the volume claims of the others, \
                                 then delete those and their pods";
@@ -75,6 +82,7 @@ pub(super) fn human_may(view: &View<'_>, row: &str, reason: WaitReason, target: 
     };
     let ways = match reason {
         WaitReason::QuorumAtRisk => quorum_at_risk(view, row),
+        WaitReason::WrongVolume if row == "R1" => OTHER_CLAIMS,
         _ => ways_out(reason),
     };
     ways.iter().chain(founding).map(fill).collect()

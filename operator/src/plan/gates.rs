@@ -17,7 +17,8 @@ pub(super) fn deleted_or_paused(view: &View<'_>, notes: &mut Notes) -> Row {
     NEXT
 }
 
-/// B1, B2, G3: the StatefulSet must exist and its controller must have seen its last change.
+/// B1, B2, G3: the StatefulSet must exist and its controller must have seen its last change. R1: it must make pods with our
+/// volumes.
 pub(super) fn kubernetes(view: &View<'_>) -> Row {
     let Some(set) = view.set() else {
         // B1, B2: apply creates it, with `initial_replicas`.
@@ -34,6 +35,12 @@ pub(super) fn kubernetes(view: &View<'_>) -> Row {
     if set.observed_generation < set.generation {
         let message = "the StatefulSet controller has not seen the last change";
         return Decision::wait("G3", WaitReason::KubernetesLagging, message).now();
+    }
+    // R1
+    if set.other_claims {
+        let message = "the volume claims of the StatefulSet have other names: no pod that it makes has the disk of its member, so \
+                       none is ended, and nothing else is done";
+        return Decision::wait("R1", WaitReason::WrongVolume, message).now();
     }
     NEXT
 }

@@ -274,6 +274,7 @@ impl Script {
             ["terminating"] => set.terminating = true,
             ["revision", revision] => set.update_revision = Some((*revision).to_owned()),
             ["held"] => set.template_held = true,
+            ["other-claims"] => set.other_claims = true,
             ["fixed", field] => set.fixed.extend(FIXED.into_iter().filter(|name| name == field)),
             _ => return Err("no such edit of the set".into()),
         }
