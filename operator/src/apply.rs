@@ -156,13 +156,11 @@ pub async fn apply(client: &Client, desired: Desired, live: &Live, held: bool) -
     }
     one(client, &config_map, live_config_map.as_ref(), kinds).await?;
     one(client, &peer_service, live_peers.as_ref(), kinds).await?;
+    one(client, &client_service, live_clients.as_ref(), kinds).await?;
     let writable = fixed::keep(&mut stateful_set, live_set.as_ref());
     if writable && !(held && live_set.is_some()) {
         keep_replicas(&mut stateful_set, live_set.as_ref());
         written.stateful_set = one(client, &stateful_set, live_set.as_ref(), kinds).await?;
-    }
-    if let Some(service) = &client_service {
-        one(client, service, live_clients.as_ref(), kinds).await?;
     }
     Ok(written)
 }

@@ -38,8 +38,8 @@ pub struct Desired {
     pub budget: Option<PodDisruptionBudget>,
     /// The pods. Its replicas are what it is to be *created* with; an existing set keeps its own.
     pub stateful_set: StatefulSet,
-    /// Service of the clients; absent until the cluster is founded, so that no write is acknowledged before.
-    pub client_service: Option<Service>,
+    /// Service of the clients.
+    pub client_service: Service,
 }
 
 /// Builds everything.
@@ -51,7 +51,7 @@ pub fn build(cluster: &ValidCluster, observed: &Observed) -> Desired {
         config_map,
         peer_service: services::peers(cluster),
         budget: budget::build(cluster, observed),
-        client_service: observed.resource.bootstrapped.then(|| services::clients(cluster)),
+        client_service: services::clients(cluster, observed.resource.bootstrapped),
     }
 }
 

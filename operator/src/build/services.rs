@@ -26,13 +26,14 @@ pub(super) fn peers(cluster: &ValidCluster) -> Service {
     }
 }
 
-/// Ready members only.
-pub(super) fn clients(cluster: &ValidCluster) -> Service {
+/// Ready members only, and nobody before the cluster is founded, so that no write is acknowledged before. It is there from
+/// the start: a kube-proxy that has just learned of a Service tells of its pods a second later, by its own bound on how often.
+pub(super) fn clients(cluster: &ValidCluster, founded: bool) -> Service {
     Service {
         metadata: metadata(cluster, names::client_service(&cluster.name)),
         spec: Some(ServiceSpec {
             type_: Some("ClusterIP".to_owned()),
-            selector: Some(names::labels(&cluster.name)),
+            selector: founded.then(|| names::labels(&cluster.name)),
             ports: Some(vec![port("client", CLIENT_PORT, GRPC)]),
             ..ServiceSpec::default()
         }),

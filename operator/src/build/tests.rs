@@ -169,12 +169,16 @@ fn an_election_unreadies_nobody() {
 }
 
 #[test]
-fn clients_have_no_service_before_the_cluster_is_founded() {
+fn the_service_of_the_clients_leads_nowhere_before_the_cluster_is_founded() {
     let mut observed = observed_three();
+    let selector = |observed: &Observed| {
+        let service = build(&valid("{image: balsa}"), observed).client_service;
+        service.spec.expect("a spec").selector
+    };
     observed.resource.bootstrapped = false;
-    assert!(build(&valid("{image: balsa}"), &observed).client_service.is_none());
+    assert_eq!(selector(&observed), None);
     observed.resource.bootstrapped = true;
-    assert!(build(&valid("{image: balsa}"), &observed).client_service.is_some());
+    assert_eq!(selector(&observed), Some(names::labels("db")));
 }
 
 #[test]

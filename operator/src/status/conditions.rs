@@ -229,8 +229,9 @@ fn volumes_ready(seen: Seen<'_>) -> Verdict {
 fn quorum_advice(seen: Seen<'_>) -> Verdict {
     let (kind, replicas) = ("QuorumAdvice", seen.resource.spec.replicas);
     if replicas == 2 {
-        // Both are the quorum, so the budget refuses every eviction.
-        let message = "2 voters tolerate no failure, and every drain of their nodes waits; use an odd number";
+        // Both are the quorum, so the budget refuses every eviction, and a restart of ours goes without it (U7).
+        let message = "2 voters tolerate no failure: writes pause whenever one of them restarts, for a changed template too, \
+                       and every drain of their nodes waits; use an odd number";
         Verdict::new(kind, true, "EvenReplicas", message)
     } else if replicas % 2 == 0 {
         let message = format!("{replicas} voters tolerate no more failures than {}; use an odd number", replicas - 1);

@@ -154,7 +154,13 @@ fn an_even_number_says_what_it_means_and_two_that_drains_wait() {
         let found = status.conditions.into_iter().find(|condition| condition.type_ == "QuorumAdvice").expect("advice");
         (found.status == "True", found.message)
     };
-    assert!(told(2).0 && told(2).1.contains("every drain of their nodes waits"), "{:?}", told(2));
+    assert!(
+        told(2).0
+            && told(2).1.contains("writes pause whenever one")
+            && told(2).1.contains("every drain of their nodes waits"),
+        "{:?}",
+        told(2)
+    );
     assert!(told(4).0 && told(4).1.contains("no more failures than 3"), "{:?}", told(4));
     assert!(!told(3).0);
 }
