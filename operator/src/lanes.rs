@@ -89,3 +89,26 @@ impl Drop for Place<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    /// M30: however many stuck clusters wait for their turn, the others have all their places.
+    #[test]
+    fn m30_stuck_clusters_take_no_place_from_those_that_answer() {
+        let lanes = Lanes::default();
+        let enter = |name: String| lanes.enter("ns", &name).now_or_never().flatten();
+        for k in 0..=WIDTH {
+            lanes.stuck().insert(("ns".to_owned(), format!("stuck-{k}")));
+        }
+        let slow: Vec<Place<'_>> = (0..WIDTH).filter_map(|k| enter(format!("stuck-{k}"))).collect();
+        assert_eq!(slow.len(), WIDTH);
+        assert!(enter(format!("stuck-{WIDTH}")).is_none(), "the slow lane is full");
+        let quick: Vec<Place<'_>> = (0..WIDTH).filter_map(|k| enter(format!("quick-{k}"))).collect();
+        assert_eq!(quick.len(), WIDTH);
+        assert!(enter(format!("quick-{WIDTH}")).is_none(), "the quick lane is full");
+    }
+}

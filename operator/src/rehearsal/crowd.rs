@@ -37,8 +37,8 @@ const WELL: usize = 8;
 const CALLS: usize = 3;
 /// Passes that each cluster in order must get, and the fewest of a stuck one.
 const PASSES: [usize; 2] = [20, 3];
-/// What a test waits for comes before so many passes of all clusters, however busy the machine is. Were stuck clusters on one lane
-/// with those in order all would get equally many, and more than this before the latter have theirs.
+/// What a test waits for comes before so many passes of all clusters, however busy the machine is: a cluster that is kept out
+/// waits for ever. That stuck ones have a lane of their own is told by the test of the lanes.
 const PASSES_MAX: usize = 2_000;
 /// So long nothing at all happens only in an operator that stands still.
 const STILL: Duration = Duration::from_secs(60);
