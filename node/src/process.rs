@@ -1,5 +1,7 @@
 //! The process: signals in, exit codes and the termination message out. Only `main` and `wiring` use it.
 
+mod slice;
+
 use std::path::PathBuf;
 use std::time::Duration;
 use std::{env, fs, io};
@@ -155,6 +157,10 @@ impl From<Inconsistent> for Termination {
 /// # Errors
 /// Those of `node`; the system gives no threads.
 pub fn block_on(node: impl Future<Output = Result<i32, Termination>>) -> Result<i32, Termination> {
+    // Before there is any other thread: each inherits it.
+    if let Err(error) = slice::shorten() {
+        tracing::info!(%error, "the scheduler takes no shorter slices from this process");
+    }
     let runtime = Runtime::new().map_err(failed)?;
     let ended = runtime.block_on(node);
     // What still works for a client may hang on the disk that is the reason for the end.
