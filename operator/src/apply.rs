@@ -10,6 +10,7 @@ use std::fmt::Debug;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -127,7 +128,7 @@ pub struct Written {
 /// The first [`ApplyError`]; what was written before it stays, and the next pass goes on from there.
 pub async fn apply(client: &Client, desired: Desired, live: &Live, held: bool) -> Result<Written, ApplyError> {
     // No rest pattern: an object that nobody applies does not compile.
-    let Desired { service_account, config_map, peer_service, budget, mut stateful_set, client_service } = desired;
+    let Desired { service_account, config_map, peer_service, budget, mut stateful_set, mut client_service } = desired;
     let Live {
         stateful_set: live_set,
         budget: live_budget,
@@ -156,6 +157,7 @@ pub async fn apply(client: &Client, desired: Desired, live: &Live, held: bool) -
     }
     one(client, &config_map, live_config_map.as_ref(), kinds).await?;
     one(client, &peer_service, live_peers.as_ref(), kinds).await?;
+    keep_selector(&mut client_service, live_clients.as_ref());
     one(client, &client_service, live_clients.as_ref(), kinds).await?;
     let writable = fixed::keep(&mut stateful_set, live_set.as_ref());
     if writable && !(held && live_set.is_some()) {
@@ -215,6 +217,15 @@ fn keep_replicas(desired: &mut StatefulSet, live: Option<&StatefulSet>) {
     let live = live.and_then(|live| live.spec.as_ref());
     if let (Some(desired), Some(live)) = (desired.spec.as_mut(), live) {
         desired.replicas = live.replicas;
+    }
+}
+
+/// A Service that leads somewhere goes on leading there: a resource that was made anew does not know yet that its cluster is
+/// founded.
+fn keep_selector(desired: &mut Service, live: Option<&Service>) {
+    let live = live.and_then(|live| live.spec.as_ref());
+    if let (Some(desired), Some(live)) = (desired.spec.as_mut(), live) {
+        desired.selector = desired.selector.take().or_else(|| live.selector.clone());
     }
 }
 
@@ -293,7 +304,29 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use k8s_openapi::api::core::v1::ServiceSpec;
+
     use super::*;
+
+    #[test]
+    fn a_service_that_leads_to_members_is_not_cut_off_by_a_resource_that_was_made_anew() {
+        let leading = |to: Option<&str>| {
+            let selector = to.map(|to| BTreeMap::from([("to".to_owned(), to.to_owned())]));
+            Service { spec: Some(ServiceSpec { selector, ..ServiceSpec::default() }), ..Service::default() }
+        };
+        for (desired, live, expected) in [
+            (None, Some(leading(Some("members"))), Some("members")),
+            (None, Some(leading(None)), None),
+            (None, None, None),
+            (Some("ours"), Some(leading(Some("theirs"))), Some("ours")),
+        ] {
+            let mut kept = leading(desired);
+            keep_selector(&mut kept, live.as_ref());
+            assert_eq!(kept, leading(expected));
+        }
+    }
 
     fn refused(code: u16, message: &str) -> Option<String> {
         let status = serde_json::json!({"status": "Failure", "code": code, "message": message});
