@@ -78,6 +78,11 @@ failover: images ## How long writes pause when the leader is lost, on the Kubern
 	@e2e/operator
 	@KUBECONFIG=$${KUBECONFIG:-$(BALSA_KUBE)/kubeconfig} $(BIN)/balsa-e2e failover --times $(TIMES)
 
+.PHONY: planned
+planned: images ## How long writes pause while a cluster is grown, shrunk and rolled; TIMES=20
+	@e2e/operator
+	@KUBECONFIG=$${KUBECONFIG:-$(BALSA_KUBE)/kubeconfig} $(BIN)/balsa-e2e planned --times $(TIMES)
+
 .PHONY: failover-local
 failover-local: build ## The same on three local processes, side by side with etcd, no Kubernetes; TIMES=20
 	@e2e/install etcd

@@ -1,7 +1,8 @@
 //! How long writes pause when the leader is lost: many times in a row on one cluster, told as percentiles. Here on
-//! Kubernetes; [`local`] does without one.
+//! Kubernetes; [`local`] does without one, and [`planned`] takes no leader away but asks for changes.
 
 pub mod local;
+pub mod planned;
 
 use std::time::Duration;
 

@@ -26,6 +26,12 @@ enum Command {
         #[arg(long, value_name = "NAME=PROGRAM")]
         local: Vec<failover::local::Side>,
     },
+    /// Measure how long writes pause when a cluster is grown, shrunk and rolled.
+    Planned {
+        /// Rounds of 3 → 5 → 3 and a roll.
+        #[arg(long, default_value_t = 20)]
+        times: usize,
+    },
     /// Run the named scenarios, or all.
     Run {
         /// Names as `list` prints them.
@@ -53,6 +59,10 @@ async fn main() -> anyhow::Result<ExitCode> {
             } else {
                 failover::local::measure(times, local).await?;
             }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Planned { times } => {
+            failover::planned::measure(times).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Run { names, keep_failed } => {
