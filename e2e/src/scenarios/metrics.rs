@@ -10,6 +10,7 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use serde_json::{Value, json};
 
+use super::mixin::{self, Mixin};
 use crate::cluster::{Cluster, NAME};
 use crate::writer::Writer;
 
@@ -20,23 +21,27 @@ const RULES: &str = include_str!("../../../manifests/prometheus/rules.yaml");
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) async fn prometheus(cluster: Cluster) -> anyhow::Result<()> {
-    cluster.create(3, &json!({})).await?;
+    // One of etcd's alerts reads what is only measured so.
+    cluster.create(3, &json!({ "config": { "extra": { "metrics": "extensive" } } })).await?;
     let writer = Writer::start(cluster.endpoint().await?);
-    let server = Server::start(&cluster).await?;
+    let etcds = Mixin::render()?;
+    let server = Server::start(&cluster, &etcds.rules).await?;
     members(&server, &cluster).await?;
     operator(&server, &cluster).await?;
-    silent(&server).await?;
+    etcds.panels_show_every_member(&server, &cluster).await?;
+    silent(&server, &etcds.rules).await?;
     raised(&server, &cluster).await?;
     let history = writer.finish().await?;
     ensure!(history.unknown == 0, "a healthy cluster left writes unknown: {:?}", history.errors);
+    mixin::alerts_tell_of_lost_members(&server, &cluster).await?;
     cluster.assert_hashes_agree().await
 }
 
 /// Every member is found as what it is, and has etcd's metrics and ours.
 async fn members(server: &Server, cluster: &Cluster) -> anyhow::Result<()> {
-    let of = format!("job=\"balsa\",namespace=\"{}\",cluster=\"{NAME}\"", cluster.namespace);
+    let of = format!("job=\"{}\",namespace=\"{}\",cluster=\"{NAME}\"", mixin::job(cluster), cluster.namespace);
     server.expect(3, &format!("sum(up{{{of}}})")).await?;
-    server.expect(3, &format!("count(count by (pod) (up{{{of},pod=~\"{NAME}-[012]\"}}))")).await?;
+    server.expect(3, &format!("count(count by (instance) (up{{{of},instance=~\"{NAME}-[012]\"}}))")).await?;
     server.expect(3, &format!("sum(etcd_server_has_leader{{{of}}})")).await?;
     server.expect(1, &format!("sum(etcd_server_is_leader{{{of}}})")).await?;
     server.expect(3, &format!("count(etcd_disk_wal_fsync_duration_seconds_count{{{of}}} > 0)")).await?;
@@ -62,14 +67,15 @@ async fn operator(server: &Server, cluster: &Cluster) -> anyhow::Result<()> {
     server.expect(0, "sum(changes(balsa_operator_applied_total[5s]))").await
 }
 
-/// Every rule of the file is evaluated after all of the above, and none has anything to say.
-async fn silent(server: &Server) -> anyhow::Result<()> {
+/// Every rule of ours and of etcd's is evaluated after all of the above, and none has anything to say.
+async fn silent(server: &Server, etcds: &Value) -> anyhow::Result<()> {
     let shipped: Value = serde_yaml::from_str(RULES)?;
     let listed = |value: &Value| value["groups"].as_array().cloned().unwrap_or_default();
     let alerts = |value: &Value| -> Vec<Value> {
         listed(value).iter().flat_map(|group| group["rules"].as_array().cloned().unwrap_or_default()).collect()
     };
-    let names: Vec<Value> = alerts(&shipped).iter().map(|rule| rule["alert"].clone()).collect();
+    let both = [alerts(etcds), alerts(&shipped)].concat();
+    let names: Vec<Value> = both.iter().map(|rule| rule["alert"].clone()).collect();
     ensure!(!names.is_empty(), "there are alerts");
     let newest = |rules: &[Value]| rules.iter().map(|rule| rule["lastEvaluation"].to_string()).min();
     let before = newest(&alerts(&server.get("rules", &[])?["data"]));
@@ -108,16 +114,17 @@ async fn raised(server: &Server, cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// A Prometheus of our own. It ends with the scenario.
-struct Server {
+pub(super) struct Server {
     process: Child,
     address: String,
     _directory: tempfile::TempDir,
 }
 
 impl Server {
-    async fn start(cluster: &Cluster) -> anyhow::Result<Self> {
+    /// Prometheus loads these rules beside the shipped ones.
+    async fn start(cluster: &Cluster, rules: &Value) -> anyhow::Result<Self> {
         let directory = tempfile::TempDir::new()?;
-        let config = configure(cluster, directory.path()).await?;
+        let config = configure(cluster, rules, directory.path()).await?;
         // Free at this moment, which is all that can be had: Prometheus takes no socket that is bound already.
         let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let process = Command::new("prometheus")
@@ -132,7 +139,7 @@ impl Server {
     }
 
     /// Waits until the query gives that number.
-    async fn expect(&self, wanted: i64, query: &str) -> anyhow::Result<()> {
+    pub(super) async fn expect(&self, wanted: i64, query: &str) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let got = self.ask(query);
@@ -167,7 +174,7 @@ impl Drop for Server {
 /// The shipped jobs and rules, with two things changed: the interval is a second, and pods are found in a file, because
 /// Debian builds Prometheus without the discovery in Kubernetes. The file says of every pod of every namespace what that
 /// discovery says, so that the shipped rules choose and name the targets.
-async fn configure(cluster: &Cluster, directory: &Path) -> anyhow::Result<PathBuf> {
+async fn configure(cluster: &Cluster, rules: &Value, directory: &Path) -> anyhow::Result<PathBuf> {
     let mut config: Value = serde_yaml::from_str(SCRAPE)?;
     for job in config["scrape_configs"].as_array_mut().into_iter().flatten() {
         let job = job.as_object_mut().context("a job")?;
@@ -176,8 +183,9 @@ async fn configure(cluster: &Cluster, directory: &Path) -> anyhow::Result<PathBu
         job.insert("file_sd_configs".to_owned(), json!([{ "files": ["pods.json"] }]));
     }
     config["global"] = json!({ "scrape_interval": "1s", "evaluation_interval": "1s" });
-    config["rule_files"] = json!(["rules.yaml"]);
+    config["rule_files"] = json!(["mixin.yaml", "rules.yaml"]);
     std::fs::write(directory.join("pods.json"), discovered(cluster).await?.to_string())?;
+    std::fs::write(directory.join("mixin.yaml"), rules.to_string())?;
     std::fs::write(directory.join("rules.yaml"), RULES)?;
     let file = directory.join("prometheus.yml");
     std::fs::write(&file, serde_yaml::to_string(&config)?)?;

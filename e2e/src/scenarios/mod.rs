@@ -5,6 +5,7 @@ mod invalid;
 mod lifecycle;
 mod loss;
 mod metrics;
+mod mixin;
 mod recreate;
 mod rollout;
 mod scale;

@@ -1,0 +1,98 @@
+//! etcd's own monitoring mixin, as it stands, on what the shipped scrape job brings: every panel of its dashboard shows every
+//! member, its alerts are silent on a cluster that is well, and those on lost members are raised and go again.
+
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use super::loss::process_of;
+use super::metrics::Server;
+use crate::cluster::{Cluster, NAME};
+
+/// What etcd publishes for its users' monitoring.
+pub(super) struct Mixin {
+    /// Its alerts, as Prometheus loads them.
+    pub(super) rules: Value,
+    /// The expression of each line of its dashboard.
+    panels: Vec<(String, String)>,
+}
+
+/// Panels that show one line for the whole cluster; all others show one for each member.
+const OF_THE_CLUSTER: [&str; 5] = ["up", "rpcRate", "rpcFailedRate", "watchStreams", "leaseStreams"];
+
+impl Mixin {
+    /// Computed from the source of the etcd that the tests compare with.
+    pub(super) fn render() -> anyhow::Result<Self> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/mixin/render");
+        let output = Command::new(script).output().context("the mixin is rendered")?;
+        ensure!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        let mut rendered: Value = serde_json::from_slice(&output.stdout)?;
+        let panels = rendered["panels"].take();
+        let panels = panels.as_object().context("panels")?.iter();
+        let panels = panels.map(|(name, expression)| (name.clone(), expression.as_str().unwrap_or_default().to_owned()));
+        let panels: Vec<_> = panels.collect();
+        ensure!(!panels.is_empty(), "the mixin has panels");
+        let groups = rendered["groups"].take();
+        Ok(Self { rules: serde_json::json!({ "groups": groups }), panels })
+    }
+
+    /// Grafana puts the choice of its user, the job, and a range in before it asks.
+    pub(super) async fn panels_show_every_member(&self, server: &Server, cluster: &Cluster) -> anyhow::Result<()> {
+        for (name, expression) in &self.panels {
+            let asked = expression.replace("$cluster", &job(cluster)).replace("$__rate_interval", "10s");
+            let lines = if OF_THE_CLUSTER.contains(&name.as_str()) { 1 } else { 3 };
+            // A quantile of nothing is a line that is not drawn.
+            server.expect(lines, &format!("count({asked} >= 0)")).await.with_context(|| format!("the panel {name}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// Of the targets of one cluster, as the shipped scrape job names it.
+pub(super) fn job(cluster: &Cluster) -> String {
+    format!("etcd-{}-{NAME}", cluster.namespace)
+}
+
+/// One member that does not answer is told of, two of three are told of as a loss of the majority, and all is quiet after.
+pub(super) async fn alerts_tell_of_lost_members(server: &Server, cluster: &Cluster) -> anyhow::Result<()> {
+    let firing = |alert: &str| format!("count(ALERTS{{alertname=\"{alert}\",job=\"{}\"}}) or vector(0)", job(cluster));
+    let leader = cluster.leader().await?;
+    let pods: Vec<String> = cluster.pods_by_name().await?.into_keys().filter(|name| *name != leader).collect();
+    let first = Stopped::pod(cluster, &pods[0])?;
+    server.expect(1, &firing("etcdMembersDown")).await?;
+    server.expect(0, &firing("etcdInsufficientMembers")).await?;
+    server.expect(0, &firing("etcdNoLeader")).await?;
+    let second = Stopped::pod(cluster, &pods[1])?;
+    server.expect(1, &firing("etcdInsufficientMembers")).await?;
+    // The leader that nobody follows any more steps down, and says so.
+    server.expect(1, &firing("etcdNoLeader")).await?;
+    drop((first, second));
+    server.expect(0, &firing("etcdInsufficientMembers")).await?;
+    server.expect(0, &firing("etcdNoLeader")).await?;
+    cluster.settled(3).await
+}
+
+/// A member that is there and does nothing, until this is dropped.
+struct Stopped(u32);
+
+impl Stopped {
+    fn pod(cluster: &Cluster, pod: &str) -> anyhow::Result<Self> {
+        let pid = process_of(&cluster.namespace, pod).context("the member runs on this machine")?;
+        signal(pid, "-STOP")?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // It may have been killed meanwhile, for not answering its probes.
+        let _ = signal(self.0, "-CONT");
+    }
+}
+
+fn signal(pid: u32, signal: &str) -> anyhow::Result<()> {
+    let sent = Command::new("kill").arg(signal).arg(pid.to_string()).status()?;
+    ensure!(sent.success(), "kill {signal} {pid}");
+    Ok(())
+}
