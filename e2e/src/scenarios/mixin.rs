@@ -30,7 +30,8 @@ impl Mixin {
         let mut rendered: Value = serde_json::from_slice(&output.stdout)?;
         let panels = rendered["panels"].take();
         let panels = panels.as_object().context("panels")?.iter();
-        let panels = panels.map(|(name, expression)| (name.clone(), expression.as_str().unwrap_or_default().to_owned()));
+        let panels =
+            panels.map(|(name, expression)| (name.clone(), expression.as_str().unwrap_or_default().to_owned()));
         let panels: Vec<_> = panels.collect();
         ensure!(!panels.is_empty(), "the mixin has panels");
         let groups = rendered["groups"].take();
