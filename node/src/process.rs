@@ -20,6 +20,9 @@ use crate::service::corruption::Inconsistent;
 /// Where Kubernetes reads the termination message, unless `TERMINATION_LOG` names another file.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
+/// The reason of an end by a command line that cannot be read.
+const USAGE: &str = "Usage";
+
 /// How long the process, before it ends, waits for calls that are in the store.
 const LAST_CALLS: Duration = Duration::from_secs(5);
 
@@ -68,7 +71,7 @@ pub struct Termination {
 impl Termination {
     /// A failure without a typed code.
     pub fn failed(code: i32, message: impl Into<String>) -> Self {
-        Self::typed(code, if code == 2 { "Usage" } else { "Failed" }, message)
+        Self::typed(code, if code == 2 { USAGE } else { "Failed" }, message)
     }
 
     /// A failure with a code and a reason of its own.
@@ -108,6 +111,10 @@ impl Termination {
 
     /// Says it on stderr and in the termination log, and ends the process.
     pub fn end(self) -> ! {
+        // A person or a script has mistyped, and looks for the plain words, as etcd says them.
+        if self.reason == USAGE {
+            eprintln!("{}", self.message);
+        }
         eprintln!("{}", self.to_json());
         let named = env::var_os("TERMINATION_LOG").map(PathBuf::from);
         let log = named.unwrap_or_else(|| PathBuf::from(TERMINATION_LOG));

@@ -15,7 +15,7 @@ use crate::domain::auto_compaction::Retention;
 use crate::engine::fatal::Fatal;
 use crate::engine::leases::LeaseOptions;
 use crate::engine::watch::WatchOptions;
-use crate::engine::{self, Limit, Node, NodeConfig};
+use crate::engine::{self, Housekeeping, Limit, Node, NodeConfig};
 use crate::process::{Termination, failed};
 use crate::service::caller::AuthSettings;
 use crate::service::jwt::TokenKeyError;
@@ -32,7 +32,7 @@ impl From<&Config> for NodeConfig {
         let bootstrap = match &config.bootstrap {
             config::Bootstrap::Operator => engine::Bootstrap::Operator,
             config::Bootstrap::Static { members, token, existing } => engine::Bootstrap::Static {
-                members: members.clone().into_iter().collect(),
+                members: members.clone().map(|members| members.into_iter().collect()),
                 token: token.clone(),
                 existing: *existing,
             },
@@ -50,6 +50,12 @@ impl From<&Config> for NodeConfig {
             max_request_bytes: Limit::new(move || bytes),
             quota_bytes: Limit::new(move || quota),
             slow_apply: config.warning_apply_duration,
+            housekeeping: Housekeeping {
+                flush_entries: config.snapshot_count,
+                catch_up_entries: config.snapshot_catchup_entries,
+                compaction_batch: config.compaction_batch_limit,
+                compaction_pause: config.compaction_sleep_interval,
+            },
             watch: WatchOptions::default(),
             leases: LeaseOptions { checkpoint_every: config.lease_checkpoint_interval },
             token_ttl: config.auth_token_ttl,

@@ -66,7 +66,7 @@ fn jwt(options: &BTreeMap<&str, &str>) -> Result<JwtOptions, String> {
     let given = |name: &str| options.get(name).copied().filter(|value| !value.is_empty());
     let ttl = match given("ttl") {
         None => JWT_TTL,
-        Some(text) => duration::parse(text).ok_or_else(|| format!("ttl {text:?} is not a duration"))?,
+        Some(text) => duration::parse(text).map_err(|_| format!("ttl {text:?} is not a duration"))?,
     };
     Ok(JwtOptions {
         method: given("sign-method").ok_or("sign-method is missing")?.to_owned(),

@@ -6,8 +6,10 @@
 pub enum Kind {
     /// Any text.
     Text(&'static str),
-    /// A whole number.
+    /// A whole number, perhaps below zero.
     Number(&'static str),
+    /// A whole number that is not below zero.
+    Count(&'static str),
     /// `5s`, `10m`; in a file also nanoseconds.
     Duration(&'static str),
     /// `--flag` or `--flag=false`.
@@ -18,7 +20,11 @@ impl Kind {
     /// The value when none is given.
     pub const fn default(self) -> &'static str {
         match self {
-            Kind::Text(default) | Kind::Number(default) | Kind::Duration(default) | Kind::Bool(default) => default,
+            Kind::Text(default)
+            | Kind::Number(default)
+            | Kind::Count(default)
+            | Kind::Duration(default)
+            | Kind::Bool(default) => default,
         }
     }
 }
@@ -59,10 +65,10 @@ const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
     Flag { name, kind, effect: Effect::Refused(advice), help: "Not supported" }
 }
 
-use Kind::{Bool, Duration, Number, Text};
+use Kind::{Bool, Count, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 79] = [
+const SERVED: [Flag; 83] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -76,19 +82,19 @@ const SERVED: [Flag; 79] = [
     flag("initial-cluster", Text(""), "Static start: name=peer-url,… [default: this member alone]"),
     flag("initial-cluster-state", Text("new"), "Static start: new or existing"),
     flag("initial-cluster-token", Text("etcd-cluster"), "Static start: tells clusters of equal names apart"),
-    flag("heartbeat-interval", Number("100"), "Raft tick in ms"),
-    flag("election-timeout", Number("1000"), "Silence in ms after which a follower campaigns"),
+    flag("heartbeat-interval", Count("100"), "Raft tick in ms"),
+    flag("election-timeout", Count("1000"), "Silence in ms after which a follower campaigns"),
     flag("pre-vote", Bool("true"), "Ask before campaigning"),
-    flag("max-request-bytes", Number("1572864"), "Largest command in bytes"),
-    flag("max-txn-ops", Number("128"), "Most operations of a transaction"),
+    flag("max-request-bytes", Count("1572864"), "Largest command in bytes"),
+    flag("max-txn-ops", Count("128"), "Most operations of a transaction"),
     flag("max-learners", Number("1"), "Most learners that etcd's API may add"),
     flag("strict-reconfig-check", Bool("true"), "Refuse membership changes that endanger the quorum"),
     flag("watch-progress-notify-interval", Duration("10m"), "How often an idle watch hears the revision"),
     flag("auto-compaction-mode", Text("periodic"), "periodic or revision"),
     flag("auto-compaction-retention", Text("0"), "Time, hours or revisions to keep; 0 is off"),
     flag("auth-token", Text("simple"), "simple, or jwt,sign-method=…,pub-key=…,priv-key=…,ttl=…"),
-    flag("auth-token-ttl", Number("300"), "Seconds that a simple token lives without being used"),
-    flag("bcrypt-cost", Number("10"), "Strength of password hashes, 4 to 31"),
+    flag("auth-token-ttl", Count("300"), "Seconds that a simple token lives without being used"),
+    flag("bcrypt-cost", Count("10"), "Strength of password hashes, 4 to 31"),
     flag(
         "drain-delay",
         Duration("0s"),
@@ -98,7 +104,7 @@ const SERVED: [Flag; 79] = [
     flag("log-format", Text("json"), "json or console"),
     flag(
         "config-version",
-        Number("0"),
+        Count("0"),
         "Version of what can change at run time; higher than the active one to take effect",
     ),
     flag("cert-file", Text(""), "Client port: certificate to show"),
@@ -121,7 +127,7 @@ const SERVED: [Flag; 79] = [
     flag("peer-cert-allowed-hostname", Text(""), "Hosts of which a peer's certificate must name one"),
     flag("peer-skip-client-san-verification", Bool("false"), "Let peers connect from other hosts than they name"),
     flag("peer-auto-tls", Bool("false"), "Peer port: make a certificate"),
-    flag("self-signed-cert-validity", Number("1"), "Years that a certificate made here is valid"),
+    flag("self-signed-cert-validity", Count("1"), "Years that a certificate made here is valid"),
     flag("cipher-suites", Text(""), "Suites of TLS 1.2, by Go's names [default: all]"),
     flag("tls-min-version", Text("TLS1.2"), "TLS1.2 or TLS1.3"),
     flag("tls-max-version", Text(""), "TLS1.2 or TLS1.3 [default: the highest]"),
@@ -131,7 +137,7 @@ const SERVED: [Flag; 79] = [
     flag("quota-backend-bytes", Number("0"), "Bytes of the key space above which puts are refused; 0 is off"),
     flag("listen-client-http-urls", Text(""), "Port of its own for plain HTTP, which the client port then has not"),
     flag("enable-grpc-gateway", Bool("true"), "Serve the JSON gateway"),
-    flag("max-concurrent-streams", Number("4294967295"), "Streams that a client may have open on one connection"),
+    flag("max-concurrent-streams", Count("4294967295"), "Streams that a client may have open on one connection"),
     flag("grpc-keepalive-min-time", Duration("5s"), "How far apart the pings of a client must be; 0 is any"),
     flag("grpc-keepalive-interval", Duration("2h"), "How often an idle client is pinged; 0 is never"),
     flag("grpc-keepalive-timeout", Duration("20s"), "How long it may take to answer"),
@@ -149,6 +155,14 @@ const SERVED: [Flag; 79] = [
         Duration("100ms"),
         "Log entries that take longer to apply, and reads that take longer",
     ),
+    flag(
+        "snapshot-count",
+        Count("10000"),
+        "Entries after which the key space is flushed and the Raft log trimmed, if not 10000; 64 MiB and 60 s do so always",
+    ),
+    flag("snapshot-catchup-entries", Count("10000"), "Entries of the Raft log kept for members that are behind"),
+    flag("compaction-batch-limit", Number("1000"), "Changes that one step of a compaction works off"),
+    flag("compaction-sleep-interval", Duration("2ms"), "Pause between two such steps"),
     flag("feature-gates", Text(""), "Gate=true,…; see docs/flags.md"),
     flag("experimental-compact-hash-check-enabled", Bool("false"), "Gate CompactHashCheck"),
     flag("experimental-enable-lease-checkpoint", Bool("false"), "Gate LeaseCheckpoint"),
@@ -161,12 +175,10 @@ const SERVED: [Flag; 79] = [
 ];
 
 /// Accepted, because manifests pass them, and without meaning here: the reason of each.
-const INERT: [Flag; 42] = [
+const INERT: [Flag; 38] = [
     inert("wal-dir", Text(""), "the Raft log lies in the data directory"),
-    inert("max-wals", Number("5"), "the Raft log is trimmed as a whole, not in files"),
-    inert("max-snapshots", Number("5"), "a snapshot lives only while it is being sent"),
-    inert("snapshot-count", Number("10000"), "the Raft log is trimmed by size and time"),
-    inert("snapshot-catchup-entries", Number("5000"), "the Raft log keeps 10,000 entries for members that are behind"),
+    inert("max-wals", Count("5"), "the Raft log is trimmed as a whole, not in files"),
+    inert("max-snapshots", Count("5"), "a snapshot lives only while it is being sent"),
     inert("initial-election-tick-advance", Bool("true"), "a starting member waits a whole election timeout"),
     inert("raft-read-timeout", Duration("5s"), "members ping each other over gRPC"),
     inert("raft-write-timeout", Duration("5s"), "members ping each other over gRPC"),
@@ -175,7 +187,7 @@ const INERT: [Flag; 42] = [
     inert("backend-batch-interval", Duration("0s"), "every run of log entries is one batch"),
     inert("backend-batch-limit", Number("0"), "every run of log entries is one batch"),
     inert("memory-mlock", Bool("false"), "no file is mapped into memory"),
-    inert("bootstrap-defrag-threshold-megabytes", Number("0"), "RocksDB gives space back by itself"),
+    inert("bootstrap-defrag-threshold-megabytes", Count("0"), "RocksDB gives space back by itself"),
     inert("unsafe-no-fsync", Bool("false"), "every write is synced"),
     inert("downgrade-check-time", Duration("5s"), "there is nothing to check: the storage has one version"),
     inert("enable-pprof", Bool("false"), "the profiles are Go's"),
@@ -186,16 +198,14 @@ const INERT: [Flag; 42] = [
     inert("distributed-tracing-service-name", Text("etcd"), "no traces are exported"),
     inert("distributed-tracing-instance-id", Text(""), "no traces are exported"),
     inert("distributed-tracing-sampling-rate", Number("0"), "no traces are exported"),
-    inert("compaction-batch-limit", Number("1000"), "compaction is paced by what it finds"),
-    inert("compaction-sleep-interval", Duration("10ms"), "compaction is paced by what it finds"),
     inert("v2-deprecation", Text("write-only"), "there is no v2 store"),
     inert("enable-v2", Bool("false"), "there is no v2 store"),
     inert("proxy", Text("off"), "there is no v2 proxy"),
-    inert("proxy-failure-wait", Number("5000"), "there is no v2 proxy"),
-    inert("proxy-refresh-interval", Number("30000"), "there is no v2 proxy"),
-    inert("proxy-dial-timeout", Number("1000"), "there is no v2 proxy"),
-    inert("proxy-write-timeout", Number("5000"), "there is no v2 proxy"),
-    inert("proxy-read-timeout", Number("0"), "there is no v2 proxy"),
+    inert("proxy-failure-wait", Count("5000"), "there is no v2 proxy"),
+    inert("proxy-refresh-interval", Count("30000"), "there is no v2 proxy"),
+    inert("proxy-dial-timeout", Count("1000"), "there is no v2 proxy"),
+    inert("proxy-write-timeout", Count("5000"), "there is no v2 proxy"),
+    inert("proxy-read-timeout", Count("0"), "there is no v2 proxy"),
     inert("experimental-enable-v2v3", Text(""), "there is no v2 store"),
     inert("discovery-fallback", Text("exit"), "there is no discovery"),
     inert("discovery-dial-timeout", Duration("2s"), "there is no discovery"),
@@ -295,19 +305,6 @@ pub fn words(name: &str) -> Option<(&'static [&'static str], &'static str)> {
     }
 }
 
-/// Whether a flag without effect counts something, so that etcd refuses a negative number. Those with an effect are looked
-/// at where they are given their types.
-pub fn counts(name: &str) -> bool {
-    const COUNTS: [&str; 5] = [
-        "max-wals",
-        "max-snapshots",
-        "snapshot-count",
-        "snapshot-catchup-entries",
-        "bootstrap-defrag-threshold-megabytes",
-    ];
-    COUNTS.contains(&name)
-}
-
 /// Flags that can change while the process runs, by the file or by a push through the node service. All are read at each
 /// use. Times of Raft are not among them: members with different ones would depose each other's leader meanwhile.
 pub const HOT: [&str; 7] = [
@@ -327,6 +324,11 @@ pub fn boolean(text: &str) -> Option<bool> {
         "false" | "0" | "f" | "F" | "FALSE" | "False" => Some(false),
         _ => None,
     }
+}
+
+/// Whether it lists URLs. An empty list of these says nothing, as in etcd: what was there before stays.
+pub fn lists_urls(name: &str) -> bool {
+    name.starts_with("listen-") || name.ends_with("advertise-peer-urls") || name == "advertise-client-urls"
 }
 
 /// Whether it may stand on the command line without a value.

@@ -105,7 +105,7 @@ pub type Gates = BTreeMap<&'static str, bool>;
 /// both ways, or without the one that it needs.
 pub(super) fn read(raw: &Raw, warnings: &mut Vec<String>) -> Result<Gates, ConfigError> {
     let text = raw.text("feature-gates");
-    let given = parse(text).map_err(|error| raw.wrong("feature-gates", error.to_string()))?;
+    let given = parse(text).map_err(|error| raw.wrong("feature-gates", error))?;
     let mut gates: Gates = GATES.iter().map(|gate| (gate.name, gate.default)).collect();
     gates.extend(STAGES.map(|(name, _)| (name, false)));
     for (name, on) in &given {
@@ -150,18 +150,17 @@ fn set(gates: &mut Gates, name: &str, on: bool) {
 }
 
 /// `Gate=true,Gate=false`.
-fn parse(text: &str) -> Result<Vec<(&str, bool)>, ConfigError> {
-    let wrong = |what: String| ConfigError::Usage(format!("invalid value {text:?} for flag -feature-gates: {what}"));
+fn parse(text: &str) -> Result<Vec<(&str, bool)>, String> {
     let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     parts
         .map(|part| {
-            let (name, value) = part.split_once('=').ok_or_else(|| wrong(format!("missing bool value for {part}")))?;
+            let (name, value) = part.split_once('=').ok_or_else(|| format!("missing bool value for {part}"))?;
             let (name, value) = (name.trim(), value.trim());
             let known = STAGES.iter().any(|(stage, _)| *stage == name) || GATES.iter().any(|gate| gate.name == name);
             if !known {
-                return Err(wrong(format!("unrecognized feature gate: {name}")));
+                return Err(format!("unrecognized feature gate: {name}"));
             }
-            let on = flags::boolean(value).ok_or_else(|| wrong(format!("invalid value of {name}={value}")))?;
+            let on = flags::boolean(value).ok_or_else(|| format!("invalid value of {name}={value}"))?;
             Ok((name, on))
         })
         .collect()

@@ -51,17 +51,12 @@ pub struct Hot {
 impl Hot {
     /// Gives the values types and checks them together.
     pub(super) fn check(raw: &Raw) -> Result<Self, ConfigError> {
-        let max_request_bytes = positive(raw, "max-request-bytes")?;
-        if max_request_bytes > MOST_REQUEST_BYTES {
-            return Err(invalid(format!(
-                "--max-request-bytes={max_request_bytes} must not exceed {MOST_REQUEST_BYTES}"
-            )));
-        }
+        let max_request_bytes = max_request_bytes(raw)?;
         Ok(Self {
             quota_bytes: raw.number("quota-backend-bytes")?,
             max_request_bytes,
             max_txn_ops: positive(raw, "max-txn-ops")?,
-            max_learners: positive(raw, "max-learners")?,
+            max_learners: max_learners(raw)?,
             auto_compaction: auto_compaction(raw)?,
             log_level: log_level(raw.text("log-level"))?,
         })
@@ -286,6 +281,7 @@ fn overlaid(base: Raw, pushed: &BTreeMap<String, String>) -> Result<Raw, ConfigE
     })
 }
 
+/// etcd starts without room for a command or an operation, and then carries none out.
 fn positive(raw: &Raw, flag: &'static str) -> Result<usize, ConfigError> {
     match raw.number(flag)? {
         0 => Err(invalid(format!("--{flag} must not be 0"))),
@@ -293,18 +289,48 @@ fn positive(raw: &Raw, flag: &'static str) -> Result<usize, ConfigError> {
     }
 }
 
+fn max_request_bytes(raw: &Raw) -> Result<usize, ConfigError> {
+    match positive(raw, "max-request-bytes")? {
+        bytes if bytes > MOST_REQUEST_BYTES => {
+            Err(invalid(format!("--max-request-bytes={bytes} must not exceed {MOST_REQUEST_BYTES}")))
+        }
+        bytes => Ok(bytes),
+    }
+}
+
+/// Below zero there are too many already, as etcd has it.
+fn max_learners(raw: &Raw) -> Result<usize, ConfigError> {
+    let most: i64 = raw.number("max-learners")?;
+    usize::try_from(most)
+        .map_err(|_| invalid("membership: too many learner members in cluster (--max-learners is negative)"))
+}
+
 /// A bare number means hours in periodic mode, as in etcd.
 fn auto_compaction(raw: &Raw) -> Result<AutoCompaction, ConfigError> {
     let retention = raw.text("auto-compaction-retention");
-    let wrong = || invalid(format!("--auto-compaction-retention={retention} cannot be parsed"));
+    let wrong = |why: &dyn std::fmt::Display| invalid(format!("error parsing CompactionRetention: {why}"));
     match (raw.text("auto-compaction-mode"), retention) {
         ("periodic" | "revision", "0" | "") => Ok(AutoCompaction::Off),
-        ("periodic", text) => match text.parse::<u32>() {
-            Ok(hours) => Ok(AutoCompaction::Periodic(Duration::from_secs(u64::from(hours) * 3600))),
-            Err(_) => duration::parse(text).map(AutoCompaction::Periodic).ok_or_else(wrong),
+        ("periodic", text) => {
+            let period = match text.parse::<u32>() {
+                Ok(hours) => Duration::from_secs(u64::from(hours) * 3600),
+                Err(_) => duration::parse(text).map_err(|error| wrong(&error))?,
+            };
+            match (period.is_zero(), text.starts_with('-')) {
+                (true, true) => Err(wrong(&format!("{text:?} is negative"))),
+                (true, false) => Ok(AutoCompaction::Off),
+                _ => Ok(AutoCompaction::Periodic(period)),
+            }
+        }
+        ("revision", text) => match text.parse().ok().filter(|revisions| *revisions > 0) {
+            Some(revisions) => Ok(AutoCompaction::Revision(revisions)),
+            None => Err(match duration::parse(text) {
+                Err(error) => wrong(&error),
+                Ok(_) => wrong(&format!("{text:?} is not a number of revisions")),
+            }),
         },
-        ("revision", text) => text.parse().ok().filter(|n| *n > 0).map(AutoCompaction::Revision).ok_or_else(wrong),
-        (mode, _) => Err(invalid(format!("--auto-compaction-mode={mode} must be periodic or revision"))),
+        ("", _) => Err(invalid("undefined auto-compaction-mode")),
+        (mode, _) => Err(invalid(format!("unknown auto-compaction-mode {mode:?}"))),
     }
 }
 
@@ -354,7 +380,11 @@ mod tests {
         assert_eq!(retention(&["--auto-compaction-retention=2h"]), Ok(AutoCompaction::Periodic(hours)));
         let args = ["--auto-compaction-mode=revision", "--auto-compaction-retention=1000"];
         assert_eq!(retention(&args), Ok(AutoCompaction::Revision(1000)));
+        assert_eq!(retention(&["--auto-compaction-retention=0h"]), Ok(AutoCompaction::Off));
         assert!(retention(&["--auto-compaction-mode=nonsense"]).is_err());
+        let error = retention(&["--auto-compaction-retention=x"]).unwrap_err().to_string();
+        assert_eq!(error, "error parsing CompactionRetention: time: invalid duration \"x\"");
+        assert!(retention(&["--auto-compaction-retention=-1h"]).is_err(), "all history would go at once");
     }
 
     #[test]
@@ -363,6 +393,8 @@ mod tests {
         assert!(matches!(load(&["--quota-backend-bytes=x"]), Err(ConfigError::Usage(_))));
         assert!(load(&["--max-request-bytes=50331649"]).is_err(), "no frame would carry it");
         assert!(load(&["--max-txn-ops=0"]).is_err());
+        assert_eq!(load(&["--max-learners=0"]).unwrap().hot.max_learners, 0, "none is a bound too");
+        assert!(matches!(load(&["--max-learners=-1"]), Err(ConfigError::Invalid(_))));
     }
 
     #[test]

@@ -2,14 +2,18 @@
 //! of a node reads a flag or a variable elsewhere. It is a crate of its own because the operator asks it too, what a node
 //! would say to the settings that it is about to be given.
 //!
-//! `flags.rs` lists the flags (etcd's names), `sources.rs` merges where they can come from with etcd's precedence, this
-//! file gives the merged text types and checks it as a whole. `hot.rs` is the part of it that can change later.
+//! `flags.rs` lists the flags (etcd's names), `command_line.rs` reads those of the command line, `sources.rs` merges where
+//! they can come from with etcd's precedence, this file gives the merged text types and checks it as a whole. `hot.rs` is the
+//! part of it that can change later.
 
 pub mod auth_token;
+mod command_line;
 pub mod duration;
 pub mod flags;
 pub mod gates;
 pub mod hot;
+mod initial_cluster;
+pub mod number;
 pub mod sources;
 pub mod tls;
 pub mod url;
@@ -26,7 +30,7 @@ use self::gates::Gates;
 use self::hot::Hot;
 use self::sources::Raw;
 use self::tls::{Listened, Tls};
-use self::url::Url;
+use self::url::{Url, UrlError};
 
 /// Why the process does not start. The text names the flag and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,8 +60,9 @@ pub enum Bootstrap {
     Operator,
     /// By etcd's `--initial-cluster*` flags.
     Static {
-        /// Member name → peer URLs, all founding members or all known ones.
-        members: BTreeMap<String, Vec<String>>,
+        /// Member name → peer URLs, all founding members or all known ones; or why the flags name none. Only an empty disk
+        /// asks: a member that restarts knows its cluster, and may have moved or been renamed since.
+        members: Result<BTreeMap<String, Vec<String>>, String>,
         /// Goes into the cluster id, so that two clusters of equal names differ.
         token: String,
         /// The cluster exists: find the own peer URL in a peer's list instead of founding.
@@ -127,6 +132,14 @@ pub struct Config {
     pub warning_unary_request_duration: Duration,
     /// Entries that take longer to apply are logged, and reads that take longer.
     pub warning_apply_duration: Duration,
+    /// Applied entries after which the key space is flushed; none for bytes and time alone.
+    pub snapshot_count: Option<u64>,
+    /// Entries of the log that are kept for members that are behind.
+    pub snapshot_catchup_entries: u64,
+    /// Changes that one step of a compaction works off.
+    pub compaction_batch_limit: usize,
+    /// The pause between two such steps.
+    pub compaction_sleep_interval: Duration,
     /// etcd's feature gates.
     pub gates: Gates,
     /// Origins whose pages may read answers; `*` for all.
@@ -253,6 +266,10 @@ impl Config {
         let listen_peer_urls = listened(raw, "listen-peer-urls")?;
         let listen_client_http_urls = listened(raw, "listen-client-http-urls")?;
         let listen_metrics_urls = listened(raw, "listen-metrics-urls")?;
+        if let Some(url) = listen_client_urls.iter().find(|url| listen_client_http_urls.contains(url)) {
+            let what = "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url";
+            return Err(invalid(format!("{what} {url}")));
+        }
         if raw.is_set("listen-client-urls") && !raw.is_set("advertise-client-urls") {
             return Err(invalid("--advertise-client-urls is required when --listen-client-urls is set"));
         }
@@ -277,8 +294,12 @@ impl Config {
             enable_grpc_gateway: raw.boolean("enable-grpc-gateway")?,
             http2: http2(raw)?,
             extensive_metrics: extensive(raw.text("metrics"))?,
-            warning_unary_request_duration: raw.duration("warning-unary-request-duration")?,
+            warning_unary_request_duration: warning_unary_request_duration(raw)?,
             warning_apply_duration: raw.duration("warning-apply-duration")?,
+            snapshot_count: snapshot_count(raw)?,
+            snapshot_catchup_entries: raw.number("snapshot-catchup-entries")?,
+            compaction_batch_limit: compaction_batch_limit(raw)?,
+            compaction_sleep_interval: compaction_sleep_interval(raw)?,
             lease_checkpoint_interval: lease_checkpoint_interval(raw, gates["LeaseCheckpoint"])?,
             gates,
             cors: set(raw.text("cors")),
@@ -289,14 +310,14 @@ impl Config {
             pre_vote: raw.boolean("pre-vote")?,
             hot: Hot::check(raw)?,
             strict_reconfig_check: raw.boolean("strict-reconfig-check")?,
-            watch_progress_notify_interval: raw.duration("watch-progress-notify-interval")?,
-            unread_stream_timeout: raw.duration("unread-stream-timeout")?,
-            corrupt_check_time: raw.duration("corrupt-check-time")?,
+            watch_progress_notify_interval: watch_progress_notify_interval(raw)?,
+            unread_stream_timeout: not_negative(raw, "unread-stream-timeout")?,
+            corrupt_check_time: not_negative(raw, "corrupt-check-time")?,
             compact_hash_check_time: compact_hash_check_time(raw)?,
             auth_token,
             auth_token_ttl: auth_token_ttl(raw)?,
             bcrypt_cost: bcrypt_cost(raw, &mut warnings)?,
-            drain_delay: raw.duration("drain-delay")?,
+            drain_delay: not_negative(raw, "drain-delay")?,
             log_format: log_format(raw.text("log-format"))?,
             log_outputs: log_outputs(raw)?,
             hash: fingerprint(raw),
@@ -315,13 +336,18 @@ fn invalid(what: impl Into<String>) -> ConfigError {
 /// etcd's rules on the two times: the election needs several heartbeats, and is no longer than 50 s.
 fn timing(raw: &Raw) -> Result<(Duration, Duration), ConfigError> {
     let (heartbeat, election): (u64, u64) = (raw.number("heartbeat-interval")?, raw.number("election-timeout")?);
-    if heartbeat == 0 || election < heartbeat.saturating_mul(5) {
-        return Err(invalid(format!(
-            "--election-timeout={election} must be at least 5 times --heartbeat-interval={heartbeat}, which must not be 0"
-        )));
+    for (flag, time) in [("heartbeat-interval", heartbeat), ("election-timeout", election)] {
+        if time == 0 {
+            return Err(invalid(format!("--{flag} must be >0 (set to 0ms)")));
+        }
+    }
+    if election < heartbeat.saturating_mul(5) {
+        let what = "should be at least as 5 times as";
+        return Err(invalid(format!("--election-timeout[{election}ms] {what} --heartbeat-interval[{heartbeat}ms]")));
     }
     if election > 50_000 {
-        return Err(invalid(format!("--election-timeout={election} must not exceed 50000 ms")));
+        let what = "is too long, and should be set less than 50000ms";
+        return Err(invalid(format!("--election-timeout[{election}ms] {what}")));
     }
     Ok((Duration::from_millis(heartbeat), Duration::from_millis(election)))
 }
@@ -344,16 +370,66 @@ fn compact_hash_check_time(raw: &Raw) -> Result<Duration, ConfigError> {
     }
 }
 
+/// 0 means the default, as in etcd.
+fn watch_progress_notify_interval(raw: &Raw) -> Result<Duration, ConfigError> {
+    match raw.duration("watch-progress-notify-interval")? {
+        Duration::ZERO => Ok(Duration::from_secs(600)),
+        interval => Ok(interval),
+    }
+}
+
+/// 0 means the default, as in etcd.
+fn warning_unary_request_duration(raw: &Raw) -> Result<Duration, ConfigError> {
+    const FLAG: &str = "warning-unary-request-duration";
+    match raw.text(FLAG).strip_prefix('-') {
+        None => Ok(Some(raw.duration(FLAG)?).filter(|time| !time.is_zero()).unwrap_or(Duration::from_millis(300))),
+        Some(_) => raw.duration(FLAG),
+    }
+}
+
+/// etcd's default is in many manifests, which mean nothing by it; so is 0.
+fn snapshot_count(raw: &Raw) -> Result<Option<u64>, ConfigError> {
+    Ok(Some(raw.number("snapshot-count")?).filter(|count| !matches!(count, 0 | 10_000)))
+}
+
+/// 0 means the default, as in etcd, where fewer than none make one step of all that there is.
+fn compaction_batch_limit(raw: &Raw) -> Result<usize, ConfigError> {
+    match raw.number::<i64>("compaction-batch-limit")? {
+        0 => Ok(1_000),
+        limit => Ok(usize::try_from(limit).unwrap_or(usize::MAX)),
+    }
+}
+
+/// 0 means the default, as in etcd.
+fn compaction_sleep_interval(raw: &Raw) -> Result<Duration, ConfigError> {
+    match raw.text("compaction-sleep-interval").strip_prefix('-') {
+        None => {
+            let pause = raw.duration("compaction-sleep-interval")?;
+            Ok(if pause.is_zero() { Duration::from_millis(2) } else { pause })
+        }
+        Some(_) => Ok(Duration::ZERO),
+    }
+}
+
+/// A time of which one below zero can only be a slip. etcd takes one for other flags, and means none by it.
+fn not_negative(raw: &Raw, flag: &'static str) -> Result<Duration, ConfigError> {
+    match duration::nanoseconds(raw.text(flag)) {
+        Ok(..0) => Err(invalid(format!("--{flag} must not be negative (set to {})", raw.text(flag)))),
+        _ => raw.duration(flag),
+    }
+}
+
 /// In whole seconds; 0 means the default, as in etcd.
 fn auth_token_ttl(raw: &Raw) -> Result<Duration, ConfigError> {
-    let seconds: u32 = raw.number("auth-token-ttl")?;
-    Ok(Duration::from_secs(if seconds == 0 { 300 } else { seconds.into() }))
+    let seconds: u64 = raw.number("auth-token-ttl")?;
+    // What is longer than its clock can count is for ever.
+    Ok(Duration::from_secs(if seconds == 0 { 300 } else { seconds.min(u32::MAX.into()) }))
 }
 
 /// What bcrypt cannot do becomes its default, with a warning, as in etcd.
 fn bcrypt_cost(raw: &Raw, warnings: &mut Vec<String>) -> Result<u32, ConfigError> {
-    let cost: u32 = raw.number("bcrypt-cost")?;
-    if (4..=31).contains(&cost) {
+    let cost: u64 = raw.number("bcrypt-cost")?;
+    if let Some(cost) = u32::try_from(cost).ok().filter(|cost| (4..=31).contains(cost)) {
         return Ok(cost);
     }
     warnings.push(format!("--bcrypt-cost={cost} is not between 4 and 31: 10 is used"));
@@ -361,19 +437,34 @@ fn bcrypt_cost(raw: &Raw, warnings: &mut Vec<String>) -> Result<u32, ConfigError
 }
 
 fn listened(raw: &Raw, flag: &'static str) -> Result<Vec<Url>, ConfigError> {
-    let in_context = |error: url::UrlError| format!("--{flag}: {error}");
-    split(raw.text(flag))
-        .map(|text| {
-            let url = Url::parse(text).map_err(|error| raw.wrong(flag, in_context(error)))?;
-            url.listen_address().map_err(|error| invalid(in_context(error)))?;
-            Ok(url)
-        })
-        .collect()
+    let urls = url_list(raw.text(flag)).map(|text| {
+        let url = Url::parse(text)?;
+        url.listen_address()?;
+        Ok::<_, UrlError>(url)
+    });
+    let mut urls = urls.collect::<Result<Vec<_>, _>>().map_err(|error| wrong_url(raw, flag, error))?;
+    // Once each: the second would find the first one's address in use.
+    urls.sort();
+    urls.dedup();
+    Ok(urls)
 }
 
 fn advertised(raw: &Raw, flag: &'static str) -> Result<Vec<String>, ConfigError> {
-    let urls: Vec<_> = split(raw.text(flag)).collect();
-    url::list(&urls).map_err(|error| raw.wrong(flag, format!("--{flag}: {error}")))
+    let urls: Vec<_> = url_list(raw.text(flag)).collect();
+    url::list(&urls).map_err(|error| wrong_url(raw, flag, error))
+}
+
+/// As in etcd a value that is no URL is one of the wrong kind, and one that cannot be used a wrong setting.
+fn wrong_url(raw: &Raw, flag: &'static str, error: UrlError) -> ConfigError {
+    match error {
+        UrlError::Misread(why) => raw.wrong(flag, why),
+        UrlError::Unusable(why) => invalid(format!("--{flag}: {why}")),
+    }
+}
+
+/// What stands between commas; between two of them and behind the last one, too.
+fn url_list(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',').filter(move |_| !list.is_empty())
 }
 
 fn split(list: &str) -> impl Iterator<Item = &str> {
@@ -393,54 +484,24 @@ fn bootstrap(raw: &Raw, name: &str, own: &[String]) -> Result<Bootstrap, ConfigE
     let existing = match raw.text("initial-cluster-state") {
         "new" => false,
         "existing" => true,
-        other => {
-            let what = format!("--initial-cluster-state={other} must be new or existing");
-            return Err(raw.wrong("initial-cluster-state", what));
-        }
+        _ => return Err(raw.wrong("initial-cluster-state", "invalid value")),
     };
-    let members = match raw.text("initial-cluster") {
-        "" => BTreeMap::from([(name.to_owned(), own.to_vec())]),
-        list => initial_cluster(list)?,
+    let members = if raw.is_set("initial-cluster") {
+        initial_cluster::members(raw.text("initial-cluster"), name, own)
+    } else {
+        Ok(BTreeMap::from([(name.to_owned(), own.to_vec())]))
     };
-    match members.get(name) {
-        None => Err(invalid(format!("--initial-cluster does not name this member, --name={name}"))),
-        Some(urls) if urls != own => Err(invalid(format!(
-            "--initial-cluster has {} for {name}, --initial-advertise-peer-urls has {}",
-            urls.join(","),
-            own.join(",")
-        ))),
-        Some(_) => Ok(Bootstrap::Static { members, token: raw.text("initial-cluster-token").to_owned(), existing }),
-    }
-}
-
-/// `name=url,name=url`; a name may repeat, with one URL each time.
-fn initial_cluster(list: &str) -> Result<BTreeMap<String, Vec<String>>, ConfigError> {
-    let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for part in split(list) {
-        let (name, url) = part
-            .split_once('=')
-            .ok_or_else(|| invalid(format!("--initial-cluster: {part:?} is not of the form name=url")))?;
-        members.entry(name.to_owned()).or_default().push(url.to_owned());
-    }
-    let mut seen = BTreeMap::new();
-    for (name, urls) in &mut members {
-        *urls = url::list(urls).map_err(|error| invalid(format!("--initial-cluster: {name}: {error}")))?;
-        for url in urls.iter() {
-            if let Some(other) = seen.insert(url.clone(), name.clone()) {
-                return Err(invalid(format!("--initial-cluster: {url} belongs to both {other} and {name}")));
-            }
-        }
-    }
-    Ok(members)
+    Ok(Bootstrap::Static { members, token: raw.text("initial-cluster-token").to_owned(), existing })
 }
 
 fn http2(raw: &Raw) -> Result<Http2, ConfigError> {
-    let interval = raw.duration("grpc-keepalive-interval")?;
+    let (interval, timeout) = (raw.duration("grpc-keepalive-interval")?, raw.duration("grpc-keepalive-timeout")?);
     Ok(Http2 {
         max_concurrent_streams: raw.number("max-concurrent-streams")?,
         ping_min_time: raw.duration("grpc-keepalive-min-time")?,
-        keepalive_interval: (!interval.is_zero()).then_some(interval),
-        keepalive_timeout: raw.duration("grpc-keepalive-timeout")?,
+        // Without either nobody is pinged, as in etcd.
+        keepalive_interval: (!interval.is_zero() && !timeout.is_zero()).then_some(interval),
+        keepalive_timeout: timeout,
     })
 }
 
@@ -483,7 +544,8 @@ fn check_rotation(raw: &Raw, outputs: &BTreeSet<LogOutput>) -> Result<(), Config
         return Ok(());
     }
     if outputs.iter().filter(|output| matches!(output, LogOutput::File(_))).count() != 1 {
-        return Err(invalid("--enable-log-rotation requires a single file path in --log-outputs"));
+        let what = "--log-outputs requires a single file path when --log-rotate-config-json is defined";
+        return Err(invalid(format!("--enable-log-rotation: {what}")));
     }
     if !raw.is_set(FLAG) {
         return Ok(());
@@ -511,7 +573,7 @@ fn log_format(format: &str) -> Result<LogFormat, ConfigError> {
     match format {
         "json" | "" => Ok(LogFormat::Json),
         "console" => Ok(LogFormat::Text),
-        other => Err(invalid(format!("--log-format={other} must be json or console"))),
+        other => Err(invalid(format!("unknown log format: {other}, supported values json, console"))),
     }
 }
 
@@ -546,23 +608,58 @@ mod tests {
         assert_eq!(config.election_timeout, Duration::from_secs(1));
         let url = "http://localhost:2380".to_owned();
         let members = BTreeMap::from([("default".to_owned(), vec![url])]);
-        assert_eq!(config.bootstrap, Bootstrap::Static { members, token: "etcd-cluster".into(), existing: false });
+        let token = "etcd-cluster".into();
+        assert_eq!(config.bootstrap, Bootstrap::Static { members: Ok(members), token, existing: false });
         assert!(config.strict_reconfig_check && config.pre_vote);
     }
 
     #[test]
-    fn the_own_name_and_urls_must_be_in_the_initial_cluster() {
-        let args = |cluster: &str| {
-            load(&["--name=b", "--initial-advertise-peer-urls=http://b:2380", &format!("--initial-cluster={cluster}")])
+    fn the_initial_cluster_is_what_the_flag_names_and_no_concern_of_a_member_of_the_operator() {
+        let named = |args: &[&str]| match load(args).unwrap().bootstrap {
+            Bootstrap::Static { members, .. } => members.map(|members| members.into_keys().collect::<Vec<_>>()),
+            Bootstrap::Operator => Ok(Vec::new()),
         };
-        assert!(args("a=http://a:2380,b=http://b:2380").is_ok());
-        assert!(matches!(args("a=http://a:2380"), Err(ConfigError::Invalid(_))));
-        assert!(matches!(args("b=http://c:2380"), Err(ConfigError::Invalid(_))));
-        assert!(
-            matches!(args("a=http://b:2380,b=http://b:2380"), Err(ConfigError::Invalid(_))),
-            "one URL, two members"
-        );
-        assert!(load(&["--bootstrap=operator", "--initial-cluster=nonsense"]).is_ok(), "the operator decides there");
+        assert_eq!(named(&["--name=b"]), Ok(vec!["b".to_owned()]));
+        assert!(named(&["--name=b", "--initial-cluster="]).is_err(), "it names nobody");
+        assert!(named(&["--name=b", "--initial-cluster=a=http://localhost:2380"]).is_err());
+        assert_eq!(named(&["--bootstrap=operator", "--initial-cluster=nonsense"]), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn an_address_is_listened_on_once() {
+        let twice = load(&["--listen-peer-urls=http://127.0.0.1:2,HTTP://127.0.0.1:2,http://127.0.0.1:1"]).unwrap();
+        let ports: Vec<_> = twice.listen_peer_urls.iter().map(|url| url.port).collect();
+        assert_eq!(ports, [1, 2]);
+        let default = load(&["--listen-peer-urls=http://127.0.0.1:1", "--listen-peer-urls="]).unwrap();
+        assert_eq!(default.listen_peer_urls[0].port, 1, "an empty list says nothing");
+        assert_eq!(load(&["--advertise-client-urls="]).unwrap().advertise_client_urls, ["http://localhost:2379"]);
+        for (arg, code) in [
+            ("--listen-peer-urls=http://127.0.0.1:1,", 2),
+            ("--listen-peer-urls=http://127.0.0.1:99999", 1),
+            ("--advertise-client-urls=http://:1", 1),
+        ] {
+            assert_eq!(load(&[arg]).unwrap_err().exit_code(), code, "{arg}");
+        }
+    }
+
+    #[test]
+    fn a_time_of_nothing_means_what_it_means_to_etcd() {
+        let warned = |value: &str| {
+            load(&[&format!("--warning-unary-request-duration={value}")]).unwrap().warning_unary_request_duration
+        };
+        assert_eq!((warned("0"), warned("-1s")), (Duration::from_millis(300), Duration::ZERO));
+        assert_eq!(load(&["--grpc-keepalive-interval=-1s"]).unwrap().http2.keepalive_interval, None);
+        for flag in ["drain-delay", "unread-stream-timeout", "corrupt-check-time", "compact-hash-check-time"] {
+            assert!(matches!(load(&[&format!("--{flag}=-1s")]), Err(ConfigError::Invalid(_))), "{flag}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_nobody_counts_to_are_taken_as_in_etcd() {
+        let config = load(&["--auth-token-ttl=4294967296", "--bcrypt-cost=4294967306"]).unwrap();
+        assert_eq!((config.bcrypt_cost, config.warnings.len()), (10, 1));
+        assert!(matches!(load(&["--max-concurrent-streams=4294967296"]), Err(ConfigError::Usage(_))));
+        assert_eq!(load(&["--quota-backend-bytes=0x10"]).unwrap().hot.quota_bytes, 16);
     }
 
     #[test]

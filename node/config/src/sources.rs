@@ -1,17 +1,16 @@
 //! Merges the command line, the environment and the file with etcd's precedence: a file excludes everything else; a flag
 //! and a variable of the same name, or two variables, are fatal; an empty variable is unset; an unknown one is a warning.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Arg, ArgAction, Command, value_parser};
 use serde_yaml::Value;
 
+use super::command_line::{self, CommandLine};
 use super::flags::{self, Effect, Flag, Kind};
-use super::version::{BALSA_VERSION, ETCD_VERSION};
-use super::{ConfigError, duration};
+use super::{ConfigError, duration, number};
 
 /// Prefixes of variables, ours first.
 const PREFIXES: [&str; 2] = ["BALSA_", "ETCD_"];
@@ -28,13 +27,47 @@ const NO_FLAGS: [&str; 8] = [
     "BALSA_REQUIRE_ETCD",
 ];
 
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origin {
+    CommandLine,
+    /// A variable of this name.
+    Variable(String),
+    /// A key of this file.
+    File(String),
+}
+
+impl Origin {
+    /// The value's name there, for messages.
+    fn name_of(&self, flag: Flag) -> String {
+        match self {
+            Origin::CommandLine => format!("--{}", flag.name),
+            Origin::Variable(variable) => variable.clone(),
+            Origin::File(path) => format!("{path}: {}", flag.name),
+        }
+    }
+
+    /// What is said of a value that is none, in the words of Go's flags. As in etcd the command line is wrong itself, any other
+    /// source has a wrong setting.
+    fn refusal(&self, flag: Flag, value: &str, why: &dyn fmt::Display) -> ConfigError {
+        match (self, flag.kind) {
+            (Origin::CommandLine, Kind::Bool(_)) => {
+                ConfigError::Usage(format!("invalid boolean value {value:?} for -{}: {why}", flag.name))
+            }
+            (Origin::CommandLine, _) => {
+                ConfigError::Usage(format!("invalid value {value:?} for flag -{}: {why}", flag.name))
+            }
+            _ => ConfigError::Invalid(format!("invalid value {value:?} for {}: {why}", self.name_of(flag))),
+        }
+    }
+}
+
 /// Merged values, still text; the defaults are filled in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Raw {
     set: BTreeMap<&'static str, String>,
     defaults: BTreeMap<&'static str, &'static str>,
-    /// Those that came from the command line.
-    flags: BTreeSet<&'static str>,
+    origins: BTreeMap<&'static str, Origin>,
     /// What was accepted without effect.
     pub warnings: Vec<String>,
     /// The file that the values came from, if they did.
@@ -64,16 +97,22 @@ impl Raw {
     ///
     /// # Errors
     /// See [`wrong`](Self::wrong).
-    pub fn number<T: FromStr>(&self, name: &str) -> Result<T, ConfigError> {
-        self.parsed(name, "a number", |text| text.parse().ok())
+    pub fn number<T: TryFrom<i128>>(&self, name: &str) -> Result<T, ConfigError> {
+        let text = self.text(name);
+        let parsed = number::unsigned(text).map(i128::from).or_else(|wrong| match wrong {
+            number::Wrong::Syntax => number::signed(text).map(i128::from),
+            wrong => Err(wrong),
+        });
+        let parsed = parsed.and_then(|parsed| T::try_from(parsed).map_err(|_| number::Wrong::Range));
+        parsed.map_err(|wrong| self.wrong(name, NoNumber(wrong)))
     }
 
-    /// The value as a duration.
+    /// The value as a duration; one below zero counts as none.
     ///
     /// # Errors
     /// See [`wrong`](Self::wrong).
     pub fn duration(&self, name: &str) -> Result<Duration, ConfigError> {
-        self.parsed(name, "a duration", duration::parse)
+        duration::parse(self.text(name)).map_err(|_| self.wrong(name, NO_DURATION))
     }
 
     /// The value as a boolean, as Go reads one.
@@ -81,17 +120,16 @@ impl Raw {
     /// # Errors
     /// See [`wrong`](Self::wrong).
     pub fn boolean(&self, name: &str) -> Result<bool, ConfigError> {
-        self.parsed(name, "true or false", flags::boolean)
+        flags::boolean(self.text(name)).ok_or_else(|| self.wrong(name, NO_BOOLEAN))
     }
 
-    fn parsed<T>(&self, name: &str, what: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, ConfigError> {
-        let text = self.text(name);
-        parse(text).ok_or_else(|| self.wrong(name, format!("--{name}={text} is not {what}")))
-    }
-
-    /// A value that cannot be parsed. As in etcd the command line is wrong itself, any other source has a wrong setting.
-    pub fn wrong(&self, name: &str, what: String) -> ConfigError {
-        if self.flags.contains(name) { ConfigError::Usage(what) } else { ConfigError::Invalid(what) }
+    /// The refusal of a value that cannot be parsed, by where it came from.
+    pub fn wrong(&self, name: &str, why: impl fmt::Display) -> ConfigError {
+        let value = self.text(name);
+        match (self.origins.get(name), flags::find(name)) {
+            (Some(origin), Some(flag)) => origin.refusal(flag, value, &why),
+            _ => ConfigError::Invalid(format!("invalid value {value:?} for --{name}: {why}")),
+        }
     }
 
     /// The same with one value replaced, whatever the sources said.
@@ -106,46 +144,62 @@ impl Raw {
         self.defaults.keys().map(|name| (*name, self.text(name)))
     }
 
-    /// Takes one value. `origin` names where it came from, for messages.
-    fn take(&mut self, flag: Flag, value: String, origin: &str) -> Result<(), ConfigError> {
-        if let Some(what) = mismatch(flag, &value) {
-            return Err(self.wrong(flag.name, format!("{origin}={value} is not {what}")));
+    /// Takes one value.
+    fn take(&mut self, flag: Flag, value: String, from: Origin) -> Result<(), ConfigError> {
+        if let Some(why) = mismatch(flag, &value) {
+            return Err(from.refusal(flag, &value, &why));
         }
+        let origin = from.name_of(flag);
         // What asks for what is there anyhow changes nothing.
         let idle = value.is_empty() || value == "false" || value == flag.kind.default();
         match flag.effect {
             Effect::None(reason) if !idle || flag.kind == Kind::Bool("true") && value == "false" => {
                 self.warnings.push(format!("{origin} has no effect: {reason}"));
-                self.set.insert(flag.name, value);
-                Ok(())
             }
             Effect::Refused(advice) if !idle => {
-                Err(ConfigError::Invalid(format!("{origin} is not supported by this version: {advice}")))
+                return Err(ConfigError::Invalid(format!("{origin} is not supported by this version: {advice}")));
             }
-            Effect::None(_) => {
-                self.set.insert(flag.name, value);
-                Ok(())
-            }
-            Effect::Refused(_) => Ok(()),
-            Effect::Served => match self.set.insert(flag.name, value) {
-                None => Ok(()),
-                Some(_) => Err(ConfigError::Invalid(format!(
+            Effect::Refused(_) => return Ok(()),
+            Effect::Served if self.set.contains_key(flag.name) => {
+                return Err(ConfigError::Invalid(format!(
                     "conflicting settings: {origin} is set although --{} is set elsewhere too",
                     flag.name
-                ))),
-            },
+                )));
+            }
+            Effect::None(_) | Effect::Served => {}
+        }
+        self.origins.insert(flag.name, from);
+        self.set.insert(flag.name, value);
+        Ok(())
+    }
+}
+
+/// A number in Go's words, and in those of whoever reads them.
+struct NoNumber(number::Wrong);
+
+impl fmt::Display for NoNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(wrong) = self;
+        match wrong {
+            number::Wrong::Syntax => write!(f, "{wrong} (it is not a number)"),
+            number::Wrong::Range => write!(f, "{wrong}"),
         }
     }
 }
 
-/// What a value should have been; `None` when it is of its kind.
-fn mismatch(flag: Flag, value: &str) -> Option<&'static str> {
+const NO_DURATION: &str = "parse error (it is not a duration)";
+const NO_BOOLEAN: &str = "parse error (it is not true or false)";
+
+/// Why a value is not of its flag's kind; `None` when it is.
+fn mismatch(flag: Flag, value: &str) -> Option<String> {
     match flag.kind {
-        Kind::Text(_) => flags::words(flag.name).filter(|(words, _)| !words.contains(&value)).map(|(_, what)| what),
-        Kind::Number(_) if flags::counts(flag.name) => value.parse::<u64>().is_err().then_some("a count"),
-        Kind::Number(_) => value.parse::<i128>().is_err().then_some("a number"),
-        Kind::Duration(_) => duration::parse(value).is_none().then_some("a duration"),
-        Kind::Bool(_) => flags::boolean(value).is_none().then_some("true or false"),
+        Kind::Text(_) => flags::words(flag.name)
+            .filter(|(words, _)| !words.contains(&value))
+            .map(|(_, what)| format!("invalid value {value:?} (it is not {what})")),
+        Kind::Count(_) => number::unsigned(value).err().map(|wrong| NoNumber(wrong).to_string()),
+        Kind::Number(_) => number::signed(value).err().map(|wrong| NoNumber(wrong).to_string()),
+        Kind::Duration(_) => duration::nanoseconds(value).is_err().then(|| NO_DURATION.to_owned()),
+        Kind::Bool(_) => flags::boolean(value).is_none().then(|| NO_BOOLEAN.to_owned()),
     }
 }
 
@@ -182,123 +236,16 @@ pub fn merge_given(
 ) -> Result<Merged, ConfigError> {
     let mut args = args.into_iter();
     let program = args.next().unwrap_or_default();
-    let given = match command_line(args)? {
-        CommandLine::Help => return Ok(Merged::Print(command().render_help().to_string())),
-        CommandLine::Version => return Ok(Merged::Print(version(&program))),
+    let given = match command_line::read(&program, args)? {
+        CommandLine::Print(text) => return Ok(Merged::Print(text)),
         CommandLine::Given(given) => given,
     };
     let mut raw = Raw::new();
     for (flag, value) in given {
-        raw.flags.insert(flag.name);
-        raw.take(flag, value, &format!("--{}", flag.name))?;
+        raw.take(flag, value, Origin::CommandLine)?;
     }
     variables(&mut raw, environment)?;
     Ok(Merged::Values(raw))
-}
-
-enum CommandLine {
-    Help,
-    Version,
-    Given(Vec<(Flag, String)>),
-}
-
-fn version(program: &str) -> String {
-    let etcd = format!("etcd Version: {ETCD_VERSION}\n");
-    let balsa = format!("balsa Version: {BALSA_VERSION}\n");
-    if !is_etcd(program) {
-        return balsa + &etcd;
-    }
-    // The four lines of etcd's, for scripts that read them by their number; there is no Go.
-    let (os, arch) = (std::env::consts::OS, go_arch(std::env::consts::ARCH));
-    format!("{etcd}Git SHA: balsa-{BALSA_VERSION}\nGo Version: none\nGo OS/Arch: {os}/{arch}\n{balsa}")
-}
-
-/// Whether the program was started under etcd's name.
-fn is_etcd(program: &str) -> bool {
-    program.rsplit('/').next() == Some("etcd")
-}
-
-/// An architecture as Go names it.
-fn go_arch(arch: &str) -> &str {
-    match arch {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
-fn command() -> Command {
-    let args = flags::all().map(|flag| {
-        let arg = Arg::new(flag.name).long(flag.name).help(flag.help).value_parser(value_parser!(String));
-        let arg = match flag.kind {
-            Kind::Text(default) | Kind::Number(default) | Kind::Duration(default) if !default.is_empty() => {
-                arg.help(format!("{} [default: {default}]", flag.help))
-            }
-            Kind::Bool(default) => arg.help(format!("{} [default: {default}]", flag.help)).value_name("BOOL"),
-            _ => arg,
-        };
-        let arg = arg.hide(flag.effect != Effect::Served);
-        // A flag of a boolean takes its value only after `=`; the others take it either way.
-        if flags::is_switch(flag) {
-            arg.num_args(0..=1).require_equals(true).default_missing_value("true")
-        } else {
-            arg.allow_hyphen_values(true)
-        }
-    });
-    Command::new("balsa")
-        .about("One member of a Balsa cluster: an etcd-v3-compatible key-value store")
-        .args_override_self(true)
-        .disable_version_flag(true)
-        .arg(Arg::new("version").long("version").help("Print the version").action(ArgAction::SetTrue))
-        .args(args)
-}
-
-/// Go takes one dash for two, and some names have an old spelling.
-fn normalized(arg: String) -> String {
-    let Some(flag) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-').filter(|name| name.len() > 1)) else {
-        return arg;
-    };
-    match flag.split_once('=') {
-        Some((name, value)) => format!("--{}={value}", flags::present_name(name)),
-        None => format!("--{}", flags::present_name(flag)),
-    }
-}
-
-/// Refuses a flag that is given under both of its names, as etcd does.
-fn check_spellings(args: &[String]) -> Result<(), ConfigError> {
-    let names: Vec<_> =
-        args.iter().map(|arg| arg.trim_start_matches('-').split('=').next().unwrap_or_default()).collect();
-    let both =
-        names.iter().find(|name| flags::present_name(name) != **name && names.contains(&flags::present_name(name)));
-    let Some(old) = both else { return Ok(()) };
-    let new = flags::present_name(old);
-    let text = format!("cannot set --{old} and --{new} at the same time, please use --{new} only");
-    Err(ConfigError::Invalid(text))
-}
-
-fn command_line(args: impl Iterator<Item = String>) -> Result<CommandLine, ConfigError> {
-    use clap::error::ErrorKind;
-    let args: Vec<_> = args.collect();
-    check_spellings(&args)?;
-    let args = std::iter::once("balsa".to_owned()).chain(args.into_iter().map(normalized));
-    let matches = match command().try_get_matches_from(args) {
-        Ok(matches) => matches,
-        Err(error) if error.kind() == ErrorKind::DisplayHelp => return Ok(CommandLine::Help),
-        Err(error) => {
-            let text = error.to_string();
-            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-            // clap has one kind for both: what begins with a dash is an unknown flag, else a stray word.
-            return Err(match error.kind() {
-                ErrorKind::UnknownArgument if !first.contains("'-") => ConfigError::Invalid(first),
-                _ => ConfigError::Usage(first),
-            });
-        }
-    };
-    if matches.get_flag("version") {
-        return Ok(CommandLine::Version);
-    }
-    let given = flags::all().filter_map(|flag| Some((flag, matches.get_one::<String>(flag.name)?.clone())));
-    Ok(CommandLine::Given(given.collect()))
 }
 
 fn variables(raw: &mut Raw, environment: impl IntoIterator<Item = (String, String)>) -> Result<(), ConfigError> {
@@ -310,7 +257,7 @@ fn variables(raw: &mut Raw, environment: impl IntoIterator<Item = (String, Strin
         // In capitals, as etcd has it: every variable is one name, which a table of names can hold.
         let is_name = name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
         match flags::find(&name.to_lowercase().replace('_', "-")).filter(|_| is_name) {
-            Some(flag) => raw.take(flag, value, &variable)?,
+            Some(flag) => raw.take(flag, value, Origin::Variable(variable))?,
             None => raw.warnings.push(format!("{variable} is not a known setting")),
         }
     }
@@ -329,41 +276,85 @@ pub fn file(path: &str) -> Result<Raw, ConfigError> {
         _ => serde_yaml::from_str(&text).map_err(|error| invalid(error.to_string()))?,
     };
     let mut raw = Raw { file: Some(PathBuf::from(path)), ..Raw::new() };
-    for (name, value) in flattened(values) {
-        let text = scalar(&value).or_else(|| list(&value));
-        if text.is_none() && is_empty(&value) {
-            continue;
-        }
+    for (name, value) in flattened(values).map_err(invalid)? {
         // etcd reads over what it does not know, sections too; it may be a slip, so it is said.
         // In capitals or not, as Go reads JSON.
         let Some(flag) = flags::find(&name.to_lowercase()) else {
-            raw.warnings.push(format!("{path}: {name} is not a known setting"));
+            if !is_empty(&value) {
+                raw.warnings.push(format!("{path}: {name} is not a known setting"));
+            }
             continue;
         };
-        let Some(value) = text else {
-            return Err(invalid(format!("{name} is not supported by this version")));
-        };
-        let value = match (flag.kind, value.parse::<u64>()) {
-            // Durations of a file are whole nanoseconds.
-            (Kind::Duration(_), Ok(nanoseconds)) => format!("{nanoseconds}ns"),
-            _ => value,
-        };
-        raw.take(flag, value, &format!("{path}: {name}"))?;
+        match text_of(flag, &value) {
+            Ok(Some(value)) if value.is_empty() && flags::lists_urls(flag.name) => {}
+            Ok(Some(value)) => raw.take(flag, value, Origin::File(path.to_owned()))?,
+            Ok(None) => {}
+            Err(why) => return Err(invalid(format!("{name}: {why}"))),
+        }
     }
     Ok(raw)
 }
 
-/// The two sections of a file as the flags that they stand for.
-fn flattened(values: BTreeMap<String, Value>) -> Vec<(String, Value)> {
+/// A value of a file as the command line writes it; `None` of one that says nothing.
+fn text_of(flag: Flag, value: &Value) -> Result<Option<String>, &'static str> {
+    let text = match (flag.kind, value) {
+        _ if matches!(value, Value::Null) => return Ok(None),
+        (Kind::Text(_), Value::Number(_) | Value::Bool(_)) => return Err("a text is needed: put it in quotes"),
+        (Kind::Bool(_), Value::String(text)) => plain_yes_or_no(text).to_owned(),
+        // Durations of a file are whole nanoseconds.
+        (Kind::Duration(_), Value::Number(nanoseconds)) => format!("{}ns", plain(nanoseconds)),
+        (Kind::Duration(_), Value::String(text)) if text.parse::<i64>().is_ok() => format!("{text}ns"),
+        (_, Value::Number(number)) => plain(number),
+        (_, Value::String(text)) => text.clone(),
+        (_, Value::Bool(on)) => on.to_string(),
+        (Kind::Text(_), Value::Sequence(items)) if items.is_empty() => return Ok(None),
+        (Kind::Text(_), Value::Sequence(items)) => {
+            let items: Option<Vec<_>> = items.iter().map(Value::as_str).collect();
+            items.ok_or("a list of texts is needed")?.join(",")
+        }
+        _ => return Err("a section or a list is not what it takes"),
+    };
+    Ok(Some(text))
+}
+
+/// A number without a fraction of nothing: `1e9` and `1.0` are whole ones in JSON.
+fn plain(number: &serde_yaml::Number) -> String {
+    match number.as_f64() {
+        // The cast is exact below the bound.
+        Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 9e15 => (float as i64).to_string(),
+        _ => number.to_string(),
+    }
+}
+
+/// The further words that YAML 1.1, which etcd reads, has for a boolean.
+fn plain_yes_or_no(text: &str) -> &str {
+    match text {
+        "y" | "Y" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" => "true",
+        "n" | "N" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => "false",
+        other => other,
+    }
+}
+
+/// The sections of etcd's file whose keys stand for flags, and what these are named before them.
+const SECTIONS: [(&str, &str); 4] = [
+    ("client-transport-security", ""),
+    ("peer-transport-security", "peer-"),
+    ("socket-options", "socket-"),
+    ("discovery-config", "discovery-"),
+];
+
+/// The sections of a file as the flags that they stand for.
+fn flattened(values: BTreeMap<String, Value>) -> Result<Vec<(String, Value)>, String> {
     let mut flat = Vec::new();
     for (name, value) in values {
-        match (name.as_str(), value) {
-            ("client-transport-security", Value::Mapping(section)) => flat.extend(section_flags(&section, "")),
-            ("peer-transport-security", Value::Mapping(section)) => flat.extend(section_flags(&section, "peer-")),
-            (_, value) => flat.push((name, value)),
+        match (SECTIONS.iter().find(|(section, _)| *section == name), value) {
+            (Some((_, prefix)), Value::Mapping(section)) => flat.extend(section_flags(&section, prefix)),
+            (Some(_), Value::Null) => {}
+            (Some(_), _) => return Err(format!("{name} is not a section")),
+            (None, value) => flat.push((name, value)),
         }
     }
-    flat
+    Ok(flat)
 }
 
 fn section_flags<'a>(section: &'a serde_yaml::Mapping, prefix: &'a str) -> impl Iterator<Item = (String, Value)> + 'a {
@@ -379,23 +370,7 @@ fn section_flags<'a>(section: &'a serde_yaml::Mapping, prefix: &'a str) -> impl 
     })
 }
 
-fn scalar(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(flag) => Some(flag.to_string()),
-        _ => None,
-    }
-}
-
-/// A list of scalars, as the command line writes it.
-fn list(value: &Value) -> Option<String> {
-    let Value::Sequence(items) = value else { return None };
-    let items: Option<Vec<_>> = items.iter().map(scalar).collect();
-    items.filter(|items| !items.is_empty()).map(|items| items.join(","))
-}
-
-/// Sections that are there and say nothing, such as `client-transport-security:` with everything off.
+/// What is there and says nothing, such as a section with everything off.
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -418,37 +393,6 @@ mod tests {
             Merged::Values(raw) => Ok(raw),
             Merged::Print(text) => panic!("{text}"),
         }
-    }
-
-    #[test]
-    fn every_spelling_of_a_flag_is_understood() {
-        for args in [&["--name=a"][..], &["-name=a"], &["--name", "a"], &["-name", "a"], &["--name=b", "--name=a"]] {
-            assert_eq!(merged(args, &[]).unwrap().text("name"), "a", "{args:?}");
-        }
-        for (args, expected) in [
-            (&["--pre-vote"][..], true),
-            (&["--pre-vote=false"], false),
-            (&["-pre-vote=false", "--name=a"], false),
-            (&["--pre-vote", "--name=a"], true),
-        ] {
-            assert_eq!(merged(args, &[]).unwrap().boolean("pre-vote"), Ok(expected), "{args:?}");
-        }
-    }
-
-    #[test]
-    fn unknown_flags_and_stray_words_end_with_etcds_codes() {
-        assert_eq!(merged(&["--no-such-flag=1"], &[]).unwrap_err().exit_code(), 2);
-        assert_eq!(merged(&["--name"], &[]).unwrap_err().exit_code(), 2);
-        assert_eq!(merged(&["stray"], &[]).unwrap_err().exit_code(), 1);
-    }
-
-    #[test]
-    fn both_spellings_of_one_flag_are_refused() {
-        let both = ["--experimental-corrupt-check-time=1s", "--corrupt-check-time=1s"];
-        let error = merged(&both, &[]).unwrap_err();
-        let text = "cannot set --experimental-corrupt-check-time and --corrupt-check-time at the same time, please use \
-                    --corrupt-check-time only";
-        assert_eq!(error, ConfigError::Invalid(text.to_owned()));
     }
 
     #[test]
@@ -491,31 +435,104 @@ mod tests {
     }
 
     #[test]
+    fn a_files_values_have_the_kinds_that_etcd_reads() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        let flag = format!("--config-file={}", path.display());
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            merged(&[&flag], &[])
+        };
+        for (text, name, expected) in [
+            ("quota-backend-bytes: 0x10", "quota-backend-bytes", "16"),
+            ("quota-backend-bytes: 1e3", "quota-backend-bytes", "1000"),
+            ("quota-backend-bytes: 1.0", "quota-backend-bytes", "1"),
+            ("quota-backend-bytes:", "quota-backend-bytes", "0"),
+            ("pre-vote: no", "pre-vote", "false"),
+            ("grpc-keepalive-min-time: -5", "grpc-keepalive-min-time", "-5ns"),
+            ("grpc-keepalive-min-time: 1e9", "grpc-keepalive-min-time", "1000000000ns"),
+            ("initial-cluster-token: \"5\"", "initial-cluster-token", "5"),
+            ("client-transport-security:", "cert-file", ""),
+        ] {
+            assert_eq!(read(text).unwrap().text(name), expected, "{text}");
+        }
+        assert_eq!(read("quota-backend-bytes: 1_000").unwrap().number("quota-backend-bytes"), Ok(1000));
+        for text in [
+            "initial-cluster-token: 5",
+            "name: true",
+            "auto-compaction-retention: 1.5",
+            "quota-backend-bytes: 1.5",
+            "quota-backend-bytes: [1]",
+            "quota-backend-bytes: true",
+            "max-txn-ops: -1",
+            "pre-vote: [true]",
+            "pre-vote: 5",
+            "log-outputs: [stderr, 5]",
+            "grpc-keepalive-min-time: 1.5",
+            "grpc-keepalive-min-time: true",
+            "client-transport-security: 5",
+            "client-transport-security: []",
+            "client-transport-security: {cert-file: 5}",
+        ] {
+            let refused = read(text).map(|_| ());
+            assert!(matches!(refused, Err(ConfigError::Invalid(_))), "{text}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_refused_in_gos_words() {
+        for (args, environment, code, words) in [
+            (&["--max-wals=x"][..], None, 2, "invalid value \"x\" for flag -max-wals: parse error"),
+            (&["--max-wals=-1"], None, 2, "invalid value \"-1\" for flag -max-wals: parse error"),
+            (&["--max-txn-ops=18446744073709551616"], None, 2, "for flag -max-txn-ops: value out of range"),
+            (&["--pre-vote=x"], None, 2, "invalid boolean value \"x\" for -pre-vote: parse error"),
+            (&["--backend-batch-interval=5"], None, 2, "for flag -backend-batch-interval: parse error"),
+            (&["--discovery-fallback=x"], None, 2, "invalid value \"x\" for flag -discovery-fallback: invalid value"),
+            (&[], Some(("ETCD_MAX_WALS", "x")), 1, "invalid value \"x\" for ETCD_MAX_WALS: parse error"),
+            (&[], Some(("ETCD_PRE_VOTE", "x")), 1, "invalid value \"x\" for ETCD_PRE_VOTE: parse error"),
+        ] {
+            let environment: Vec<_> = environment.into_iter().collect();
+            let error = merged(args, &environment).unwrap_err();
+            assert_eq!(error.exit_code(), code, "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    /// Every flag that does nothing here, asked for something.
+    #[test]
+    fn what_has_no_effect_is_said_with_its_reason() {
+        for flag in flags::all() {
+            let Effect::None(reason) = flag.effect else { continue };
+            let (what, value) = match flag.kind {
+                Kind::Bool("true") => ("off", "false"),
+                Kind::Bool(_) => ("on", "true"),
+                Kind::Duration(_) => ("a time", "7h"),
+                Kind::Number(_) | Kind::Count(_) => ("a number", "7"),
+                Kind::Text(_) => match flags::words(flag.name) {
+                    Some((words, _)) => ("a word", words[1]),
+                    None => ("a text", "x"),
+                },
+            };
+            let said = merged(&[&format!("--{}={value}", flag.name)], &[]).unwrap().warnings;
+            assert_eq!(said, [format!("--{} has no effect: {reason}", flag.name)], "{what}");
+        }
+    }
+
+    #[test]
     fn what_would_weaken_the_node_is_refused_and_the_rest_ignored() {
         assert!(merged(&["--force-new-cluster"], &[]).is_err());
         assert!(merged(&[], &[("ETCD_FORCE_NEW_CLUSTER", "true")]).is_err());
         assert!(merged(&["--force-new-cluster=false"], &[]).is_ok());
-        let raw = merged(&["--enable-v2", "--experimental-compaction-batch-limit=7", "--max-wals=5"], &[]).unwrap();
+        let raw = merged(&["--enable-v2", "--experimental-memory-mlock", "--max-wals=5"], &[]).unwrap();
         assert_eq!(
             raw.warnings,
             [
-                "--compaction-batch-limit has no effect: compaction is paced by what it finds",
                 "--enable-v2 has no effect: there is no v2 store",
+                "--memory-mlock has no effect: no file is mapped into memory",
             ]
         );
         assert_eq!(merged(&["--initial-election-tick-advance=false"], &[]).unwrap().warnings.len(), 1);
         assert_eq!(merged(&["--max-wals=x"], &[]).unwrap_err().exit_code(), 2, "a wrong value is one all the same");
         assert_eq!(merged(&["--backend-batch-interval=5"], &[]).unwrap_err().exit_code(), 2);
-    }
-
-    #[test]
-    fn the_version_of_the_name_it_was_started_by_comes_first() {
-        let print = |program: &str| merge([program.to_owned(), "--version".to_owned()], []).unwrap();
-        assert_eq!(print("/usr/bin/etcd"), Merged::Print(version("etcd")));
-        let etcd = version("/usr/bin/etcd");
-        let heads: Vec<_> = etcd.lines().map(|line| line.split(": ").next().unwrap()).collect();
-        assert_eq!(heads, ["etcd Version", "Git SHA", "Go Version", "Go OS/Arch", "balsa Version"]);
-        assert!(etcd.starts_with("etcd Version: 3."));
-        assert!(version("balsa").starts_with("balsa Version: "));
     }
 }

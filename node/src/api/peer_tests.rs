@@ -49,6 +49,7 @@ impl Served {
             watch: Default::default(),
             leases: Default::default(),
             slow_apply: Duration::from_millis(100),
+            housekeeping: Default::default(),
             token_ttl: Duration::from_secs(300),
             key_space: Default::default(),
             dialer: Default::default(),

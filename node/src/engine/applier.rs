@@ -153,7 +153,7 @@ impl Applier {
         if started.elapsed() > self.slow {
             warn_of_slow(done, &effects.outcomes, started.elapsed(), self.slow);
         }
-        self.keeper.applied(bytes);
+        self.keeper.applied(bytes, done.len());
         if count(&effects) > 0 {
             self.space.grew();
         }

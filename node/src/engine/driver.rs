@@ -40,9 +40,7 @@ const ENTRY_BYTES: usize = 256 << 10;
 const BATCH_BYTES: usize = 4 << 20;
 /// Bytes that are committed and not applied; above it proposals wait.
 const MAX_UNAPPLIED_BYTES: usize = 64 << 20;
-/// Entries kept behind the last one, so that a member that was away for a moment needs no snapshot.
-const KEEP_ENTRIES: u64 = 10_000;
-/// Bytes of such entries; the nearer bound counts.
+/// Bytes of the entries that are kept for members that were away; the nearer of two bounds counts.
 const KEEP_BYTES: u64 = 64 << 20;
 /// Ticks that are made up for after a pause of the process; more would only start needless elections.
 const MAX_LATE_TICKS: u32 = 2;
@@ -79,6 +77,8 @@ pub(crate) struct Ports {
     pub(crate) incarnation: u64,
     pub(crate) tick: Duration,
     pub(crate) election_ticks: u32,
+    /// Entries kept for members that were away.
+    pub(crate) catch_up_entries: u64,
 }
 
 /// The driver's own state; it lives on its thread.
@@ -626,7 +626,7 @@ impl Driver {
             Some((index, bytes)) if self.log_bytes - bytes > KEEP_BYTES => *index,
             _ => 0,
         };
-        let dispensable = last.saturating_sub(KEEP_ENTRIES).max(by_bytes);
+        let dispensable = last.saturating_sub(self.ports.catch_up_entries).max(by_bytes);
         let index = trim_to(flushed, self.applied, dispensable, self.ports.snapshots.lowest_running());
         if index <= self.replica.tail().point().index {
             return;

@@ -138,7 +138,8 @@ fn ports(
     let status = Arc::new(RwLock::new(Arc::new(Status { membership: Arc::new(membership), ..Status::default() })));
     let store = Arc::new(RwLock::new(store));
     let snapshots = directory.join("snapshot");
-    let keeper = Arc::new(Keeper::new(store, inbox.clone(), fatal.clone(), snapshots, 1, status.clone()));
+    let keeper =
+        Arc::new(Keeper::new(store, inbox.clone(), fatal.clone(), (snapshots, 1), status.clone(), Default::default()));
     let runtime = tokio::runtime::Handle::current();
     let (dialer, metrics) = (Default::default(), PeerMetrics::default());
     let config = TonicPeersConfig { cluster_id: 1, member_id: 2, incarnation: 1, dialer, metrics };
@@ -158,6 +159,7 @@ fn ports(
         incarnation: 1,
         tick: Duration::from_secs(60),
         election_ticks: 10,
+        catch_up_entries: 10,
     }
 }
 

@@ -9,12 +9,12 @@ use parking_lot::{Condvar, Mutex, RwLock};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::Store;
 use super::failpoint;
 use super::fatal::Fatal;
 use super::inbox::{Inbox, Input};
 use super::snapshot;
 use super::status::Status;
+use super::{Housekeeping, Store};
 use crate::domain::apply::{ApplyError, StateMachine};
 use crate::domain::mvcc::{Counts, compaction};
 use crate::metrics;
@@ -24,13 +24,11 @@ use crate::storage::{KeySpace, StorageError};
 const FLUSH_BYTES: usize = 64 << 20;
 /// An idle store is flushed this long after its last write.
 const FLUSH_AFTER: Duration = Duration::from_secs(60);
-/// Rows that one step of compaction deletes, and the pause after it, so that no request waits for it.
-const COMPACTION_ROWS: usize = 1_000;
-const COMPACTION_PAUSE: Duration = Duration::from_millis(2);
 
 #[derive(Default)]
 struct Tasks {
     unflushed: usize,
+    unflushed_entries: u64,
     last_write: Option<Instant>,
     flush_now: bool,
     compact_to: Option<i64>,
@@ -52,17 +50,18 @@ pub(crate) struct Keeper {
     status: Arc<RwLock<Arc<Status>>>,
     /// The counts of keys that a store holds.
     saved: Mutex<Option<(Weak<Store>, Counts)>>,
+    housekeeping: Housekeeping,
 }
 
 impl Keeper {
-    /// A keeper of the store in the slot; checkpoints go below `snapshots`.
+    /// A keeper of the store in the slot; checkpoints of the cluster go below a directory.
     pub(crate) fn new(
         store: Arc<RwLock<Arc<Store>>>,
         inbox: Arc<Inbox>,
         fatal: Fatal,
-        snapshots: PathBuf,
-        cluster_id: u64,
+        (snapshots, cluster_id): (PathBuf, u64),
         status: Arc<RwLock<Arc<Status>>>,
+        housekeeping: Housekeeping,
     ) -> Self {
         let tasks = Mutex::new(Tasks { compact_to: Some(i64::MAX), ..Tasks::default() });
         let deleted = watch::Sender::new(i64::MIN);
@@ -77,6 +76,7 @@ impl Keeper {
             deleted,
             status,
             saved: Mutex::default(),
+            housekeeping,
         }
     }
 
@@ -85,14 +85,21 @@ impl Keeper {
         self.deleted.subscribe()
     }
 
-    /// Bytes were applied.
-    pub(crate) fn applied(&self, bytes: usize) {
+    /// Bytes of so many entries were applied.
+    pub(crate) fn applied(&self, bytes: usize, entries: usize) {
         let mut tasks = self.tasks.lock();
         tasks.unflushed += bytes + 1;
+        tasks.unflushed_entries += entries as u64;
         tasks.last_write = Some(Instant::now());
-        if tasks.unflushed > FLUSH_BYTES {
+        if self.is_much(&tasks) {
             self.called.notify_one();
         }
+    }
+
+    /// Whether so much is applied and not flushed that it is time.
+    fn is_much(&self, tasks: &Tasks) -> bool {
+        tasks.unflushed > FLUSH_BYTES
+            || self.housekeeping.flush_entries.is_some_and(|entries| tasks.unflushed_entries >= entries)
     }
 
     /// A compaction was applied.
@@ -146,12 +153,13 @@ impl Keeper {
         let mut tasks = self.tasks.lock();
         loop {
             let idle = tasks.last_write.is_some_and(|at| at.elapsed() >= FLUSH_AFTER);
-            let flush = tasks.flush_now || tasks.unflushed > FLUSH_BYTES || (idle && tasks.unflushed > 0);
+            let flush = tasks.flush_now || self.is_much(&tasks) || (idle && tasks.unflushed > 0);
             let compact = tasks.compact_to.take().is_some();
             if flush || compact || tasks.checkpoint || tasks.stop {
                 if flush {
                     tasks.flush_now = false;
                     tasks.unflushed = 0;
+                    tasks.unflushed_entries = 0;
                     tasks.last_write = None;
                 }
                 return (flush, compact, std::mem::take(&mut tasks.checkpoint), tasks.stop);
@@ -196,7 +204,7 @@ impl Keeper {
         let started = Instant::now();
         let mut cursor = compaction::Cursor::default();
         loop {
-            let Some(batch) = compaction::step(&store.view()?, &mut cursor, COMPACTION_ROWS)? else {
+            let Some(batch) = compaction::step(&store.view()?, &mut cursor, self.housekeeping.compaction_batch)? else {
                 let (revision, took) = (cursor.target(), started.elapsed());
                 if self.deleted.send_replace(revision) != revision && revision > 0 {
                     info!(revision, ?took, "finished scheduled compaction");
@@ -213,7 +221,7 @@ impl Keeper {
             if self.tasks.lock().stop {
                 return Ok(());
             }
-            std::thread::sleep(COMPACTION_PAUSE);
+            std::thread::sleep(self.housekeeping.compaction_pause);
         }
     }
 

@@ -14,7 +14,12 @@ pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What each peer that answers says of the membership.
 pub(super) async fn ask(dialer: &Dialer, urls: &[String]) -> Vec<MembersResponse> {
-    let asked = urls.iter().map(|url| dialer.members(url, ASK_TIMEOUT));
+    ask_for(dialer, urls, ASK_TIMEOUT).await
+}
+
+/// The same, with as much time for each as `timeout` says.
+pub(super) async fn ask_for(dialer: &Dialer, urls: &[String], timeout: Duration) -> Vec<MembersResponse> {
+    let asked = urls.iter().map(|url| dialer.members(url, timeout));
     futures::future::join_all(asked).await.into_iter().flatten().filter(|answer| answer.initialized).collect()
 }
 

@@ -217,10 +217,16 @@ impl Disk<'_> {
             membership: self.machine.membership().clone(),
             ..Status::default()
         };
-        let snapshots = self.layout.snapshots();
+        let snapshots = (self.layout.snapshots(), self.marker.cluster_id);
         let status = Arc::new(RwLock::new(Arc::new(status)));
-        let keeper =
-            Keeper::new(store.clone(), inbox.clone(), fatal.clone(), snapshots, self.marker.cluster_id, status.clone());
+        let keeper = Keeper::new(
+            store.clone(),
+            inbox.clone(),
+            fatal.clone(),
+            snapshots,
+            status.clone(),
+            self.config.housekeeping,
+        );
         Ok(Parts {
             peers: self.peers(&inbox, runtime, incarnation),
             inbox,
@@ -260,6 +266,7 @@ impl Disk<'_> {
             incarnation: parts.incarnation,
             tick: self.config.tick,
             election_ticks: self.config.election_ticks,
+            catch_up_entries: self.config.housekeeping.catch_up_entries,
         }
     }
 

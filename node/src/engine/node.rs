@@ -13,12 +13,14 @@ use tracing::{info, warn};
 
 use super::fatal::{ExitCode, Fatal};
 use super::leases::LeaseOptions;
-use super::listings::{ASK_TIMEOUT, ask, check_not_removed, check_not_started, check_place, check_unlisted, find_own};
+use super::listings::{
+    ASK_TIMEOUT, ask, ask_for, check_not_removed, check_not_started, check_place, check_unlisted, find_own,
+};
 use super::member;
 use super::start_error::StartError;
 use super::supervisor;
 use super::watch::WatchOptions;
-use super::{Failure, Handle, Limit};
+use super::{Failure, Handle, Housekeeping, Limit};
 use crate::domain::command::{Command, Outcome};
 use crate::storage::marker;
 use crate::storage::rocks::KeySpaceOptions;
@@ -29,8 +31,13 @@ use crate::transport::tonic::{Dialer, PeerMetrics};
 pub(super) const FORMAT_VERSION: u32 = 1;
 /// How often an uninitialized node, or a member without a leader, asks its peers what became of it.
 const ASK_EVERY: Duration = Duration::from_secs(3);
-/// How long a member of an existing cluster looks for one that knows it.
-const FIND_CLUSTER: Duration = Duration::from_secs(60);
+/// How long a cluster that a member is to join is asked whether it lists it.
+const LIST_WITHIN: Duration = Duration::from_secs(5);
+/// How long one member of it may take to answer, as in etcd.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// etcd's words, for those that look for them.
+const NOBODY_THERE: &str =
+    "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs";
 
 /// How a node with an empty disk becomes a member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +46,8 @@ pub enum Bootstrap {
     Operator,
     /// etcd's flags: all members found the cluster together, or one joins an existing cluster that already lists it.
     Static {
-        /// (name, peer URLs) of all members, this one included.
-        members: Vec<(String, Vec<String>)>,
+        /// (name, peer URLs) of all members, this one included; or why the flags name none, which only an empty disk asks.
+        members: Result<Vec<(String, Vec<String>)>, String>,
         /// Part of the cluster id.
         token: String,
         /// `--initial-cluster-state=existing`.
@@ -73,6 +80,8 @@ pub struct NodeConfig {
     pub quota_bytes: Limit<i64>,
     /// Applying that takes longer is logged.
     pub slow_apply: Duration,
+    /// How the log is trimmed and history compacted.
+    pub housekeeping: Housekeeping,
     /// Bounds and intervals of watching.
     pub watch: WatchOptions,
     /// The clock of leases.
@@ -118,10 +127,13 @@ impl Node {
         match (marker, bootstrap) {
             (Some(marker), _) => node.start(marker).await?,
             (None, Bootstrap::Operator) => node.wait_for_operator().await?,
-            (None, Bootstrap::Static { members, token, existing: false }) => {
-                node.found_static(&members, &token).await?
+            (None, Bootstrap::Static { members, token, existing }) => {
+                let members = members.map_err(StartError::Config)?;
+                match existing {
+                    true => node.join_existing().await?,
+                    false => node.found_static(&members, &token).await?,
+                }
             }
-            (None, Bootstrap::Static { existing: true, .. }) => node.join_existing().await?,
         }
         Ok(node)
     }
@@ -244,7 +256,7 @@ impl Node {
 
     /// The URLs of the other members that the flags name.
     fn listed_others(&self) -> Vec<String> {
-        let Bootstrap::Static { members, .. } = &self.config.bootstrap else { return Vec::new() };
+        let Bootstrap::Static { members: Ok(members), .. } = &self.config.bootstrap else { return Vec::new() };
         members.iter().filter(|(name, _)| *name != self.config.name).flat_map(|(_, urls)| urls.clone()).collect()
     }
 
@@ -298,20 +310,25 @@ impl Node {
         self.found(&membership, id).await.map(|_| ())
     }
 
+    /// As etcd does, it asks once who is there: whoever starts it starts it again. Only a cluster that is there and does not
+    /// list it yet is asked for a while, because its members hear of a new one one after the other.
     async fn join_existing(&self) -> Result<(), StartError> {
         let others = self.listed_others();
-        let deadline = tokio::time::Instant::now() + FIND_CLUSTER;
+        let deadline = tokio::time::Instant::now() + LIST_WITHIN;
         loop {
-            let answers = ask(&self.config.dialer, &others).await;
+            let answers = ask_for(&self.config.dialer, &others, JOIN_TIMEOUT).await;
+            if answers.is_empty() {
+                return Err(StartError::Config(NOBODY_THERE.to_owned()));
+            }
             check_not_started(&self.config.peer_urls, &answers)?;
             if let Some(marker) = find_own(&self.config.peer_urls, &answers) {
                 return self.join(marker).await.map(|_| ());
             }
             if tokio::time::Instant::now() > deadline {
-                let urls = self.config.peer_urls.join(",");
+                let (own, others) = (self.config.peer_urls.join(","), others.join(","));
                 return Err(StartError::Config(format!(
-                    "no member of the existing cluster at {} lists {urls}: add it first (etcdctl member add)",
-                    others.join(",")
+                    "error validating peerURLs: no member of the existing cluster at {others} lists {own}: add it first \
+                     (etcdctl member add)"
                 )));
             }
             warn!("no member of the existing cluster lists this one yet");

@@ -40,6 +40,7 @@ pub fn restore<E: Into<StartError>>(
     let Bootstrap::Static { members, token, .. } = &config.bootstrap else {
         return Err(StartError::Config("a snapshot is restored for the members of --initial-cluster".to_owned()));
     };
+    let members = members.as_ref().map_err(|why| StartError::Config(why.clone()))?;
     let founded = static_membership(members, token);
     let layout = Layout(config.data_dir.clone());
     if !is_empty(&layout.0)? {

@@ -181,7 +181,8 @@ const SERVES: Ends = None;
 const REFUSED: Ends = Some(1);
 const MISREAD: Ends = Some(2);
 
-/// Start lines that etcd 3.6, 3.7 and Balsa take alike. Where they refuse one, all their texts hold the word.
+/// Start lines that etcd 3.6, 3.7 and Balsa take alike. Where they refuse one, all their texts hold the word. `{client}` and
+/// `{peer}` are the addresses of the member's ports.
 const ALIKE: &[(Origin, Ends, &str)] = &[
     (Args(&["--log-level=INFO", "--log-format=", "--logger=zap", "--log-outputs=stderr,stdout"]), SERVES, ""),
     (Args(&["--log-level=", "--log-format=console", "--log-rotation-config-json={"]), SERVES, ""),
@@ -251,6 +252,253 @@ const ALIKE: &[(Origin, Ends, &str)] = &[
     (File("auto-compaction-mode: x\n"), REFUSED, "auto-compaction-mode"),
     (File("client-transport-security: {foo: 1}\n"), SERVES, ""),
     (File("grpc-keepalive-min-time: 5000000000\n"), SERVES, ""),
+    // Numbers.
+    (
+        Args(&[
+            "--quota-backend-bytes=0x40000000",
+            "--max-txn-ops=1_0",
+            "--max-learners=0b1",
+            "--max-wals=0o5",
+            "--bcrypt-cost=012",
+            "--heartbeat-interval=0x64",
+            "--max-concurrent-streams=1_00",
+            "--backend-batch-limit=-1",
+        ]),
+        SERVES,
+        "",
+    ),
+    (
+        Args(&[
+            "--quota-backend-bytes=-0x10",
+            "--max-learners=0",
+            "--auth-token-ttl=4294967296",
+            "--bcrypt-cost=4294967306",
+            "--self-signed-cert-validity=0",
+            "--distributed-tracing-sampling-rate=-1",
+        ]),
+        SERVES,
+        "",
+    ),
+    (
+        Args(&["--quota-backend-bytes=1e3"]),
+        MISREAD,
+        r#"invalid value "1e3" for flag -quota-backend-bytes: parse error"#,
+    ),
+    (Args(&["--quota-backend-bytes=08"]), MISREAD, r#"invalid value "08" for flag -quota-backend-bytes: parse error"#),
+    (Args(&["--quota-backend-bytes="]), MISREAD, r#"invalid value "" for flag -quota-backend-bytes: parse error"#),
+    (
+        Args(&["--quota-backend-bytes=9223372036854775808"]),
+        MISREAD,
+        "for flag -quota-backend-bytes: value out of range",
+    ),
+    (Args(&["--max-txn-ops=-1"]), MISREAD, r#"invalid value "-1" for flag -max-txn-ops: parse error"#),
+    (Args(&["--max-txn-ops=+1"]), MISREAD, r#"invalid value "+1" for flag -max-txn-ops: parse error"#),
+    (Args(&["--max-concurrent-streams=4294967296"]), MISREAD, "value out of range"),
+    (Args(&["--max-learners=-1"]), REFUSED, "membership: too many learner members in cluster"),
+    (Args(&["--heartbeat-interval=0"]), REFUSED, "--heartbeat-interval must be >0 (set to 0ms)"),
+    (Args(&["--election-timeout=0"]), REFUSED, "--election-timeout must be >0 (set to 0ms)"),
+    (
+        Args(&["--election-timeout=499"]),
+        REFUSED,
+        "--election-timeout[499ms] should be at least as 5 times as --heartbeat-interval[100ms]",
+    ),
+    (
+        Args(&["--election-timeout=50_001"]),
+        REFUSED,
+        "--election-timeout[50001ms] is too long, and should be set less than 50000ms",
+    ),
+    // Durations.
+    (
+        Args(&[
+            "--watch-progress-notify-interval=1h2m",
+            "--grpc-keepalive-min-time=.5s",
+            "--grpc-keepalive-interval=1.5s",
+            "--grpc-keepalive-timeout=+1m1s",
+            "--warning-apply-duration=100us",
+            "--backend-batch-interval=1\u{3bc}s",
+        ]),
+        SERVES,
+        "",
+    ),
+    (
+        Args(&[
+            "--watch-progress-notify-interval=-1s",
+            "--grpc-keepalive-min-time=-1s",
+            "--grpc-keepalive-interval=-1s",
+            "--grpc-keepalive-timeout=0",
+            "--warning-apply-duration=-1s",
+            "--warning-unary-request-duration=0",
+            "--downgrade-check-time=-1s",
+            "--auto-compaction-retention=0h",
+        ]),
+        SERVES,
+        "",
+    ),
+    (Args(&["--grpc-keepalive-min-time=1d"]), MISREAD, r#""1d" for flag -grpc-keepalive-min-time: parse error"#),
+    (Args(&["--grpc-keepalive-min-time=2562047h47m17s"]), MISREAD, "for flag -grpc-keepalive-min-time: parse error"),
+    (Args(&["--compact-hash-check-time=0"]), REFUSED, "--compact-hash-check-time must be >0 (set to 0s)"),
+    (
+        Args(&["--auto-compaction-retention=-10"]),
+        REFUSED,
+        r#"error parsing CompactionRetention: time: missing unit in duration "-10""#,
+    ),
+    (
+        Args(&["--auto-compaction-retention=0x10"]),
+        REFUSED,
+        r#"error parsing CompactionRetention: time: unknown unit "x" in duration "0x10""#,
+    ),
+    (Args(&["--auto-compaction-mode="]), REFUSED, "undefined auto-compaction-mode"),
+    (Args(&["--auto-compaction-mode=x"]), REFUSED, r#"unknown auto-compaction-mode "x""#),
+    // Booleans.
+    (
+        Args(&[
+            "--pre-vote=T",
+            "--strict-reconfig-check=TRUE",
+            "--enable-grpc-gateway=True",
+            "--initial-election-tick-advance=1",
+            "--auto-tls=F",
+        ]),
+        SERVES,
+        "",
+    ),
+    (Args(&["--pre-vote=yes"]), MISREAD, r#"invalid boolean value "yes" for -pre-vote: parse error"#),
+    (Args(&["--pre-vote="]), MISREAD, r#"invalid boolean value "" for -pre-vote: parse error"#),
+    (Args(&["--pre-vote", "false"]), REFUSED, r#""false" is not a valid flag"#),
+    // The command line itself.
+    (Args(&["--no-such-flag", "stray"]), MISREAD, "flag provided but not defined: -no-such-flag"),
+    (Args(&["stray", "--no-such-flag"]), REFUSED, r#""stray" is not a valid flag"#),
+    (Args(&["--max-wals"]), MISREAD, "flag needs an argument: -max-wals"),
+    (Args(&["---x"]), MISREAD, "bad flag syntax: ---x"),
+    (Args(&["--version=x"]), MISREAD, r#"invalid boolean value "x" for -version: parse error"#),
+    (Args(&["--"]), SERVES, ""),
+    (Args(&["-"]), REFUSED, r#""-" is not a valid flag"#),
+    // URLs.
+    (
+        Args(&[
+            "--listen-client-urls=http://{client},HTTP://{client}",
+            "--listen-peer-urls=http://{peer},http://{peer}",
+            "--initial-advertise-peer-urls=HTTP://{peer}",
+            "--initial-cluster=,m=HTTP://{peer},",
+        ]),
+        SERVES,
+        "",
+    ),
+    (Args(&["--listen-peer-urls=", "--listen-client-urls=", "--initial-advertise-peer-urls="]), SERVES, ""),
+    (Args(&["--listen-client-urls=http://{peer}"]), REFUSED, "ddress already in use"),
+    (Args(&["--listen-metrics-urls=http://{peer}"]), REFUSED, "ddress already in use"),
+    (
+        Args(&["--listen-client-http-urls=http://{client}"]),
+        REFUSED,
+        "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url",
+    ),
+    (
+        Args(&["--listen-peer-urls=http://{peer}/"]),
+        MISREAD,
+        "for flag -listen-peer-urls: URL must not contain a path: ",
+    ),
+    (Args(&["--advertise-client-urls=http://{peer}/x"]), MISREAD, "URL must not contain a path: "),
+    (
+        Args(&["--advertise-client-urls=http://a"]),
+        MISREAD,
+        r#"URL address does not have the form "host:port": http://a"#,
+    ),
+    (Args(&["--listen-peer-urls={peer}"]), MISREAD, "first path segment in URL cannot contain colon"),
+    (Args(&["--listen-peer-urls=http://{peer},"]), MISREAD, "URL scheme must be http, https, unix, or unixs: "),
+    (Args(&["--listen-peer-urls=http://127.0.0.1:+1"]), MISREAD, r#"invalid port ":+1" after host"#),
+    (Args(&["--listen-peer-urls=http://127.0.0.1:99999"]), REFUSED, "address 99999: invalid port"),
+    (Args(&["--listen-peer-urls=http://:1"]), REFUSED, ""),
+    (Args(&["--listen-peer-urls=http://LOCALHOST:1"]), REFUSED, "expected IP in URL for binding (http://LOCALHOST:1)"),
+    (Args(&["--advertise-client-urls=http://:1"]), REFUSED, ""),
+    // The cluster.
+    (
+        Args(&["--initial-cluster-state=existing"]),
+        REFUSED,
+        "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs",
+    ),
+    (
+        Args(&["--initial-cluster-state=existing", "--initial-cluster=m=http://{peer},n=http://127.0.0.1:1"]),
+        REFUSED,
+        "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs",
+    ),
+    (
+        Args(&["--initial-cluster-state=NEW"]),
+        MISREAD,
+        r#"invalid value "NEW" for flag -initial-cluster-state: invalid value"#,
+    ),
+    (Args(&["--initial-cluster="]), REFUSED, r#"couldn't find local name "m" in the initial cluster configuration"#),
+    (Args(&["--name="]), REFUSED, r#"couldn't find local name "" in the initial cluster configuration"#),
+    (
+        Args(&["--initial-cluster=m"]),
+        REFUSED,
+        "error setting up initial cluster: URL scheme must be http, https, unix, or unixs: ",
+    ),
+    (
+        Args(&["--initial-cluster=m=http://{peer}/"]),
+        REFUSED,
+        "error setting up initial cluster: URL must not contain a path: http://",
+    ),
+    (Args(&["--initial-cluster=m=http://{peer},n=http://{peer}"]), REFUSED, " has duplicate url"),
+    (
+        Args(&["--initial-cluster=m=http://127.0.0.1:1"]),
+        REFUSED,
+        "--initial-cluster has m=http://127.0.0.1:1 but missing from --initial-advertise-peer-urls=http://",
+    ),
+    (Args(&["--initial-cluster-token="]), SERVES, ""),
+    // The same from variables and from the file.
+    (Variable("ETCD_QUOTA_BACKEND_BYTES", "0x40000000"), SERVES, ""),
+    (
+        Variable("ETCD_QUOTA_BACKEND_BYTES", "08"),
+        REFUSED,
+        r#"invalid value "08" for ETCD_QUOTA_BACKEND_BYTES: parse error"#,
+    ),
+    (Variable("ETCD_MAX_TXN_OPS", "-1"), REFUSED, r#"invalid value "-1" for ETCD_MAX_TXN_OPS: parse error"#),
+    (Variable("ETCD_GRPC_KEEPALIVE_MIN_TIME", "-1.5s"), SERVES, ""),
+    (Variable("ETCD_PRE_VOTE", "T"), SERVES, ""),
+    (Variable("ETCD_PRE_VOTE", "yes"), REFUSED, r#"invalid value "yes" for ETCD_PRE_VOTE: parse error"#),
+    (
+        Variable("ETCD_LISTEN_METRICS_URLS", "x"),
+        REFUSED,
+        r#"invalid value "x" for ETCD_LISTEN_METRICS_URLS: URL scheme must be http, https, unix, or unixs: x"#,
+    ),
+    (Variable("ETCD_LISTEN_METRICS_URLS", "http://127.0.0.1:99999"), REFUSED, "address 99999: invalid port"),
+    (
+        Variable("ETCD_FEATURE_GATES", "Foo=true"),
+        REFUSED,
+        r#"invalid value "Foo=true" for ETCD_FEATURE_GATES: unrecognized feature gate: Foo"#,
+    ),
+    (
+        File(
+            "quota-backend-bytes: 0x40000000\nmax-learners: 1.0\npre-vote: yes\ngrpc-keepalive-min-time: 1e9\n\
+             watch-progress-notify-interval: -5\nauto-compaction-retention: \"5\"\ninitial-cluster-token:\n\
+             client-transport-security:\nlog-outputs: []\nlisten-metrics-urls: \"\"\nmax-txn-ops: 1_000\n",
+        ),
+        SERVES,
+        "",
+    ),
+    (File("quota-backend-bytes: 1.5\n"), REFUSED, ""),
+    (File("quota-backend-bytes: [1]\n"), REFUSED, ""),
+    (File("quota-backend-bytes: true\n"), REFUSED, ""),
+    (File("max-txn-ops: -1\n"), REFUSED, ""),
+    (File("max-concurrent-streams: 4294967296\n"), REFUSED, ""),
+    (File("initial-cluster-token: 5\n"), REFUSED, ""),
+    (File("initial-cluster-token: true\n"), REFUSED, ""),
+    (File("metrics: 5\n"), REFUSED, ""),
+    (File("log-level: 5\n"), REFUSED, ""),
+    (File("log-outputs: [stderr, 5]\n"), REFUSED, ""),
+    (File("auto-compaction-retention: 5\n"), REFUSED, ""),
+    (File("grpc-keepalive-min-time: 1.5\n"), REFUSED, ""),
+    (File("grpc-keepalive-min-time: true\n"), REFUSED, ""),
+    (File("compact-hash-check-time: 0\n"), REFUSED, "--compact-hash-check-time must be >0 (set to 0s)"),
+    (File("pre-vote: [true]\n"), REFUSED, ""),
+    (File("enable-pprof: x\n"), REFUSED, ""),
+    (File("force-new-cluster: x\n"), REFUSED, ""),
+    (File("backend-batch-limit: x\n"), REFUSED, ""),
+    (File("client-transport-security: 5\n"), REFUSED, ""),
+    (File("client-transport-security: {auto-tls: 5}\n"), REFUSED, ""),
+    (File("client-transport-security: {cert-file: 5}\n"), REFUSED, ""),
+    (File("peer-transport-security: x\n"), REFUSED, ""),
+    (File("socket-options: {reuse-port: true}\n"), SERVES, ""),
+    (File("listen-metrics-urls: http://127.0.0.1:1/x\n"), REFUSED, "URL must not contain a path: http://127.0.0.1:1/x"),
 ];
 
 /// Start lines that Balsa takes in another way, with what both etcds do, what Balsa does, and why.
@@ -277,7 +525,26 @@ const UNLIKE: &[(Origin, Ends, Ends, &str)] = &[
     (File("grpc-keepalive-min-time: 5s\n"), REFUSED, SERVES, "a duration may have a unit"),
     (File("pre-vote: \"true\"\n"), REFUSED, SERVES, "a boolean may stand in quotes"),
     (File("pre-vote: 1\n"), REFUSED, SERVES, "a boolean as Go's flags have it"),
-    (File("log-rotation-config-json: 5\n"), REFUSED, SERVES, "nothing is rotated"),
+    (Args(&["--corrupt-check-time=-1s"]), MISREAD, REFUSED, "etcd panics"),
+    (Args(&["--auto-compaction-retention=-1h"]), SERVES, REFUSED, "all history would go at once"),
+    (
+        Args(&["--auto-compaction-mode=revision", "--auto-compaction-retention=1h"]),
+        SERVES,
+        REFUSED,
+        "nobody means 3,600,000,000,000 revisions",
+    ),
+    (Args(&["--max-txn-ops=0"]), SERVES, REFUSED, "no transaction could do anything"),
+    (Args(&["--max-request-bytes=4294967296"]), SERVES, REFUSED, "a command must fit into one frame between members"),
+    (Args(&["--advertise-client-urls=http://u:p@{client}"]), SERVES, MISREAD, "nobody would look at it"),
+    (Args(&["--advertise-client-urls=http://{client}?x=1"]), SERVES, MISREAD, "nobody would look at it"),
+    (Args(&["--advertise-client-urls=http://127.0.0.1:99999"]), SERVES, REFUSED, "nobody can go there"),
+    (Args(&["--listen-peer-urls=http://127.0.0.1:"]), SERVES, MISREAD, "nobody would know the port"),
+    (Args(&["--listen-peer-urls=unix://{peer}"]), SERVES, MISREAD, "no port listens on a file"),
+    (Variable("ETCD_CORS", "x"), REFUSED, SERVES, "a page's origin has no port where it is the usual one"),
+    (File("quota-backend-bytes: \"0x40000000\"\n"), REFUSED, SERVES, "a number may stand in quotes"),
+    (File("initial-cluster-token: [a]\n"), REFUSED, SERVES, "a list is one with commas"),
+    (File("peer-transport-security: {allowed-cn: a}\n"), REFUSED, SERVES, "a text is split as on the command line"),
+    (File("pre-vote: T\n"), REFUSED, SERVES, "a boolean as Go's flags have it"),
 ];
 
 /// How a start ends and what is said until then.
@@ -305,24 +572,34 @@ fn start(program: &Path, from: Origin) -> (Ends, String) {
     } else {
         command.args(settings.iter().map(|(name, value)| format!("--{name}={value}")));
     }
+    let address = |arg: &&str| {
+        arg.replace("{client}", &format!("127.0.0.1:{client}")).replace("{peer}", &format!("127.0.0.1:{peer}"))
+    };
     match from {
-        Args(args) => command.args(args),
+        Args(args) => command.args(args.iter().map(address)),
         Variable(name, value) => command.env(name, value),
         File(_) => &mut command,
     };
     let mut process = command.spawn().expect("the program runs");
-    let deadline = Instant::now() + PATIENCE;
-    let ends = loop {
-        match process.try_wait().expect("its state") {
-            Some(status) => break status.code(),
-            None if serves(client) => break SERVES,
-            None => assert!(Instant::now() < deadline, "{} {from:?} neither serves nor ends", program.display()),
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    };
+    let ends = until_it_serves(&mut process, client);
     let _ = process.kill();
     let _ = process.wait();
-    (ends, std::fs::read_to_string(directory.path().join("log")).unwrap_or_default())
+    // What stands in a line of JSON has its quotes behind strokes.
+    let said = std::fs::read_to_string(directory.path().join("log")).unwrap_or_default();
+    (ends, said.replace("\\\"", "\""))
+}
+
+/// How it ends, if it does before it serves.
+fn until_it_serves(process: &mut Child, port: u16) -> Ends {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match process.try_wait().expect("its state") {
+            Some(status) => return status.code(),
+            None if serves(port) => return SERVES,
+            None => assert!(Instant::now() < deadline, "it neither serves nor ends"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 /// Whether it has a leader, by its own word.
@@ -360,11 +637,52 @@ fn every_start_line_of_the_tables_ends_as_etcds() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// What the flags say of the cluster is asked by an empty disk alone, so that a member that moved or was renamed starts from an
+/// old script.
+#[test]
+fn a_member_that_restarts_is_not_asked_what_cluster_it_founds() {
+    let directory = TempDir::new().expect("a directory");
+    for program in program(RELEASES[0]).into_iter().chain([etcd(&directory)]) {
+        let place = TempDir::new().expect("a directory");
+        let (client, peer) = (free_port(), free_port());
+        let (client, peer) = (format!("127.0.0.1:{client}"), format!("127.0.0.1:{peer}"));
+        let mut start = |more: &[&str]| {
+            let mut command = Command::new(&program);
+            command.current_dir(place.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            command.args(["--name=m", "--data-dir=data"].map(str::to_owned));
+            command.args(["listen", "advertise"].map(|what| format!("--{what}-client-urls=http://{client}")));
+            command.args(["listen", "initial-advertise"].map(|what| format!("--{what}-peer-urls=http://{peer}")));
+            let mut process = command.args(more).spawn().expect("the program runs");
+            let ends =
+                until_it_serves(&mut process, client.rsplit(':').next().unwrap_or_default().parse().expect("a port"));
+            let _ = process.kill();
+            let _ = process.wait();
+            assert_eq!(ends, SERVES, "{} {more:?}", program.display());
+        };
+        start(&[]);
+        for more in [
+            &["--initial-cluster="][..],
+            &["--initial-cluster=other=http://127.0.0.1:1"],
+            &["--initial-cluster=m=bad"],
+            &["--name=other", "--initial-cluster-token=other"],
+            &["--initial-advertise-peer-urls=http://127.0.0.1:1"],
+            &["--initial-cluster-state=existing"],
+        ] {
+            start(more);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_line_that_drivers_wait_for_has_etcds_fields() {
     let single = Single::start(|directory| {
         let file = directory.join("file.log").display().to_string();
-        vec![format!("--log-outputs=stderr,{file}"), "--max-wals=9".into(), "--snapshot-count=10000".into()]
+        vec![
+            format!("--log-outputs=stderr,{file}"),
+            "--max-wals=9".into(),
+            "--snapshot-count=10000".into(),
+            "--max-snapshots=5".into(),
+        ]
     });
     let log = single.logged("ready to serve client requests").await;
     std::net::TcpStream::connect(("127.0.0.1", single.client)).expect("it accepts connections by then");
@@ -421,6 +739,27 @@ async fn what_takes_long_to_apply_or_to_read_is_logged() {
     let single = Single::start(|_| vec!["--warning-apply-duration=1h".into()]);
     calls(&single).await;
     assert!(!std::fs::read_to_string(&single.log).expect("a log").contains(TEXT));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compaction_goes_in_the_steps_that_the_flags_say() {
+    const CHANGES: u32 = 100;
+    let single = Single::start(|_| {
+        vec!["--compaction-batch-limit=10".into(), "--experimental-compaction-sleep-interval=50ms".into()]
+    });
+    single.logged("ready to serve client requests").await;
+    for _ in 0..CHANGES {
+        assert_eq!(Request::post("/v3/kv/put", r#"{"key":"YQ=="}"#).send(single.client).await.status, 200);
+    }
+    let began = Instant::now();
+    let compact = Request::post("/v3/kv/compaction", r#"{"revision":"101","physical":true}"#);
+    assert_eq!(compact.send(single.client).await.status, 200);
+    let took = began.elapsed();
+    let shown = String::from_utf8(Request::get("/metrics").send(single.client).await.body).expect("text");
+    let steps = "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds_count ";
+    let steps: u32 = shown.lines().find_map(|line| line.strip_prefix(steps)?.parse().ok()).expect("a count");
+    assert!((CHANGES / 10..=CHANGES / 10 + 1).contains(&steps), "{steps} steps");
+    assert!(took >= std::time::Duration::from_millis(50) * (steps - 1), "{steps} steps in {took:?}");
 }
 
 /// As in etcd: manifests name the files whatever the scheme.

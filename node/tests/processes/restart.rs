@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::cluster::Cluster;
+use crate::gateway::http::Request;
 use crate::writer::{Fate, Writers};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,4 +86,25 @@ async fn each_stops_and_nobody_is_left_in_doubt(mut cluster: Cluster, writers: W
     let history = writers.finish().await;
     history.check(&cluster).await;
     assert_eq!(history.unknown_errors, Vec::<String>::new(), "{}", cluster.logs());
+}
+
+/// As etcd's flags say: after so many entries the log is trimmed, and so many are kept for those that are behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_missed_more_than_the_flags_keep_is_sent_a_snapshot() {
+    let mut cluster = Cluster::start_with(3, &["--snapshot-count=20", "--snapshot-catchup-entries=5"]).await;
+    let leader = cluster.leader().await;
+    let away = (leader + 1) % 3;
+    cluster.members[away].kill();
+    for number in 0..100 {
+        cluster.members[leader].put("k", &number.to_string()).await.expect("a write");
+    }
+    cluster.restart(away);
+    cluster.serves(away).await;
+    assert_eq!(cluster.members[away].get("k").await.expect("a read").as_deref(), Some("99"));
+    let port = cluster.members[away].client_port;
+    let received = || async move {
+        let shown = String::from_utf8(Request::get("/metrics").send(port).await.body).expect("text");
+        shown.lines().any(|line| line.starts_with("etcd_network_snapshot_receive_success{") && line.ends_with(" 1"))
+    };
+    cluster.eventually("it was sent a snapshot", received).await;
 }
