@@ -75,8 +75,8 @@ impl Cluster {
     /// # Errors
     /// `InvalidUrls`, `PeerUrlExists`, those of the strict check, `TooManyLearners`.
     pub async fn add(&self, origin: &Origin, request: pb::MemberAddRequest) -> Result<pb::MemberAddResponse, Error> {
-        let peer_urls = peer_urls(&request.peer_ur_ls)?;
         let handle = self.member.voter()?;
+        let peer_urls = peer_urls(&request.peer_ur_ls)?;
         self.may_change(&handle, origin).await?;
         let may_add = |membership: &log::Membership, progress: &[Progress]| match request.is_learner {
             _ if !self.strict() => Ok(()),
@@ -199,10 +199,7 @@ impl Cluster {
     }
 
     async fn promote_here(&self, handle: &Handle, id: u64) -> Result<pb::MemberPromoteResponse, Error> {
-        let status = handle.status();
-        if self.strict() && status.membership.members.iter().any(|m| m.id == id && m.is_learner) {
-            reconfigure::may_promote(&status, id)?;
-        }
+        reconfigure::may_promote(&handle.status(), id, self.strict())?;
         let change = Change::Promote(log::PromoteMember { id });
         let membership = handle.change_membership(change, 0).await?;
         Ok(pb::MemberPromoteResponse { header: Some(header(&handle.status(), 0)), members: members(&membership) })
@@ -217,9 +214,10 @@ impl Cluster {
         origin: &Origin,
         request: pb::MemberUpdateRequest,
     ) -> Result<pb::MemberUpdateResponse, Error> {
-        let peer_urls = peer_urls(&request.peer_ur_ls)?;
         let handle = self.member.voter()?;
+        // etcd looks at these URLs not at all: what it says first comes first.
         self.may_change(&handle, origin).await?;
+        let peer_urls = peer_urls(&request.peer_ur_ls)?;
         let here = || async {
             let change = Change::Update(log::UpdateMember { id: request.id, peer_urls: peer_urls.clone() });
             let membership = handle.change_membership(change, 0).await?;

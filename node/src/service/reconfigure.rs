@@ -35,23 +35,30 @@ pub fn nobody_is_away(membership: &Membership, progress: &[Progress]) -> Result<
     if alone || active(&voters, progress) == voters.len() { Ok(()) } else { Err(Error::Unhealthy) }
 }
 
-/// Whether a learner may become a voter, as the leader's `status` has it: the learner counts as started. Of two reasons the
-/// one that it is behind comes first, as in etcd; alone that one is the engine's to say, whose numbers are newer.
+/// Whether a member may be made a voter, as the leader's `status` has it, in the order in which etcd looks: that it is behind
+/// comes first, of a voter too; then, if the check is `strict`, that too few have started, where the member counts as started
+/// once more; last that it is no learner, or is not there, which is the engine's to say. So is of a learner alone that
+/// it is behind: its numbers are newer.
 ///
 /// # Errors
 /// `NotEnoughStarted`, `NotCaughtUp`.
-pub fn may_promote(status: &Status, id: u64) -> Result<(), Error> {
+pub fn may_promote(status: &Status, id: u64, strict: bool) -> Result<(), Error> {
+    let Some(member) = status.membership.members.iter().find(|member| member.id == id) else { return Ok(()) };
     let voters = voters(&status.membership);
     let started = voters.iter().filter(|member| member.started).count() + 1;
-    if started >= quorum(voters.len() + 1) {
+    let enough = !strict || started >= quorum(voters.len() + 1);
+    if enough && member.is_learner {
         return Ok(());
     }
     let matched = |id| status.progress.iter().find(|peer| peer.id == id).map_or(0, |peer| peer.match_index);
-    let (learner, leader, commit) = (matched(id), matched(status.raft_id), status.commit);
-    if is_in_sync(learner, leader, commit) {
-        return Err(Error::NotEnoughStarted);
+    let (own, leader, commit) = (matched(id), matched(status.raft_id), status.commit);
+    // A voter that answers may have by now what the last status said that it lacks.
+    let answers = || status.progress.iter().any(|peer| peer.id == id && peer.active);
+    let is_near = is_in_sync(own, leader, commit) || !member.is_learner && answers();
+    if !is_near {
+        return Err(Failure::NotCaughtUp { id, matched: own, commit }.into());
     }
-    Err(Failure::NotCaughtUp { id, matched: learner, commit }.into())
+    if enough { Ok(()) } else { Err(Error::NotEnoughStarted) }
 }
 
 /// Whether a member may be removed: the remaining voters that have started must make a quorum. Learners always may.
@@ -180,10 +187,18 @@ mod tests {
             let (membership, progress) = (Arc::new(members(spec)), Arc::new(progress));
             Status { raft_id: 1, commit: 10, membership, progress, ..Status::default() }
         };
-        assert_eq!(may_promote(&of("VVvL", 0), 4), Ok(()), "the engine looks at its log");
-        assert_eq!(may_promote(&of("VvvL", 9), 4), Err(Error::NotEnoughStarted));
-        let behind = Failure::NotCaughtUp { id: 4, matched: 8, commit: 10 };
-        assert_eq!(may_promote(&of("VvvL", 8), 4), Err(behind.into()), "what etcd looks at first");
+        assert_eq!(may_promote(&of("VVvL", 0), 4, true), Ok(()), "the engine looks at its log");
+        assert_eq!(may_promote(&of("VvvL", 9), 4, true), Err(Error::NotEnoughStarted));
+        assert_eq!(may_promote(&of("VvvL", 9), 4, false), Ok(()));
+        let behind =
+            |id, matched| -> Result<(), Error> { Err(Failure::NotCaughtUp { id, matched, commit: 10 }.into()) };
+        assert_eq!(may_promote(&of("VvvL", 8), 4, true), behind(4, 8), "what etcd looks at first");
+        assert_eq!(may_promote(&of("VVVL", 9), 9, true), Ok(()), "the engine knows that there is none");
+        assert_eq!(may_promote(&of("VVVL", 9), 1, true), Ok(()), "the engine knows that it is no learner");
+        assert_eq!(may_promote(&of("VVVL", 9), 2, true), behind(2, 0), "a voter that is away");
+        assert_eq!(may_promote(&of("VVVL", 9), 2, false), behind(2, 0));
+        assert_eq!(may_promote(&of("VVVV", 8), 4, true), Ok(()), "a voter that answers");
+        assert_eq!(may_promote(&of("vvvv", 9), 4, true), Err(Error::NotEnoughStarted));
         assert_eq!(may_add_learner(&members("VL"), 1), Err(Error::TooManyLearners));
         assert_eq!(may_add_learner(&members("VL"), 2), Ok(()));
     }

@@ -8,8 +8,9 @@ use balsa_proto::node::ListRequest;
 use balsa_proto::node::node_client::NodeClient;
 use tonic::Code;
 
-use crate::cluster::{Cluster, Member};
-use crate::gateway::http::Request;
+use crate::cluster::{Cluster, Member, PATIENCE};
+use crate::etcd::{Etcd, RELEASES, program};
+use crate::gateway::http::{Request, healthy};
 use crate::proxy::{Cuts, Network};
 
 async fn add_learner(cluster: &Cluster, url: String) -> u64 {
@@ -84,6 +85,80 @@ async fn a_learner_that_lacks_a_tenth_of_a_young_log_is_not_promoted_as_in_etcd(
     assert_eq!((refused.code(), refused.message()), (Code::FailedPrecondition, text));
     cluster.restart(index);
     cluster.eventually("it has the rest and is promoted", || async { promote(&cluster).await.is_ok() }).await;
+}
+
+/// What a member's promotion is answered by its leader, beside etcd: whether it is behind is looked at before whether it is a
+/// learner.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_reasons_against_a_promotion_etcds_is_said() {
+    let mut cluster = Cluster::start(3).await;
+    let ports: Vec<u16> = cluster.members.iter().map(|member| member.client_port).collect();
+    let ours = refused_promotions(&ports, |index| cluster.members[index].kill()).await;
+    let text = |reason: &str| format!("etcdserver: can only promote a learner member{reason}");
+    assert_eq!(ours, [text(""), text(" which is in sync with leader"), "etcdserver: member not found".to_owned()]);
+    for release in RELEASES {
+        let Some(program) = program(release) else { continue };
+        let mut etcd = Etcd::run(&program, 3, &[]);
+        let ports = etcd.ports.clone();
+        for port in &ports {
+            healthy(*port).await;
+        }
+        assert_eq!(refused_promotions(&ports, |index| etcd.kill(index)).await, ours, "{release}");
+    }
+}
+
+/// The texts for a voter that is there, for one that `kill` took away long ago, and for nobody.
+async fn refused_promotions(ports: &[u16], mut kill: impl FnMut(usize)) -> [String; 3] {
+    let channel =
+        |port: u16| tonic::transport::Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("a URL");
+    let status = async |port: u16| {
+        let mut maintenance = pb::maintenance_client::MaintenanceClient::new(channel(port).connect_lazy());
+        maintenance.status(pb::StatusRequest {}).await.expect("a status").into_inner()
+    };
+    let leader = status(ports[0]).await.leader;
+    let mut ids = Vec::new();
+    for port in ports {
+        ids.push(status(*port).await.header.expect("a header").member_id);
+    }
+    let place = ids.iter().position(|id| *id == leader).expect("the leader is one of them");
+    let (there, away) = ((place + 1) % ids.len(), (place + 2) % ids.len());
+    let mut asked = ClusterClient::new(channel(ports[place]).connect_lazy());
+    let mut promote = async |id| {
+        let promoted = asked.member_promote(pb::MemberPromoteRequest { id }).await;
+        promoted.expect_err("no learner").message().to_owned()
+    };
+    let of_voter = promote(ids[there]).await;
+    kill(away);
+    for number in 0..300 {
+        let body = format!(r#"{{"key":"YQ==","value":"{number:04}"}}"#);
+        assert_eq!(Request::post("/v3/kv/put", body).send(ports[place]).await.status, 200);
+    }
+    let until = std::time::Instant::now() + PATIENCE;
+    let mut of_absent = promote(ids[away]).await;
+    while of_absent == of_voter && std::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        of_absent = promote(ids[away]).await;
+    }
+    [of_voter, of_absent, promote(77).await]
+}
+
+/// etcd asks whom it is before what is wanted of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_says_that_it_is_one_whatever_the_request() {
+    let mut cluster = Cluster::start(1).await;
+    let index = cluster.add_unstarted("joiner");
+    add_learner(&cluster, cluster.members[index].peer_url()).await;
+    let all = cluster.initial_cluster();
+    cluster.run(index, &all, "existing");
+    let asked = || async {
+        let request = pb::MemberAddRequest { peer_ur_ls: vec!["no URL".to_owned()], is_learner: false };
+        let refused = cluster.members[index].cluster().member_add(request).await.expect_err("it is a learner");
+        refused.message() == "etcdserver: rpc not supported for learner"
+    };
+    cluster.eventually("the learner is up and says so", asked).await;
+    let request = pb::MemberAddRequest { peer_ur_ls: vec!["no URL".to_owned()], is_learner: false };
+    let refused = cluster.members[0].cluster().member_add(request).await.expect_err("no URL");
+    assert_eq!(refused.message(), "etcdserver: given member URLs are invalid");
 }
 
 #[tokio::test(flavor = "multi_thread")]

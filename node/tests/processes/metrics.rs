@@ -18,7 +18,7 @@ use crate::etcd::{Etcd, RELEASES, program};
 use crate::gateway::http::{Request, healthy};
 
 /// What etcd 3.6 or 3.7 shows and Balsa does not, by the begin of the name, and why.
-const ABSENT: [(&str, &str); 9] = [
+const ABSENT: [(&str, &str); 10] = [
     ("go_", "there is no Go"),
     ("etcd_server_go_version", "there is no Go"),
     ("etcd_grpc_proxy_", "there is no proxy in the program"),
@@ -27,6 +27,10 @@ const ABSENT: [(&str, &str); 9] = [
     ("etcd_snap_fsync_duration_seconds", "of the same file"),
     ("etcd_debugging_store_", "of the v2 store"),
     ("etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds", "there is no index in memory"),
+    (
+        "grpc_server_handling_seconds_bucket{grpc_method=\"List\",grpc_service=\"grpc.health.v1.Health\"",
+        "not in tonic's service",
+    ),
     ("grpc_server_started_total{grpc_method=\"List\",grpc_service=\"grpc.health.v1.Health\"", "not in tonic's service"),
 ];
 
@@ -52,8 +56,9 @@ const LATER: [(&str, &str, &[&str]); 13] = [
 ];
 
 /// Those whose series are the same too: which methods, gates and checks there are.
-const SAME_SERIES: [&str; 4] = [
+const SAME_SERIES: [&str; 5] = [
     "grpc_server_started_total",
+    "grpc_server_handling_seconds_bucket",
     "etcd_server_feature_enabled",
     "etcd_server_healthcheck",
     "promhttp_metric_handler_requests_total",
