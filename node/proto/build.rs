@@ -21,6 +21,9 @@ const FILES: [&str; 8] = [
     "balsa/peer.proto",
 ];
 
+/// What is spoken to others, and no part of the contract that reflection shows.
+const ELSEWHERE: [&str; 1] = ["opentelemetry/trace.proto"];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={ROOT}");
@@ -35,5 +38,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(Path::new(&out).join("descriptor_set.bin"), bare.encode_to_vec())?;
 
     tonic_prost_build::configure().bytes(".").compile_fds(set)?;
+    tonic_prost_build::configure().bytes(".").compile_fds(protox::compile(ELSEWHERE, [ROOT])?)?;
     Ok(())
 }

@@ -55,7 +55,8 @@ async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> 
         member = wiring::member(config, hot, &dialer, &fatal) => member?,
         signal = signals.next() => return Ok(signal),
     };
-    let mut listeners = wiring::listen(config, &member, &dialer, &tls).map_err(failed)?;
+    let tracing = wiring::tracing(config).map_err(failed)?;
+    let mut listeners = wiring::listen(config, &member, &dialer, &tls, tracing.as_ref()).map_err(failed)?;
     member.node().listening();
     let signal = tokio::select! {
         signal = signals.next() => signal,
@@ -65,6 +66,9 @@ async fn run(config: &Config, hot: &Arc<HotConfig>) -> Result<i32, Termination> 
     let stopped = async {
         stop::drain_until(&member, config.drain_delay, signals.next()).await;
         listeners.close().await;
+        if let Some(tracing) = &tracing {
+            tracing.flush().await;
+        }
         member.node().stop().await;
     };
     tokio::select! {

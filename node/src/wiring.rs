@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::api::server::{Closing, Listeners, Services};
+use crate::api::spans::Tracing;
 use crate::config::gates;
 use crate::config::hot::{AutoCompaction, HotConfig};
 use crate::config::tls::{TlsSide, TlsVersion};
@@ -23,6 +24,7 @@ use crate::service::metrics::Metrics;
 use crate::service::tokens::Tokens;
 use crate::service::{Member, Settings, auto_compaction, corruption};
 use crate::storage::rocks::KeySpaceOptions;
+use crate::transport::otlp::{Collector, Exporter};
 use crate::transport::tls::{Identity, Tls, TlsError, TlsOptions, Version, self_signed};
 use crate::transport::tonic::{Dialer, PeerMetrics};
 
@@ -145,13 +147,34 @@ pub async fn member(
     Ok(member)
 }
 
+/// Begins to send spans of calls, if that is asked for.
+///
+/// # Errors
+/// The address of the collector is none.
+pub fn tracing(config: &Config) -> io::Result<Option<Arc<Tracing>>> {
+    let Some(of) = &config.tracing else { return Ok(None) };
+    let collector = Collector {
+        address: of.address.clone(),
+        service_name: of.service_name.clone(),
+        instance_id: of.instance_id.clone(),
+    };
+    let exporter = Exporter::start(&collector).map_err(io::Error::other)?;
+    Ok(Some(Arc::new(Tracing::new(exporter, of.rate))))
+}
+
 /// Opens the ports.
 ///
 /// # Errors
 /// An address that cannot be bound; metrics or routes that cannot be made.
-pub fn listen(config: &Config, member: &Arc<Member>, dialer: &Dialer, tls: &PortTls) -> io::Result<Listeners> {
+pub fn listen(
+    config: &Config,
+    member: &Arc<Member>,
+    dialer: &Dialer,
+    tls: &PortTls,
+    tracing: Option<&Arc<Tracing>>,
+) -> io::Result<Listeners> {
     let metrics = Arc::new(Metrics::of(config).map_err(io::Error::other)?);
-    let services = Services::new(member.clone(), metrics, config, dialer.clone());
+    let services = Services::new(member.clone(), metrics, config, dialer.clone()).traced(tracing.cloned());
     let mut listeners = Listeners::new(config.http2, config.reuse_port);
     let (client, client_http) = services.client_routes().map_err(io::Error::other)?;
     let (metrics, peer) = (services.metrics_routes(), services.peer_routes());

@@ -68,7 +68,7 @@ const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
 use Kind::{Bool, Count, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 83] = [
+const SERVED: [Flag; 88] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -156,6 +156,19 @@ const SERVED: [Flag; 83] = [
         "Log entries that take longer to apply, and reads that take longer",
     ),
     flag(
+        "enable-distributed-tracing",
+        Bool("false"),
+        "Send a span of each call of a client to a collector of OpenTelemetry's",
+    ),
+    flag("distributed-tracing-address", Text("localhost:4317"), "The collector: OTLP over gRPC, without TLS"),
+    flag("distributed-tracing-service-name", Text("etcd"), "service.name of the spans"),
+    flag("distributed-tracing-instance-id", Text(""), "service.instance.id of the spans"),
+    flag(
+        "distributed-tracing-sampling-rate",
+        Number("0"),
+        "Of a million calls that are no part of a trace, so many begin one",
+    ),
+    flag(
         "snapshot-count",
         Count("10000"),
         "Entries after which the key space is flushed and the Raft log trimmed, if not 10000; 64 MiB and 60 s do so always",
@@ -175,7 +188,7 @@ const SERVED: [Flag; 83] = [
 ];
 
 /// Accepted, because manifests pass them, and without meaning here: the reason of each.
-const INERT: [Flag; 38] = [
+const INERT: [Flag; 33] = [
     inert("wal-dir", Text(""), "the Raft log lies in the data directory"),
     inert("max-wals", Count("5"), "the Raft log is trimmed as a whole, not in files"),
     inert("max-snapshots", Count("5"), "a snapshot lives only while it is being sent"),
@@ -193,11 +206,6 @@ const INERT: [Flag; 38] = [
     inert("enable-pprof", Bool("false"), "the profiles are Go's"),
     inert("enable-log-rotation", Bool("false"), "rotate files from outside, by copying and truncating"),
     inert("log-rotation-config-json", Text(""), "rotate files from outside, by copying and truncating"),
-    inert("enable-distributed-tracing", Bool("false"), "no traces are exported"),
-    inert("distributed-tracing-address", Text("localhost:4317"), "no traces are exported"),
-    inert("distributed-tracing-service-name", Text("etcd"), "no traces are exported"),
-    inert("distributed-tracing-instance-id", Text(""), "no traces are exported"),
-    inert("distributed-tracing-sampling-rate", Number("0"), "no traces are exported"),
     inert("v2-deprecation", Text("write-only"), "there is no v2 store"),
     inert("enable-v2", Bool("false"), "there is no v2 store"),
     inert("proxy", Text("off"), "there is no v2 proxy"),
@@ -338,7 +346,7 @@ pub fn is_switch(flag: Flag) -> bool {
 
 /// Flags that say who and where a member is, and so differ between members that are configured alike.
 pub fn is_identity(name: &str) -> bool {
-    const IDENTITY: [&str; 10] = [
+    const IDENTITY: [&str; 11] = [
         "name",
         "data-dir",
         "listen-client-urls",
@@ -348,6 +356,7 @@ pub fn is_identity(name: &str) -> bool {
         "listen-client-http-urls",
         "listen-metrics-urls",
         "log-outputs",
+        "distributed-tracing-instance-id",
         // A number for the same content.
         "config-version",
     ];

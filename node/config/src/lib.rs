@@ -92,6 +92,19 @@ pub struct Http2 {
     pub keepalive_timeout: Duration,
 }
 
+/// Where spans of calls go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tracing {
+    /// The collector, as `host:port`.
+    pub address: String,
+    /// The attribute `service.name`.
+    pub service_name: String,
+    /// The attribute `service.instance.id`, unless it is empty.
+    pub instance_id: String,
+    /// Of a million calls without a trace, so many begin one.
+    pub rate: u32,
+}
+
 /// Where log lines go.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogOutput {
@@ -128,6 +141,8 @@ pub struct Config {
     pub http2: Http2,
     /// Whether gRPC calls are timed in histograms.
     pub extensive_metrics: bool,
+    /// Where spans of calls go, if anywhere.
+    pub tracing: Option<Tracing>,
     /// A call that takes longer is logged.
     pub warning_unary_request_duration: Duration,
     /// Entries that take longer to apply are logged, and reads that take longer.
@@ -294,6 +309,7 @@ impl Config {
             enable_grpc_gateway: raw.boolean("enable-grpc-gateway")?,
             http2: http2(raw)?,
             extensive_metrics: extensive(raw.text("metrics"))?,
+            tracing: tracing(raw)?,
             warning_unary_request_duration: warning_unary_request_duration(raw)?,
             warning_apply_duration: raw.duration("warning-apply-duration")?,
             snapshot_count: snapshot_count(raw)?,
@@ -503,6 +519,28 @@ fn http2(raw: &Raw) -> Result<Http2, ConfigError> {
         keepalive_interval: (!interval.is_zero() && !timeout.is_zero()).then_some(interval),
         keepalive_timeout: timeout,
     })
+}
+
+/// The rate is looked at only by whoever asks for spans, as in etcd.
+fn tracing(raw: &Raw) -> Result<Option<Tracing>, ConfigError> {
+    if !raw.boolean("enable-distributed-tracing")? {
+        return Ok(None);
+    }
+    let wrong = |why: &str| {
+        invalid(format!("distributed tracing configurition is not valid: (tracing sampling rate must be {why})"))
+    };
+    let rate = match raw.number::<i64>("distributed-tracing-sampling-rate")? {
+        ..0 => return Err(wrong("positive")),
+        1_000_001.. => return Err(wrong("less than 1000000")),
+        rate => u32::try_from(rate).unwrap_or_default(),
+    };
+    let text = |name: &str| raw.text(&format!("distributed-tracing-{name}")).to_owned();
+    Ok(Some(Tracing {
+        address: text("address"),
+        service_name: text("service-name"),
+        instance_id: text("instance-id"),
+        rate,
+    }))
 }
 
 /// etcd takes any other word for `basic`; it is a slip.

@@ -25,6 +25,9 @@ mod generated {
     pub mod v3electionpb {
         tonic::include_proto!("v3electionpb");
     }
+    pub mod otlp {
+        tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
+    }
     pub mod balsa {
         pub mod log {
             pub mod v1 {
@@ -47,7 +50,7 @@ mod generated {
 #[doc(inline)]
 pub use generated::balsa::{log::v1 as log, node::v1 as node, peer::v1 as peer};
 #[doc(inline)]
-pub use generated::{authpb, etcdserverpb, mvccpb, v3electionpb, v3lockpb};
+pub use generated::{authpb, etcdserverpb, mvccpb, otlp, v3electionpb, v3lockpb};
 
 /// The encoded `google.protobuf.FileDescriptorSet` of every file of the contract, without comments, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor_set.bin"));

@@ -13,8 +13,10 @@ use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tonic::Status;
 
 use super::deadline;
+use super::spans::{Open, Tracing};
 use crate::metrics;
 use crate::service::metrics::{Grpc, Method};
 
@@ -25,6 +27,8 @@ pub struct Counting {
     pub methods: Arc<Grpc>,
     /// How long a unary call may take.
     pub slow: Duration,
+    /// Makes spans of calls, if there is a collector for them.
+    pub tracing: Option<Arc<Tracing>>,
 }
 
 /// Passes a call on, for as long as its client gives it, and counts it.
@@ -33,7 +37,8 @@ pub async fn count(State(counting): State<Counting>, request: Request, next: Nex
         return deadline::keep(request, next, true).await;
     };
     count_client(&method, request.headers());
-    let mut call = Call::start(method, counting.slow);
+    let span = counting.tracing.as_ref().and_then(|tracing| tracing.begin(&request));
+    let mut call = Call::start(method, counting.slow, span);
     let received = Observed::new(call.receiver());
     let streams = !call.method.is_unary;
     let mut response = deadline::keep(request.map(|body| Body::new(received.over(body))), next, streams).await;
@@ -60,25 +65,29 @@ struct Call {
     method: Arc<Method>,
     started: Instant,
     slow: Duration,
+    span: Option<Open>,
     done: bool,
 }
 
 impl Call {
-    fn start(method: Arc<Method>, slow: Duration) -> Self {
+    fn start(method: Arc<Method>, slow: Duration, span: Option<Open>) -> Self {
         method.started.inc();
-        Self { method, started: Instant::now(), slow, done: false }
+        Self { method, started: Instant::now(), slow, span, done: false }
     }
 
     fn receiver(&self) -> Direction {
         Direction::Received(self.method.clone())
     }
 
-    fn end(&self, code: usize) {
+    fn end(&mut self, code: usize, message: impl FnOnce() -> String) {
         let time = self.started.elapsed();
         self.method.handled(code);
         self.method.took(time);
         if self.method.is_unary && time > self.slow {
             tracing::warn!(call = self.method.path, code, "time spent" = ?time, "request stats");
+        }
+        if let Some(span) = self.span.take() {
+            span.end(code, &message());
         }
     }
 
@@ -89,7 +98,9 @@ impl Call {
             && !self.done
         {
             self.done = true;
-            self.end(code);
+            let message =
+                || Status::from_header_map(headers).map_or_else(String::new, |status| status.message().to_owned());
+            self.end(code, message);
         }
     }
 }
@@ -97,7 +108,7 @@ impl Call {
 impl Drop for Call {
     fn drop(&mut self) {
         if !self.done {
-            self.end(tonic::Code::Cancelled as usize);
+            self.end(tonic::Code::Cancelled as usize, String::new);
         }
     }
 }

@@ -58,6 +58,7 @@ use super::peer::PeerApi;
 use super::peer_http;
 use super::ping_guard::Guarded;
 use super::reflection;
+use super::spans::Tracing;
 use super::unread::{self, Bounded};
 use super::watch::WatchApi;
 use crate::config::url::Url;
@@ -131,6 +132,7 @@ pub struct Services {
     slow_call: Duration,
     unread: Duration,
     dialer: Dialer,
+    tracing: Option<Arc<Tracing>>,
 }
 
 impl Services {
@@ -163,7 +165,14 @@ impl Services {
             split_http,
             slow_call,
             unread,
+            tracing: None,
         }
+    }
+
+    /// Makes spans of the calls of clients too.
+    #[must_use]
+    pub fn traced(self, tracing: Option<Arc<Tracing>>) -> Self {
+        Self { tracing, ..self }
     }
 
     /// What the client port serves, and what the port of plain HTTP does if there is one: then the former is gRPC alone.
@@ -219,7 +228,7 @@ impl Services {
             .add_service(reflection::builder().build_v1alpha()?);
         let methods = self.metrics.grpc();
         let unread = Bounded { methods: methods.clone(), bound: self.unread };
-        let counting = Counting { methods, slow: self.slow_call };
+        let counting = Counting { methods, slow: self.slow_call, tracing: self.tracing.clone() };
         let routes = routes.into_axum_router().layer(from_fn_with_state(unread, unread::end_unread));
         Ok(routes.layer(from_fn_with_state(counting, grpc_metrics::count)))
     }

@@ -66,6 +66,18 @@ impl Single {
         Self { client, log, process, directory }
     }
 
+    /// SIGTERM, and the end.
+    pub(crate) async fn stop(mut self) {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+        let wait = move || {
+            let ended = self.process.wait();
+            drop(self);
+            ended
+        };
+        tokio::task::spawn_blocking(wait).await.expect("a thread").expect("it ends");
+    }
+
     /// Waits until the log says so, and returns it.
     async fn logged(&self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
@@ -306,6 +318,18 @@ const ALIKE: &[(Origin, Ends, &str)] = &[
         Args(&["--election-timeout=50_001"]),
         REFUSED,
         "--election-timeout[50001ms] is too long, and should be set less than 50000ms",
+    ),
+    // Tracing: nobody need be there.
+    (Args(&["--experimental-enable-distributed-tracing", "--distributed-tracing-address=127.0.0.1:1"]), SERVES, ""),
+    (
+        Args(&["--enable-distributed-tracing", "--distributed-tracing-sampling-rate=-1"]),
+        REFUSED,
+        "distributed tracing configurition is not valid: (tracing sampling rate must be positive)",
+    ),
+    (
+        Args(&["--enable-distributed-tracing", "--distributed-tracing-sampling-rate=1000001"]),
+        REFUSED,
+        "distributed tracing configurition is not valid: (tracing sampling rate must be less than 1000000)",
     ),
     // Durations.
     (

@@ -42,5 +42,6 @@ mod shifting;
 mod snapshot;
 mod tls;
 mod trace;
+mod tracing;
 mod unread;
 mod wire;
