@@ -7,6 +7,7 @@ pub mod apply;
 pub mod arguments;
 pub mod brief;
 pub mod build;
+pub mod client;
 pub mod controller;
 pub mod execute;
 pub mod failures;

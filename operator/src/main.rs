@@ -1,10 +1,10 @@
 //! The operator's process: wires the parts, and ends them in order.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use balsa_operator::arguments::{Arguments, Command, Run};
+use balsa_operator::client::{CALL_TIMEOUT, bounded};
 use balsa_operator::lanes::Lanes;
 use balsa_operator::lease::{self, Seat};
 use balsa_operator::members::Network;
@@ -15,9 +15,6 @@ use kube::runtime::events::{Recorder, Reporter};
 use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-
-/// Longest time that one call of a pass may take.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -36,8 +33,7 @@ async fn operate(run: Run) -> anyhow::Result<()> {
     // An error would only say that a provider is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let config = Config::infer().await.context("no way to the Kubernetes API: set KUBECONFIG or run in a pod")?;
-    let mut bounded = config.clone();
-    (bounded.read_timeout, bounded.default_retry) = (Some(CALL_TIMEOUT), false);
+    let bounded = bounded(config.clone(), CALL_TIMEOUT);
     let (watches, client) = (Client::try_from(config)?, Client::try_from(bounded)?);
     let (metrics, stop) = (Arc::new(Metrics::new()?), CancellationToken::new());
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
