@@ -52,10 +52,11 @@ test-unit: ## Tests that need no Kubernetes
 	$(CARGO) test --workspace --locked
 
 .PHONY: test-long
-test-long: ## More seeds of the simulations and repeated end-to-end runs
+test-long: ## More seeds of the simulations, repeated end-to-end runs, and one of seven members
 	BALSA_SEEDS=20000 $(CARGO) test --workspace --locked simulation -- --nocapture
 	BALSA_REQUESTS=500000 $(MAKE) differential
 	for round in 1 2 3; do $(MAKE) e2e || exit 1; done
+	$(MAKE) e2e SCENARIO=seven
 
 .PHONY: differential
 differential: build ## The same drawn requests to etcd and to Balsa, all answers compared; BALSA_SEED=n, BALSA_REQUESTS=n

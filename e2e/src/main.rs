@@ -1,4 +1,4 @@
-//! `balsa-e2e list` names the scenarios; `balsa-e2e run [NAME...]` runs them, all of them without a name.
+//! `balsa-e2e list` names the scenarios; `balsa-e2e run [NAME...]` runs them, without a name all but the long ones.
 
 use std::process::ExitCode;
 
@@ -32,9 +32,9 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         times: usize,
     },
-    /// Run the named scenarios, or all.
+    /// Run the named scenarios, or all but the long ones.
     Run {
-        /// Names as `list` prints them.
+        /// Names as `list` prints them; without one all but the long ones.
         names: Vec<String>,
         /// Leave the namespaces of failed scenarios for a look.
         #[arg(long)]
@@ -48,7 +48,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match Args::parse().command {
         Command::List => {
-            for scenario in scenarios::ALL {
+            for scenario in scenarios::ALL.iter().chain(scenarios::LONG) {
                 println!("{:20} {}", scenario.name, scenario.promise);
             }
             Ok(ExitCode::SUCCESS)

@@ -102,6 +102,34 @@ async fn came_back(cluster: &Cluster, name: &str, old_uid: &str) -> anyhow::Resu
     }
 }
 
+/// The node's process of a pod that was killed.
+pub(super) struct Killed<'a> {
+    namespace: &'a str,
+    pod: String,
+    pid: u32,
+}
+
+/// kill -9.
+pub(super) fn kill_process_of<'a>(cluster: &'a Cluster, pod: &str) -> anyhow::Result<Killed<'a>> {
+    let namespace = cluster.namespace.as_str();
+    let pid = process_of(namespace, pod).with_context(|| format!("the process of {pod} is not on this machine"))?;
+    println!("    kill -9 of {pod}, process {pid}");
+    ensure!(std::process::Command::new("kill").arg("-9").arg(pid.to_string()).status()?.success());
+    Ok(Killed { namespace, pod: pod.to_owned(), pid })
+}
+
+impl Killed<'_> {
+    /// Waits until another process runs in its place.
+    pub(super) async fn is_another(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while process_of(self.namespace, &self.pod).is_none_or(|pid| pid == self.pid) {
+            ensure!(Instant::now() < deadline, "no other process in {} than {}", self.pod, self.pid);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+}
+
 /// The process of a pod's node, by the command line that only it has.
 pub(crate) fn process_of(namespace: &str, pod: &str) -> Option<u32> {
     let peers = format!("{pod}.{NAME}-peers.{namespace}.svc");

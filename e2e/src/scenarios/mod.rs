@@ -34,15 +34,17 @@ pub struct Scenario {
 }
 
 macro_rules! scenarios {
-    ($($name:literal, $function:path, $promise:literal;)*) => {
-        /// All scenarios, in the order in which they run.
-        pub const ALL: &[Scenario] = &[
+    ($(#[$doc:meta])* $list:ident: $($name:literal, $function:path, $promise:literal;)*) => {
+        $(#[$doc])*
+        pub const $list: &[Scenario] = &[
             $(Scenario { name: $name, promise: $promise, run: |cluster| Box::pin($function(cluster)) },)*
         ];
     };
 }
 
 scenarios! {
+    /// What runs when none is named, in this order.
+    ALL:
     "create", lifecycle::create, "three members become Available, and their client Service serves reads and writes";
     "scale", scale::walk, "3 → 5 → 3 → 1 → 3 under load: no write is lost, no client sees an error it must not retry";
     "reverse", scale::reverse, "a scale-out that is taken back half-way ends at the newest wish";
@@ -65,7 +67,13 @@ scenarios! {
     "store", store::kubernetes, "Kubernetes on Balsa: 10,000 objects, watches, compaction and expiry hold through kill -9 of each member";
 }
 
-/// The scenarios of these names; all without a name.
+scenarios! {
+    /// What runs only by name, as `make test-long` does: too much for a small machine that has other work.
+    LONG:
+    "seven", scale::seven, "seven members: two processes killed at once cost no write, and it shrinks to one under load";
+}
+
+/// The scenarios of these names; without a name those of [`ALL`].
 ///
 /// # Errors
 /// A name that does not exist.
@@ -75,8 +83,8 @@ pub fn named(names: &[String]) -> anyhow::Result<Vec<&'static Scenario>> {
     }
     let mut found = Vec::new();
     for name in names {
-        let Some(scenario) = ALL.iter().find(|scenario| scenario.name == name) else {
-            let known: Vec<&str> = ALL.iter().map(|scenario| scenario.name).collect();
+        let Some(scenario) = ALL.iter().chain(LONG).find(|scenario| scenario.name == name) else {
+            let known: Vec<&str> = ALL.iter().chain(LONG).map(|scenario| scenario.name).collect();
             bail!("no scenario {name:?}; there are: {}", known.join(", "));
         };
         found.push(scenario);

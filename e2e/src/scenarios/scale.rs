@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use balsa_crds::RaftCluster;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::DeleteParams;
 use serde_json::json;
 
+use super::loss::kill_process_of;
 use super::takeover::holder;
 use crate::cluster::Cluster;
 use crate::writer::Writer;
@@ -52,6 +53,26 @@ pub(super) async fn reverse(cluster: Cluster) -> anyhow::Result<()> {
     cluster.scale_to(3).await?;
     let history = writer.finish().await?;
     ensure!(history.unknown == 0, "a planned step left writes unknown: {:?}", history.errors);
+    cluster.assert_hashes_agree().await
+}
+
+pub(super) async fn seven(cluster: Cluster) -> anyhow::Result<()> {
+    cluster.create(7, &json!({})).await?;
+    let ids = cluster.raft_ids().await?;
+    ensure!(ids.len() == 7, "the members are {ids:?}");
+    let writer = Writer::start(cluster.endpoint().await?);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let leader = cluster.leader().await?;
+    let follower = ids.keys().find(|name| **name != leader).context("a follower")?;
+    let killed = [kill_process_of(&cluster, &leader)?, kill_process_of(&cluster, follower)?];
+    for process in killed {
+        process.is_another().await?;
+    }
+    cluster.settled(7).await?;
+    ensure!(cluster.raft_ids().await? == ids, "restarted processes are the same members");
+    cluster.scale_to(1).await?;
+    let history = writer.finish().await?;
+    ensure!(history.longest_pause < Duration::from_secs(8), "writes paused for {:?}", history.longest_pause);
     cluster.assert_hashes_agree().await
 }
 
