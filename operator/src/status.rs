@@ -343,3 +343,5 @@ fn time(seconds: UnixSeconds) -> Time {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vocabulary;

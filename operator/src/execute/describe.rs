@@ -73,44 +73,110 @@ pub fn describe(cluster: &str, step: &Step) -> Option<String> {
 mod tests {
     use super::*;
     use crate::observed::Marker;
-    use crate::step::{ObjectRef, PodRef, VolumeRef};
+    use crate::step::{ObjectRef, PodRef, StepName, VolumeRef};
+
+    const MARKER: Marker = Marker { cluster_id: 0xc7, raft_id: 3, incarnation: 1 };
 
     fn pod() -> PodRef {
         PodRef { ordinal: 2, uid: "u".into(), resource_version: "1".into() }
     }
 
+    fn volume() -> VolumeRef {
+        VolumeRef { ordinal: 2, uid: "u".into(), resource_version: "1".into() }
+    }
+
+    fn object() -> ObjectRef {
+        ObjectRef { uid: "u".into(), resource_version: "1".into() }
+    }
+
+    fn restart(mode: RestartMode, writes_pause: bool) -> Step {
+        Step::RestartPod { pod: pod(), mode, writes_pause }
+    }
+
+    fn founding() -> Vec<(Step, &'static str)> {
+        let (cluster_id, resource_version, name) = (0xc7, String::from("1"), String::from("db-0"));
+        let peer_url = String::from("http://x");
+        let parts = [
+            (BootstrapStep::Intend { cluster_id, resource_version: resource_version.clone() }, "will found cluster c7"),
+            (BootstrapStep::Call { pod: pod(), cluster_id, name, peer_url }, "founded cluster c7 on db-0"),
+            (BootstrapStep::Latch { resource_version: resource_version.clone() }, "never be founded again"),
+            (BootstrapStep::Adopt { cluster_id, resource_version }, "took over cluster c7"),
+        ];
+        parts.map(|(part, told)| (Step::Bootstrap(part), told)).into()
+    }
+
+    /// The steps of this name, and what their event must name; none of those that write nothing.
+    fn examples(name: StepName) -> Vec<(Step, &'static str)> {
+        let (membership_index, raft_id) = (1, 3);
+        match name {
+            StepName::Wait | StepName::Settled => Vec::new(),
+            StepName::Bootstrap => founding(),
+            StepName::AddLearner => {
+                vec![(
+                    Step::AddLearner { ordinal: 2, peer_url: "http://x".into(), membership_index },
+                    "db-2 as learner",
+                )]
+            }
+            StepName::Join => {
+                let join = Step::Join { pod: pod(), marker: MARKER, peers: Vec::new(), membership_index };
+                vec![(join, "told db-2 that it is member 3")]
+            }
+            StepName::LabelVolume => vec![
+                (
+                    Step::LabelVolume { volume: volume(), label: VolumeLabel::Member(MARKER) },
+                    "data-db-2 holds member 3",
+                ),
+                (Step::LabelVolume { volume: volume(), label: VolumeLabel::Detached }, "data-db-2 is kept until"),
+            ],
+            StepName::ScaleOut => vec![(Step::ScaleOut { set: object(), replicas: 3 }, "raised the pods to 3")],
+            StepName::ScaleIn => vec![(Step::ScaleIn { set: object(), replicas: 2 }, "lowered the pods to 2")],
+            StepName::Promote => {
+                vec![(Step::Promote { ordinal: 2, raft_id: 0xa1, membership_index }, "member a1 on db-2 votes")]
+            }
+            StepName::MoveLeader => {
+                vec![(Step::MoveLeader { from: 1, to: 0xb, ordinal: 0 }, "from member 1 to b")]
+            }
+            StepName::SetConfig => {
+                let step = Step::SetConfig { pod: pod(), marker: MARKER, version: 8, settings: [].into() };
+                vec![(step, "member 3 on db-2 has the settings of spec.config, its version 8")]
+            }
+            StepName::PrepareStop => {
+                vec![(Step::PrepareStop { pod: pod(), marker: MARKER }, "member 3 on db-2 out of service")]
+            }
+            StepName::RemoveMember => {
+                vec![(Step::RemoveMember { ordinal: 2, raft_id, membership_index }, "removed member 3 of db-2")]
+            }
+            StepName::DropVolume => vec![
+                (Step::DropVolume { volume: volume(), raft_id: Some(raft_id) }, "data-db-2 of removed member 3"),
+                (Step::DropVolume { volume: volume(), raft_id: None }, "data-db-2 with its cluster"),
+            ],
+            StepName::RestartPod => vec![
+                (restart(RestartMode::Evict, true), "evicted db-2 to restart it; writes pause"),
+                (restart(RestartMode::Delete, false), "deleted db-2 to restart it"),
+                (restart(RestartMode::Force, false), "forced out db-2"),
+                (restart(RestartMode::End, false), "deleted db-2"),
+            ],
+            StepName::RecreateSet => {
+                vec![(Step::RecreateSet { set: object(), fields: vec!["serviceName"] }, "anew with other serviceName")]
+            }
+            StepName::DeleteSet => vec![(Step::DeleteSet { set: object() }, "deleted the StatefulSet")],
+            StepName::DeleteBudget => vec![(Step::DeleteBudget { budget: object() }, "deleted the disruption budget")],
+            StepName::DropFinalizer => {
+                vec![(Step::DropFinalizer { resource_version: "1".into() }, "let the resource go")]
+            }
+        }
+    }
+
     #[test]
     fn m29_every_step_that_writes_has_an_event_naming_what_it_acts_on() {
-        let set = || ObjectRef { uid: "u".into(), resource_version: "1".into() };
-        let volume = || VolumeRef { ordinal: 2, uid: "u".into(), resource_version: "1".into() };
-        let cases = [
-            (Step::AddLearner { ordinal: 2, peer_url: "http://x".into(), membership_index: 1 }, "db-2"),
-            (Step::ScaleOut { set: set(), replicas: 3 }, "3"),
-            (Step::Promote { ordinal: 2, raft_id: 0xa1, membership_index: 1 }, "a1"),
-            (Step::MoveLeader { from: 1, to: 0xb, ordinal: 0 }, "to b"),
-            (
-                Step::PrepareStop { pod: pod(), marker: Marker { cluster_id: 7, raft_id: 3, incarnation: 1 } },
-                "member 3 on db-2 out of service",
-            ),
-            (
-                Step::SetConfig {
-                    pod: pod(),
-                    marker: Marker { cluster_id: 7, raft_id: 3, incarnation: 1 },
-                    version: 8,
-                    settings: [].into(),
-                },
-                "member 3 on db-2 has the settings of spec.config, its version 8",
-            ),
-            (Step::RemoveMember { ordinal: 2, raft_id: 3, membership_index: 1 }, "member 3 of db-2"),
-            (Step::DropVolume { volume: volume(), raft_id: Some(3) }, "data-db-2 of removed member 3"),
-            (Step::RestartPod { pod: pod(), mode: RestartMode::Evict, writes_pause: true }, "writes pause"),
-            (Step::RestartPod { pod: pod(), mode: RestartMode::End, writes_pause: false }, "deleted db-2"),
-            (Step::RecreateSet { set: set(), fields: vec!["serviceName"] }, "anew with other serviceName"),
-            (Step::LabelVolume { volume: volume(), label: VolumeLabel::Detached }, "kept until"),
-        ];
-        for (step, wanted) in cases {
-            let text = describe("db", &step).expect("an event");
-            assert!(text.contains(wanted), "{text}");
+        for name in StepName::ALL {
+            for (step, told) in examples(*name) {
+                assert_eq!(step.name(), *name);
+                let text = describe("db", &step).unwrap_or_else(|| panic!("{name} is no event"));
+                assert!(text.contains(told), "{name}: {text}");
+            }
+            let writes = !matches!(name, StepName::Wait | StepName::Settled);
+            assert_eq!(examples(*name).is_empty(), !writes, "{name}");
         }
         assert_eq!(describe("db", &Step::Wait), None);
         assert_eq!(describe("db", &Step::Settled), None);

@@ -31,6 +31,26 @@ struct Call {
     sub: String,
     body: Value,
     dry: bool,
+    /// Server-side apply, which makes what is not there.
+    applies: bool,
+}
+
+impl Call {
+    /// What the write was decided on.
+    fn fence(&self) -> ObjectRef {
+        fence(match (self.method.as_str(), self.sub.as_str()) {
+            ("DELETE", _) => &self.body["preconditions"],
+            (_, "eviction") => &self.body["deleteOptions"]["preconditions"],
+            _ => &self.body["metadata"],
+        })
+    }
+}
+
+impl std::fmt::Display for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let verb = if self.applies { "APPLY" } else { self.method.as_str() };
+        write!(f, "{verb} {}/{} {}", self.plural, self.name, self.sub)
+    }
 }
 
 /// A client whose API server is the model. The connection breaks when the operator's process has ended.
@@ -69,7 +89,9 @@ async fn call(request: Request<Body>) -> Call {
     let scope = if words.get(version) == Some(&"namespaces") { 2 } else { 0 };
     let word = |n: usize| words.get(version + scope + n).copied().unwrap_or_default().to_owned();
     let dry = head.uri.query().is_some_and(|query| query.contains("dryRun=All"));
-    Call { method: head.method, plural: word(0), name: word(1), sub: word(2), body, dry }
+    let kind = head.headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let applies = kind.starts_with("application/apply-patch");
+    Call { method: head.method, plural: word(0), name: word(1), sub: word(2), body, dry, applies }
 }
 
 fn status(code: u16, reason: &str) -> Reply {
@@ -86,7 +108,7 @@ fn text(value: &Value) -> String {
 
 impl Stage {
     fn answer(&mut self, call: &Call) -> Option<Reply> {
-        let Call { method, plural, name, sub, body, dry: _ } = call;
+        let Call { method, plural, name, body, dry: _, applies: _, sub: _ } = call;
         match (method.as_str(), plural.as_str(), name.as_str()) {
             ("GET", "pods", "") => Some((200, json!({"metadata": {}, "items": self.pods()}))),
             ("GET", "persistentvolumeclaims", "") => Some((200, json!({"metadata": {}, "items": self.volumes()}))),
@@ -127,7 +149,7 @@ impl Stage {
                 body["message"] = json!(format!("{plural} {name:?} is invalid: spec: Forbidden: by a policy"));
                 Some((code, body))
             }
-            _ => self.write(format!("{method} {plural}/{name} {sub}"), |stage| match stage.change(call) {
+            _ => self.write(call.to_string(), |stage| match stage.change(call) {
                 Ok(object) => (200, object),
                 Err(refused) => stage.refusal(refused),
             }),
@@ -161,8 +183,28 @@ impl Stage {
         }
     }
 
+    /// P2: every write of an object that is there carries what it was decided on. One that carries less is a fault of the
+    /// operator's, whatever becomes of it; one that carries something else is refused.
+    fn check_fence(&mut self, call: &Call) -> Result<(), Refused> {
+        let fence = call.fence();
+        let nothing = fence.uid.is_empty() && fence.resource_version.is_empty();
+        let Some(object) = self.read(&call.plural, &call.name) else {
+            return if nothing && call.applies { Ok(()) } else { Err(Refused::Conflict) };
+        };
+        // No apply can say that it only makes: another process may have made the object since this one read that there is none.
+        let makes = call.applies && nothing && self.busy;
+        if !makes && (fence.uid.is_empty() || fence.resource_version.is_empty()) {
+            self.world.violations.push(format!("p2: unfenced write: {call}"));
+        }
+        let is = &object["metadata"];
+        let same = is["uid"] == fence.uid && is["resourceVersion"] == fence.resource_version;
+        if same || makes { Ok(()) } else { Err(Refused::Conflict) }
+    }
+
     fn change(&mut self, call: &Call) -> Result<Value, Refused> {
-        let Call { method, plural, name, sub, body, dry: _ } = call;
+        self.meddle(call);
+        self.check_fence(call)?;
+        let Call { method, plural, name, sub, body, dry: _, applies: _ } = call;
         match (method.as_str(), plural.as_str(), sub.as_str()) {
             ("PATCH", "raftclusters", "status") => self.patch_status(body),
             ("PATCH", "raftclusters", "") => self.patch_resource(body),
@@ -197,7 +239,6 @@ impl Stage {
 
     /// Writes of the resource itself: M28 allows the finalizer and nothing else.
     fn patch_resource(&mut self, body: &Value) -> Result<Value, Refused> {
-        self.unchanged(body)?;
         let metadata = body["metadata"].as_object().cloned().unwrap_or_default();
         let foreign = |key: &String| !["uid", "resourceVersion", "finalizers"].contains(&key.as_str());
         if body.as_object().is_some_and(|body| body.len() != 1) || metadata.keys().any(foreign) {
@@ -214,21 +255,12 @@ impl Stage {
     }
 
     fn patch_status(&mut self, body: &Value) -> Result<Value, Refused> {
-        self.unchanged(body)?;
         if self.resource["status"].is_null() {
             self.resource["status"] = json!({});
         }
         merge(&mut self.resource["status"], &body["status"]);
         self.resource_changed();
         Ok(self.resource.clone())
-    }
-
-    /// The resource is the one that the write was decided on.
-    fn unchanged(&self, body: &Value) -> Result<(), Refused> {
-        let fence = fence(&body["metadata"]);
-        let is = &self.resource["metadata"];
-        let same = is["uid"] == fence.uid && is["resourceVersion"] == fence.resource_version;
-        if same && !self.resource.is_null() { Ok(()) } else { Err(Refused::Conflict) }
     }
 
     /// The model's own judges look at these.
@@ -269,6 +301,15 @@ impl Stage {
         self.world.drop_volume(&volume).map(|()| json!({"metadata": {"name": name}}))
     }
 
+    /// What another hand does between the reading and the writing: it is seen in the object's resourceVersion.
+    fn meddle(&mut self, call: &Call) {
+        let Some(k) = self.meddled.filter(|k| call.plural == "pods" && call.name == Self::pod_name(*k)) else { return };
+        let version = self.world.next_text();
+        if let Some(pod) = self.world.pods.get_mut(&k) {
+            pod.object.resource_version = version;
+        }
+    }
+
     fn restart(&mut self, name: &str, body: &Value, mode: RestartMode) -> Result<Value, Refused> {
         let mut pod = names::pod_ordinal(NAME, name).and_then(|k| self.pod_ref(k)).ok_or(Refused::Conflict)?;
         let fence = fence(&body["preconditions"]);
@@ -296,17 +337,6 @@ impl Stage {
         let replicas = body["spec"]["replicas"].as_u64().and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
         if self.world.set.is_none() {
             self.objects.remove(&("statefulsets".to_owned(), NAME.to_owned()));
-        }
-        let fence = fence(&body["metadata"]);
-        match &self.world.set {
-            None if !fence.uid.is_empty() => return Err(Refused::Conflict),
-            Some(set) if !fence.uid.is_empty() => {
-                let same = set.uid == fence.uid && set.resource_version == fence.resource_version;
-                if !same {
-                    return Err(Refused::Conflict);
-                }
-            }
-            _ => {}
         }
         let (uid, resource_version) = (self.world.next_text(), self.world.next_text());
         let new = ObservedSet { uid, replicas, ..ObservedSet::default() };
@@ -336,17 +366,6 @@ impl Stage {
     fn apply(&mut self, plural: &str, name: &str, body: &Value) -> Result<(Value, String), Refused> {
         let (uid, version) = (self.world.next_text(), self.world.next_text());
         let key = (plural.to_owned(), name.to_owned());
-        let fence = fence(&body["metadata"]);
-        let is = self.objects.get(&key).map(|object| &object["metadata"]);
-        let same = match is {
-            None => fence.uid.is_empty(),
-            Some(is) => {
-                fence.uid.is_empty() || (is["uid"] == fence.uid && is["resourceVersion"] == fence.resource_version)
-            }
-        };
-        if !same {
-            return Err(Refused::Conflict);
-        }
         let object = self.objects.entry(key).or_insert_with(|| json!({"metadata": {"uid": uid}}));
         merge(object, body);
         if plural == "configmaps" {

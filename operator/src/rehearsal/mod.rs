@@ -7,6 +7,7 @@
 
 mod api_server;
 mod crowd;
+mod fences;
 mod nodes;
 mod objects;
 mod promises;

@@ -33,6 +33,10 @@ impl Stage {
             "raftclusters" => Some(self.resource.clone()).filter(|resource| !resource.is_null()),
             "statefulsets" => self.stateful_set(),
             "pods" => names::pod_ordinal(NAME, name).and_then(|k| self.pod(k)),
+            "persistentvolumeclaims" => {
+                let k = names::volume_ordinal(NAME, name)?;
+                self.world.volumes.get(&k).map(|volume| claim(k, &volume.object))
+            }
             "nodes" => self.host(name),
             "persistentvolumes" => self.volume_behind(name),
             _ => self.objects.get(&(plural.to_owned(), name.to_owned())).cloned(),

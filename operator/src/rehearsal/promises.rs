@@ -242,7 +242,7 @@ fn m28_foreign_labels_and_annotations_on_objects_stay() {
             stage.writes.clear();
             let edited = changed(stage, |stage| stage.edit(&edit));
             (stage, _) = run(edited, None).await.unwrap_or_else(|wrong| panic!("{edit}: {wrong}"));
-            let applied = |(plural, name): &(String, String)| stage.writes.contains(&format!("PATCH {plural}/{name} "));
+            let applied = |(plural, name): &(String, String)| stage.writes.contains(&format!("APPLY {plural}/{name} "));
             assert!(edit != json!({}) || kinds.iter().all(applied), "{:?}", stage.writes);
             for key in &kinds {
                 let metadata = &stage.objects[key]["metadata"];

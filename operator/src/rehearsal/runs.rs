@@ -3,6 +3,7 @@
 //!
 //! `BALSA_SEED=<n>` runs one seed alone, `BALSA_SEEDS=<n>` that many.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use balsa_crds::RaftCluster;
@@ -20,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::names::{LABEL_CLUSTER_ID, REPLACE_MEMBER};
 use crate::observed::{HostState, Marker};
 use crate::plan::simulation::{Dice, check};
+use crate::step::StepName;
 
 /// Passes within which a cluster without faults settles.
 const PASSES_MAX: usize = 300;
@@ -397,23 +399,46 @@ fn m29_what_the_spec_leads_to_is_refused_in_a_condition_before_any_pod() {
     });
 }
 
-/// M29 with the events as the API server gets them: one for every call that changes a member, a pod or a volume.
+/// M29 with the events as the API server gets them: on every way one for every call that changes a member, a pod or a volume,
+/// and of every step there is.
 #[test]
 fn m29_every_step_is_an_event() {
     block_on(async {
-        let (end, _) = run(Stage::new(3, &json!({})), None).await.unwrap_or_else(|wrong| panic!("{wrong}"));
-        let (end, _) = run(changed(end, |stage| stage.edit(&json!({"replicas": 1}))), None)
-            .await
-            .unwrap_or_else(|wrong| panic!("{wrong}"));
-        let applied = ["status", "finalizers", "configmaps", "services", "serviceaccounts", "poddisruptionbudgets"];
-        let steps = end.writes.iter().filter(|write| !applied.iter().any(|word| write.contains(word)));
-        // The finalizer is put on by apply, and the set is created by it; its status writes of the founding are steps.
-        let steps = steps.filter(|write| !write.starts_with("PATCH raftclusters")).count();
-        let normal = end.events.iter().filter(|event| event[0] == "Normal").count();
-        let founding = end.events.iter().filter(|event| event[1] == "Bootstrap").count();
-        assert_eq!(founding, 3, "{:?}", end.events);
-        // One write of the set creates it; two of the founding's three are writes of the resource.
-        assert_eq!(normal, steps - 1 + 2, "{:#?}\n{:#?}", end.writes, end.events);
+        let mut told = BTreeSet::new();
+        for (name, stage) in ways().await {
+            let (end, _) = run(stage, None).await.unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
+            // What is applied is no step, nor is the budget that is pruned; of the writes of the resource itself these are.
+            let of_the_resource = match name {
+                "bootstrap to 3" => 2,
+                "delete" => 1,
+                _ => 0,
+            };
+            let applied = |write: &&String| {
+                let pruned = write.starts_with("DELETE poddisruptionbudgets") && name != "delete";
+                write.starts_with("APPLY") || write.starts_with("PATCH raftclusters") || pruned
+            };
+            let steps = end.writes.iter().filter(|write| !applied(write)).count() + of_the_resource;
+            let normal: Vec<&[String; 4]> = end.events.iter().filter(|event| event[0] == "Normal").collect();
+            assert_eq!(normal.len(), steps, "{name}: {:#?}\n{:#?}", end.writes, end.events);
+            told.extend(normal.into_iter().map(|event| event[1].clone()));
+        }
+        let writing = StepName::ALL.iter().filter(|name| !matches!(name, StepName::Wait | StepName::Settled));
+        assert_eq!(told, writing.map(ToString::to_string).collect());
+    });
+}
+
+/// From one to seven members: the most, and down from there with the volumes going along.
+#[test]
+fn seven_members_are_founded_and_scaled_away() {
+    let dropping = json!({"storage": {"retention": {"whenScaled": "Delete"}}});
+    block_on(async {
+        let (seven, _) = run(Stage::new(7, &dropping), None).await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(seven.world.voters().len(), 7);
+        let two = changed(seven, |stage| stage.edit(&json!({"replicas": 2})));
+        let (two, done) = run(two, None).await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(two.world.volumes.keys().copied().collect::<Vec<u32>>(), [0, 1]);
+        let removed = done.iter().filter(|write| write.starts_with("remove")).count();
+        assert_eq!((removed, done.len()), (5, 10), "each with its volume: {done:?}");
     });
 }
 

@@ -56,6 +56,8 @@ pub(super) struct Stage {
     pub(super) told: BTreeMap<u32, u64>,
     /// Between the reading and the writing of each pass the addresses of the pods become those of another cluster's.
     pub(super) strangers: bool,
+    /// The pod that another hand changes before each write of it.
+    pub(super) meddled: Option<u32>,
     /// The process may have lost its lease.
     pub(super) asleep: bool,
     /// Other processes change things meanwhile: the model's proofs need not hold when a write arrives.
@@ -106,6 +108,7 @@ impl Stage {
             busy: false,
             asleep: false,
             strangers: false,
+            meddled: None,
         }
     }
 

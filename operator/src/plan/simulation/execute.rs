@@ -47,9 +47,9 @@ impl World {
             Step::RestartPod { pod, mode, .. } => self.restart(pod, *mode, fresh),
             Step::RecreateSet { set, .. } => self.recreate_set(set, fresh),
             Step::DeleteSet { set } => self.delete_set(set),
-            Step::DeleteBudget { .. } => {
-                self.budget = None;
-                Ok(())
+            Step::DeleteBudget { budget } => self.delete_budget(budget),
+            Step::DropFinalizer { resource_version } if *resource_version != self.resource.resource_version => {
+                Err(Refused::Conflict)
             }
             Step::DropFinalizer { .. } => {
                 self.resource.finalizer = false;
@@ -362,8 +362,17 @@ impl World {
         Ok(())
     }
 
+    fn delete_budget(&mut self, budget: &ObjectRef) -> Done {
+        let (uid, version) = (&budget.uid, &budget.resource_version);
+        if self.budget.as_ref().is_none_or(|is| is.uid != *uid || is.resource_version != *version) {
+            return Err(Refused::Conflict);
+        }
+        self.budget = None;
+        Ok(())
+    }
+
     pub(crate) fn delete_set(&mut self, set: &ObjectRef) -> Done {
-        if self.set.as_ref().is_none_or(|is| is.uid != set.uid) {
+        if self.set.as_ref().is_none_or(|is| is.uid != set.uid || is.resource_version != set.resource_version) {
             return Err(Refused::Conflict);
         }
         self.set = None;

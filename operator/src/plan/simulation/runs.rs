@@ -183,19 +183,23 @@ fn every_crash_point_of_every_path_is_picked_up() {
     }
 }
 
-/// M10: the newest value wins, from any point of any path.
+/// M10: the newest value wins, from any point of any path, whichever of the sizes that a cluster may have it is.
 #[test]
 fn m10_want_may_change_at_any_point() {
-    for (name, world) in paths() {
-        for want in [1, 2, 3, 5] {
-            let mut moving = world.clone();
-            for at in 0..40 {
+    for (name, mut moving) in paths() {
+        let mut still = 0;
+        for at in 0..40 {
+            for want in 1..=7 {
                 let mut changed = moving.clone();
                 changed.cluster.want = want;
                 check_settled(&mut changed).unwrap_or_else(|e| panic!("{name}, want {want} after pass {at}: {e}"));
-                moving.pass(Crash::None);
-                moving.tick();
             }
+            // Once it stays settled, every point is the same one.
+            still = if moving.pass(Crash::None).plan.step == Step::Settled { still + 1 } else { 0 };
+            if still > 2 {
+                break;
+            }
+            moving.tick();
         }
     }
 }
@@ -212,6 +216,26 @@ fn m15_evictions_leave_a_quorum() {
             world.tick();
             check_evictions(world.clone()).unwrap_or_else(|wrong| panic!("want {want}: {wrong}"));
         }
+    }
+}
+
+/// M15 on every other way too: rolls, replacements, changed settings, a set made anew; and a roll of five and of seven.
+#[test]
+fn m15_evictions_leave_a_quorum_on_every_way() {
+    let rolls = [5, 7].map(|want| {
+        let mut world = settled(want);
+        world.template = "b".into();
+        ("roll five or seven", world)
+    });
+    for (name, mut world) in paths().into_iter().chain(rolls) {
+        let settles = (0..SETTLE_PASSES_MAX).any(|at| {
+            let Pass { plan, .. } = world.pass(Crash::None);
+            check_evictions(world.clone()).unwrap_or_else(|wrong| panic!("{name}, after pass {at}: {wrong}"));
+            world.tick();
+            check_evictions(world.clone()).unwrap_or_else(|wrong| panic!("{name}, after tick {at}: {wrong}"));
+            plan.step == Step::Settled
+        });
+        assert!(settles, "{name} does not settle");
     }
 }
 
