@@ -211,7 +211,7 @@ impl PortTls {
 pub fn client_tls(config: &Config) -> Result<Option<Arc<Tls>>, TlsError> {
     // Files that no port shows are not looked at, as in etcd; the configuration has warned of them.
     let ports = [&config.listen_client_urls, &config.listen_client_http_urls, &config.listen_metrics_urls];
-    if !ports.into_iter().flatten().any(Url::is_https) {
+    if !ports.into_iter().flatten().any(Url::is_secure) {
         return Ok(None);
     }
     tls("client", config, &config.tls.client, &config.listen_client_urls)
@@ -232,7 +232,7 @@ fn tls(port: &'static str, config: &Config, side: &TlsSide, urls: &[Url]) -> Res
     }
     let made = side.auto && given.is_none();
     let identity = if made {
-        let hosts: Vec<String> = urls.iter().map(|url| url.host.clone()).collect();
+        let hosts: Vec<String> = urls.iter().filter_map(Url::host).map(str::to_owned).collect();
         let directory = config.data_dir.join("fixtures").join(port);
         Some(self_signed(&directory, &hosts, config.tls.self_signed_years)?)
     } else {

@@ -279,6 +279,7 @@ impl Config {
         let gates = gates::read(raw, &mut warnings)?;
         let listen_client_urls = listened(raw, "listen-client-urls")?;
         let listen_peer_urls = listened(raw, "listen-peer-urls")?;
+        refuse_secure_sockets("listen-peer-urls", &listen_peer_urls)?;
         let listen_client_http_urls = listened(raw, "listen-client-http-urls")?;
         let listen_metrics_urls = listened(raw, "listen-metrics-urls")?;
         if let Some(url) = listen_client_urls.iter().find(|url| listen_client_http_urls.contains(url)) {
@@ -293,6 +294,7 @@ impl Config {
             peer: &listen_peer_urls,
             metrics: &listen_metrics_urls,
         };
+        refuse_shared_sockets(&listened)?;
         let tls = Tls::check(raw, &listened, &mut warnings)?;
         let (auth_token, of_tokens) = auth_token::parse(raw.text("auth-token"))?;
         warnings.extend(of_tokens);
@@ -455,7 +457,7 @@ fn bcrypt_cost(raw: &Raw, warnings: &mut Vec<String>) -> Result<u32, ConfigError
 fn listened(raw: &Raw, flag: &'static str) -> Result<Vec<Url>, ConfigError> {
     let urls = url_list(raw.text(flag)).map(|text| {
         let url = Url::parse(text)?;
-        url.listen_address()?;
+        url.listen()?;
         Ok::<_, UrlError>(url)
     });
     let mut urls = urls.collect::<Result<Vec<_>, _>>().map_err(|error| wrong_url(raw, flag, error))?;
@@ -463,6 +465,28 @@ fn listened(raw: &Raw, flag: &'static str) -> Result<Vec<Url>, ConfigError> {
     urls.sort();
     urls.dedup();
     Ok(urls)
+}
+
+/// TLS between members is checked against the hosts that they come from, and a socket has none; etcd listens there without it.
+fn refuse_secure_sockets(flag: &str, urls: &[Url]) -> Result<(), ConfigError> {
+    match urls.iter().find(|url| url.is_socket() && url.is_secure()) {
+        Some(url) => {
+            Err(invalid(format!("--{flag}: {url}: there is no TLS between members over a socket; use unix://")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The second to listen would take the file of the first away.
+fn refuse_shared_sockets(listened: &Listened<'_>) -> Result<(), ConfigError> {
+    let mut seen = BTreeSet::new();
+    let urls = listened.client.iter().chain(listened.peer).chain(listened.metrics).filter(|url| url.is_socket());
+    for url in urls {
+        if !seen.insert(&url.place) {
+            return Err(invalid(format!("{url} is listened on twice")));
+        }
+    }
+    Ok(())
 }
 
 fn advertised(raw: &Raw, flag: &'static str) -> Result<Vec<String>, ConfigError> {
@@ -715,6 +739,18 @@ mod tests {
         assert_eq!(load(&args).unwrap().advertise_client_urls, ["http://a:2379"]);
         let error = load(&["--listen-peer-urls=http://host:2380"]).unwrap_err();
         assert!(error.to_string().contains("--listen-peer-urls"), "{error}");
+    }
+
+    #[test]
+    fn sockets_are_listened_on_once_and_advertised() {
+        let listen = |urls: &str| load(&[&format!("--listen-client-urls={urls}"), "--advertise-client-urls=unix://a"]);
+        let config = listen("unix:///a,unix://b").unwrap();
+        assert_eq!(config.advertise_client_urls, ["unix://a"]);
+        assert!(config.listen_client_urls.iter().all(Url::is_socket));
+        let error = listen("unix:///a,unix:/a").unwrap_err();
+        assert!(error.to_string().contains("twice"), "{error}");
+        let error = load(&["--listen-peer-urls=unixs:///a", "--peer-auto-tls"]).unwrap_err();
+        assert!(error.to_string().contains("no TLS between members"), "{error}");
     }
 
     #[test]

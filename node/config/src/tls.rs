@@ -115,7 +115,7 @@ impl TlsSide {
         if self.auto && self.cert_file.is_some() {
             warnings.push(format!("ignoring {which} auto TLS since certs given"));
         }
-        for url in urls.iter().filter(|url| !url.is_https()) {
+        for url in urls.iter().filter(|url| !url.is_secure()) {
             if !self.is_empty() {
                 let what = "scheme is HTTP while key and cert files are present; ignoring key and cert files";
                 warnings.push(format!("{what}: {which} url {url}"));
@@ -163,15 +163,15 @@ impl Tls {
     }
 
     fn check_urls(&self, urls: &Listened<'_>) -> Result<(), ConfigError> {
-        let secure = |urls: &[Url]| urls.iter().find(|url| url.is_https()).cloned();
+        let secure = |urls: &[Url]| urls.iter().find(|url| url.is_secure()).cloned();
         if let Some(url) = secure(urls.client).filter(|_| self.client.is_empty()) {
             let what = "TLS key/cert (--cert-file, --key-file) must be provided for client url";
             return Err(invalid(format!("{what} {url} with HTTPS scheme")));
         }
         if let Some(url) = secure(urls.peer).filter(|_| self.peer.is_empty()) {
-            let (host, port) = (&url.host, url.port);
+            let place = url.to_string().replacen("https://", "", 1);
             let what = "KeyFile and CertFile are not presented";
-            return Err(invalid(format!("cannot listen on TLS for {host}:{port}: {what}")));
+            return Err(invalid(format!("cannot listen on TLS for {place}: {what}")));
         }
         if secure(urls.metrics).is_some() && self.client.is_empty() {
             let what = "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url";

@@ -1,17 +1,39 @@
-//! Listen, peer and client URLs as etcd takes them: a scheme, a host and a port, nothing else.
+//! Listen, peer and client URLs as etcd takes them: a scheme, and a host and a port, or the path of a socket; nothing else.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
-/// A parsed URL. Its text form is canonical: scheme, host and port.
+/// A parsed URL. Its text form is canonical.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Url {
-    /// `http` or `https`.
+    /// `http`, `https`, `unix` or `unixs`.
     pub scheme: String,
-    /// A name, an IPv4 address, or an IPv6 address without brackets.
-    pub host: String,
-    /// The port; 0 asks the system for one where it is listened on.
-    pub port: u16,
+    /// Where the scheme is spoken.
+    pub place: Place,
+}
+
+/// Where something is listened on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// A port of a host.
+    Port {
+        /// A name, an IPv4 address, or an IPv6 address without brackets.
+        host: String,
+        /// 0 asks the system for one where it is listened on.
+        port: u16,
+    },
+    /// A socket in the file system, by its path.
+    Socket(String),
+}
+
+/// What to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP port.
+    Tcp(SocketAddr),
+    /// A socket file.
+    Unix(PathBuf),
 }
 
 /// What is wrong with a URL, in etcd's words where etcd refuses it too.
@@ -29,51 +51,88 @@ impl Url {
     /// Parses one URL.
     ///
     /// # Errors
-    /// Another scheme than `http` and `https`, no host, no port, or anything behind the port.
+    /// Another scheme than etcd's four, no host, no port, anything behind the port; no path of a socket.
     pub fn parse(text: &str) -> Result<Self, UrlError> {
         let text = text.trim();
-        let misread = |what: &str| UrlError::Misread(format!("{what}: {text}"));
         let (scheme, rest) = scheme(text)?;
-        if !matches!(scheme.as_str(), "http" | "https") {
-            return Err(match scheme.as_str() {
-                "unix" | "unixs" => misread("sockets of the file system are not supported by this version"),
-                _ => misread("URL scheme must be http, https, unix, or unixs"),
-            });
-        }
-        let rest = rest.strip_prefix("//").ok_or_else(|| misread(NO_PORT))?;
-        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        let (authority, behind) = rest.split_at(end);
-        if behind.starts_with('/') {
-            return Err(misread("URL must not contain a path"));
-        }
-        if !behind.is_empty() || authority.contains('@') {
-            return Err(misread("URL must not contain more than a host and a port"));
-        }
-        let (host, port) = host_and_port(text, authority)?;
-        if host.is_empty() {
-            return Err(UrlError::Unusable(format!("unexpected empty host ({text})")));
-        }
-        let port = port.parse().map_err(|_| UrlError::Unusable(format!("address {port}: invalid port")))?;
-        Ok(Self { scheme, host: host.to_owned(), port })
+        let place = match scheme.as_str() {
+            "http" | "https" => port(text, rest)?,
+            "unix" | "unixs" => socket(text, rest)?,
+            _ => return Err(misread("URL scheme must be http, https, unix, or unixs", text)),
+        };
+        Ok(Self { scheme, place })
     }
 
     /// Whether the connection is behind TLS.
-    pub fn is_https(&self) -> bool {
-        self.scheme == "https"
+    pub fn is_secure(&self) -> bool {
+        matches!(self.scheme.as_str(), "https" | "unixs")
     }
 
-    /// The address to listen on: an IP address or `localhost`, as etcd demands.
+    /// Whether it is a socket in the file system.
+    pub fn is_socket(&self) -> bool {
+        matches!(self.place, Place::Socket(_))
+    }
+
+    /// The host, if there is one.
+    pub fn host(&self) -> Option<&str> {
+        match &self.place {
+            Place::Port { host, .. } => Some(host),
+            Place::Socket(_) => None,
+        }
+    }
+
+    /// What to listen on: a socket, or a port of an IP address or of `localhost`, as etcd demands.
     ///
     /// # Errors
     /// Any other name.
-    pub fn listen_address(&self) -> Result<SocketAddr, UrlError> {
-        let ip = if self.host == "localhost" { Ok(IpAddr::from([127, 0, 0, 1])) } else { self.host.parse() };
+    pub fn listen(&self) -> Result<Listen, UrlError> {
+        let (host, port) = match &self.place {
+            Place::Socket(path) => return Ok(Listen::Unix(PathBuf::from(path))),
+            Place::Port { host, port } => (host, *port),
+        };
+        let ip = if host == "localhost" { Ok(IpAddr::from([127, 0, 0, 1])) } else { host.parse() };
         let none = || UrlError::Unusable(format!("expected IP in URL for binding ({self})"));
-        ip.map(|ip| SocketAddr::new(ip, self.port)).map_err(|_| none())
+        ip.map(|ip| Listen::Tcp(SocketAddr::new(ip, port))).map_err(|_| none())
     }
 }
 
 const NO_PORT: &str = "URL address does not have the form \"host:port\"";
+
+fn misread(what: &str, text: &str) -> UrlError {
+    UrlError::Misread(format!("{what}: {text}"))
+}
+
+/// What stands behind the scheme of a port's URL.
+fn port(text: &str, rest: &str) -> Result<Place, UrlError> {
+    let rest = rest.strip_prefix("//").ok_or_else(|| misread(NO_PORT, text))?;
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (authority, behind) = rest.split_at(end);
+    if behind.starts_with('/') {
+        return Err(misread("URL must not contain a path", text));
+    }
+    if !behind.is_empty() || authority.contains('@') {
+        return Err(misread("URL must not contain more than a host and a port", text));
+    }
+    let (host, port) = host_and_port(text, authority)?;
+    if host.is_empty() {
+        return Err(UrlError::Unusable(format!("unexpected empty host ({text})")));
+    }
+    let port = port.parse().map_err(|_| UrlError::Unusable(format!("address {port}: invalid port")))?;
+    Ok(Place::Port { host: host.to_owned(), port })
+}
+
+/// What stands behind the scheme of a socket's URL: the whole of it is the path, also what looks like a host and a port. One
+/// slash or none is as good as three, as clients have it. Without a path etcd listens on a socket whose name nobody is told.
+fn socket(text: &str, rest: &str) -> Result<Place, UrlError> {
+    let path = rest.strip_prefix("//").unwrap_or(rest);
+    if path.contains(['?', '#', '%', '\0']) {
+        return Err(misread("URL of a socket must not contain more than a path", text));
+    }
+    if path.is_empty() {
+        return Err(misread("URL of a socket must contain a path", text));
+    }
+    Ok(Place::Socket(path.to_owned()))
+}
 
 /// The scheme, in small letters, and what stands behind its colon.
 fn scheme(text: &str) -> Result<(String, &str), UrlError> {
@@ -115,8 +174,11 @@ fn host_and_port<'a>(text: &str, authority: &'a str) -> Result<(&'a str, &'a str
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (open, close) = if self.host.contains(':') { ("[", "]") } else { ("", "") };
-        write!(f, "{}://{open}{}{close}:{}", self.scheme, self.host, self.port)
+        match &self.place {
+            Place::Port { host, port } if host.contains(':') => write!(f, "{}://[{host}]:{port}", self.scheme),
+            Place::Port { host, port } => write!(f, "{}://{host}:{port}", self.scheme),
+            Place::Socket(path) => write!(f, "{}://{path}", self.scheme),
+        }
     }
 }
 
@@ -164,7 +226,9 @@ mod tests {
 
     #[test]
     fn what_no_listener_and_no_client_can_use_is_refused() {
-        for text in ["http://u:p@a:1", "http://a:1?x=1", "http://a:1#x", "http://a:", "unix://a:1"] {
+        for text in
+            ["http://u:p@a:1", "http://a:1?x=1", "http://a:1#x", "http://a:", "unix:", "unixs://", "unix:///a?b"]
+        {
             assert!(matches!(Url::parse(text), Err(UrlError::Misread(_))), "{text}");
         }
         for text in ["http://:1", "http://a:65536", "http://a:99999"] {
@@ -178,6 +242,9 @@ mod tests {
             ("http://pod-0.headless.ns.svc:2380", "http://pod-0.headless.ns.svc:2380"),
             (" HTTPS://a:02380 ", "https://a:2380"),
             ("http://[::1]:2380", "http://[::1]:2380"),
+            ("unix:///run/a.sock", "unix:///run/a.sock"),
+            ("unix:/run/a.sock", "unix:///run/a.sock"),
+            ("unixs://localhost:m1", "unixs://localhost:m1"),
         ] {
             assert_eq!(Url::parse(text).unwrap().to_string(), canonical);
         }
@@ -187,10 +254,12 @@ mod tests {
     }
 
     #[test]
-    fn only_addresses_and_localhost_can_be_listened_on() {
-        let address = |text| Url::parse(text).unwrap().listen_address();
-        assert_eq!(address("http://localhost:2379").unwrap(), "127.0.0.1:2379".parse().unwrap());
-        assert_eq!(address("http://[::]:2379").unwrap(), "[::]:2379".parse().unwrap());
-        assert!(address("http://example.com:2379").is_err());
+    fn addresses_localhost_and_sockets_can_be_listened_on() {
+        let listen = |text| Url::parse(text).unwrap().listen();
+        assert_eq!(listen("http://localhost:2379"), Ok(Listen::Tcp("127.0.0.1:2379".parse().unwrap())));
+        assert_eq!(listen("http://[::]:2379"), Ok(Listen::Tcp("[::]:2379".parse().unwrap())));
+        assert!(listen("http://example.com:2379").is_err());
+        assert_eq!(listen("unix:///run/a.sock"), Ok(Listen::Unix("/run/a.sock".into())));
+        assert_eq!(listen("unixs://localhost:1"), Ok(Listen::Unix("localhost:1".into())), "a relative path");
     }
 }

@@ -122,6 +122,7 @@ mod tests {
     use axum::middleware::from_fn_with_state;
     use tower::ServiceExt;
 
+    use super::super::socket::Remote;
     use super::*;
 
     fn set(names: &[&str]) -> BTreeSet<String> {
@@ -150,7 +151,7 @@ mod tests {
         assert_eq!(status, StatusCode::MISDIRECTED_REQUEST);
         assert!(body.contains("--host-whitelist \"b.example\""), "{body}");
         assert!(!headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN));
-        let connection = Connection::new("127.0.0.1:1".parse().unwrap(), true, None);
+        let connection = Connection::new(Remote::Unix, true, None);
         assert_eq!(ask(access, request("b.example").extension(connection)).await.0, StatusCode::OK);
     }
 
@@ -178,7 +179,7 @@ mod tests {
     async fn a_name_that_is_a_user_does_not_come_through_the_gateway() {
         let with = |name: &str| {
             let certificate = Arc::new(ClientCertificate { common_name: name.to_owned() });
-            Connection::new("127.0.0.1:1".parse().unwrap(), true, Some(certificate))
+            Connection::new(Remote::Unix, true, Some(certificate))
         };
         let mut access = access(set(&["*"]), set(&["*"]));
         let request = |path: &str, name: &str| Request::post(path).extension(with(name));

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Context;
@@ -11,13 +10,14 @@ use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use super::socket::Remote;
 use super::stream::Stream;
 
 /// Who is at the other end of a connection; every request on it carries this in its extensions.
 #[derive(Debug, Clone)]
 pub struct Connection {
     /// Where it comes from.
-    pub remote: SocketAddr,
+    pub remote: Remote,
     /// Whether it is behind TLS.
     pub secure: bool,
     /// What it showed, if a certificate was demanded and its chain is good.
@@ -30,7 +30,7 @@ pub struct Connection {
 
 impl Connection {
     /// One that nobody ends or takes over yet.
-    pub(super) fn new(remote: SocketAddr, secure: bool, certificate: Option<Arc<ClientCertificate>>) -> Self {
+    pub(super) fn new(remote: Remote, secure: bool, certificate: Option<Arc<ClientCertificate>>) -> Self {
         Self { remote, secure, certificate, closer: Closer::default(), takeover: Takeover::default() }
     }
 }

@@ -8,14 +8,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
-use socket2::{SockFilter, SockRef};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -25,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::certificate_hosts;
 use super::connection::{ClientCertificate, Connection};
 use super::parting::Partings;
+use super::socket::{Listener, Remote, Socket};
 use super::stream::{Bytes, Stream};
 use crate::metrics::{QUEUE_FULL, TLS_HANDSHAKE_FAILURES};
 use crate::transport::tls::{Subject, Tls};
@@ -49,24 +48,13 @@ const LARGEST_RECORD: usize = 5 + (16 << 10);
 const PROTOCOL_VERSION: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
 /// How long handshakes are waited for when the port closes; the client's first call may come with the end of its own.
 const LAST_HANDSHAKES: Duration = Duration::from_secs(1);
-/// Connections that the system holds for us until they are accepted.
-pub(super) const BACKLOG: u32 = 1_024;
-/// A filter of packets (BPF) that takes none which asks for a new connection: SYN without ACK among the flags of TCP, of which
-/// these two bits stand in byte 13. The instructions are: load a byte, mask it, compare it, leave out, take.
-pub(super) const NOBODY_NEW: [SockFilter; 5] = [
-    SockFilter::new(0x30, 0, 0, 13),
-    SockFilter::new(0x54, 0, 0, 0x12),
-    SockFilter::new(0x15, 0, 1, 0x02),
-    SockFilter::new(0x06, 0, 0, 0),
-    SockFilter::new(0x06, 0, 0, u32::MAX),
-];
 /// Pause after an accept that failed, mostly for want of file descriptors.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
 /// Serves connections of `listener` until the stream is dropped. With `unread` a connection is over whose other end has
 /// taken nothing for so long of what it was sent. A port that closes before the process ends has `partings`.
 pub fn incoming(
-    listener: TcpListener,
+    listener: Listener,
     tls: Option<Arc<Tls>>,
     unread: Option<Duration>,
     partings: Option<Partings>,
@@ -91,7 +79,7 @@ struct Port {
 }
 
 impl Port {
-    async fn accept(mut self, listener: TcpListener) {
+    async fn accept(mut self, listener: Listener) {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -110,10 +98,8 @@ impl Port {
         }
     }
 
-    async fn accepted(&mut self, stream: TcpStream, remote: SocketAddr) {
-        let _ = stream.set_nodelay(true);
-        // As gRPC-Go does. Where the system does not know it, the connection lasts until it gives up by itself.
-        let _ = SockRef::from(&stream).set_tcp_user_timeout(self.unread);
+    async fn accepted(&mut self, stream: Socket, remote: Remote) {
+        stream.set_up(self.unread);
         match &self.tls {
             None => {
                 let connection = Connection::new(remote, false, None);
@@ -128,19 +114,10 @@ impl Port {
     }
 
     /// Says farewell to whoever is waiting, whom the system would send a reset as the port goes.
-    async fn close(mut self, listener: TcpListener) {
-        // Whoever comes now is not answered, and refused when the system tries again a second later. Without it he could be
-        // accepted behind our back until the port is gone, and be reset then.
-        let _ = SockRef::from(&listener).attach_filter(&NOBODY_NEW);
-        // Asks the system itself: what it has told the runtime may be old.
-        let Ok(listener) = listener.into_std() else { return };
-        for _ in 0..BACKLOG {
-            let Ok((stream, remote)) = listener.accept() else { break };
-            if let (Ok(()), Ok(stream)) = (stream.set_nonblocking(true), TcpStream::from_std(stream)) {
-                self.accepted(stream, remote).await;
-            }
+    async fn close(mut self, listener: Listener) {
+        for (stream, remote) in listener.close() {
+            self.accepted(stream, remote).await;
         }
-        drop(listener);
         let _ = timeout(LAST_HANDSHAKES, self.handshakes.all()).await;
     }
 }
@@ -160,8 +137,8 @@ impl Handshakes {
     fn start(
         &mut self,
         tls: Arc<Tls>,
-        stream: TcpStream,
-        remote: SocketAddr,
+        stream: Socket,
+        remote: Remote,
         partings: Partings,
         ready: mpsc::Sender<io::Result<Stream>>,
     ) {
@@ -189,7 +166,15 @@ impl Handshakes {
 }
 
 /// Looks at how the client begins, without taking anything of it.
-async fn greeted(mut stream: TcpStream) -> io::Result<TcpStream> {
+async fn greeted(stream: Socket) -> io::Result<Socket> {
+    match stream {
+        Socket::Tcp(stream) => greeted_by_tcp(stream).await.map(Socket::Tcp),
+        // Its clients are of this host and this day.
+        Socket::Unix(_) => Ok(stream),
+    }
+}
+
+async fn greeted_by_tcp(mut stream: TcpStream) -> io::Result<TcpStream> {
     let mut first = [0; HELLO];
     let length = stream.peek(&mut first).await?;
     // Whoever speaks another protocol could not read an alert either: as with etcd the connection just ends.
@@ -219,7 +204,7 @@ fn too_old(hello: &[u8; HELLO]) -> Option<u16> {
     (*kind == CLIENT_HELLO && version < TLS_1_2).then_some(version)
 }
 
-async fn handshake(tls: &Tls, stream: TcpStream, remote: SocketAddr, partings: Partings) -> io::Result<Stream> {
+async fn handshake(tls: &Tls, stream: Socket, remote: Remote, partings: Partings) -> io::Result<Stream> {
     let config = tls.server().ok_or_else(|| io::Error::other("there is no certificate to serve with"))?;
     let stream = greeted(stream).await?;
     let stream = TlsAcceptor::from(config).accept(stream).await?;
@@ -232,9 +217,11 @@ async fn handshake(tls: &Tls, stream: TcpStream, remote: SocketAddr, partings: P
 }
 
 /// The certificate of a client whose chain is good already. A peer's must be of the host that it connects from.
-async fn admitted(tls: &Tls, leaf: &CertificateDer<'_>, remote: SocketAddr) -> io::Result<Arc<ClientCertificate>> {
+async fn admitted(tls: &Tls, leaf: &CertificateDer<'_>, remote: Remote) -> io::Result<Arc<ClientCertificate>> {
     let subject = Subject::of(leaf).map_err(io::Error::other)?;
-    if tls.options().checks_origin {
+    if let Remote::Tcp(remote) = remote
+        && tls.options().checks_origin
+    {
         certificate_hosts::check(&subject, remote.ip()).await.map_err(io::Error::other)?;
     }
     Ok(Arc::new(ClientCertificate { common_name: subject.common_name }))

@@ -34,6 +34,7 @@ pub mod ping_guard;
 mod reflection;
 pub mod server;
 pub mod snapshot_command;
+pub mod socket;
 pub mod spans;
 pub mod status;
 pub mod stream;

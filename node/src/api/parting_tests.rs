@@ -8,13 +8,13 @@ use std::time::Instant;
 use axum::Router;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tonic::service::Routes;
 
 use super::*;
-use crate::api::listener::NOBODY_NEW;
 use crate::api::server::{Closing, Listeners};
+use crate::api::socket::NOBODY_NEW;
 use crate::config::{Http2, url::Url};
 use crate::transport::tls::{Tls, TlsOptions, self_signed};
 

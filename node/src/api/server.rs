@@ -22,7 +22,6 @@ use pb::maintenance_server::MaintenanceServer;
 use pb::watch_server::WatchServer;
 use peer::leases_server::LeasesServer;
 use prost_reflect::DescriptorError;
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
@@ -58,6 +57,7 @@ use super::peer::PeerApi;
 use super::peer_http;
 use super::ping_guard::Guarded;
 use super::reflection;
+use super::socket::Listener;
 use super::spans::Tracing;
 use super::unread::{self, Bounded};
 use super::watch::WatchApi;
@@ -290,7 +290,8 @@ impl Listeners {
         Self { servers: JoinSet::new(), until_exit: JoinSet::new(), closing, partings, clients, reuse_port }
     }
 
-    /// Binds each address and serves `routes` there, behind `tls` where the URL is https. Bound when it returns.
+    /// Binds each address and serves `routes` there, behind `tls` where the URL says so. Bound when it returns, which has the
+    /// ports' addresses.
     ///
     /// # Errors
     /// An address that cannot be bound, with the address in the text.
@@ -303,16 +304,16 @@ impl Listeners {
     ) -> io::Result<Vec<SocketAddr>> {
         let mut bound = Vec::with_capacity(urls.len());
         for url in urls {
-            let address = url.listen_address().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+            let listen = url.listen().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
             let in_context = |error: io::Error| io::Error::new(error.kind(), format!("listen on {url}: {error}"));
-            let listener = bind(address, self.reuse_port).map_err(in_context)?;
-            bound.push(listener.local_addr()?);
+            let listener = Listener::bind(&listen, self.reuse_port).map_err(in_context)?;
+            bound.extend(listener.local_addr()?);
             let limits = if closing == Closing::Gracefully { self.clients } else { PEERS };
             // etcd's own rule: a connection that is pinged when it is idle also has to take what it is sent.
             let unread = limits.keepalive_interval.map(|_| limits.keepalive_timeout);
             let unread = unread.filter(|_| closing == Closing::Gracefully);
             let partings = (closing == Closing::Gracefully).then(|| self.partings.clone());
-            let incoming = listener::incoming(listener, tls.filter(|_| url.is_https()).cloned(), unread, partings);
+            let incoming = listener::incoming(listener, tls.filter(|_| url.is_secure()).cloned(), unread, partings);
             let served = move |stream| Gathered::new(Guarded::new(stream, limits.ping_min_time));
             let incoming = incoming.map(move |accepted| accepted.map(served));
             let server = server(closing, limits).add_routes(routes.clone());
@@ -353,15 +354,6 @@ impl Listeners {
             tracing::warn!("some connections were still open and end with the process");
         }
     }
-}
-
-/// Go's listeners, and so etcd's, take a port over from connections that are still closing.
-fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.set_reuseport(reuse_port)?;
-    socket.bind(address)?;
-    socket.listen(listener::BACKLOG)
 }
 
 /// What no path of `http.rs` serves: the gateway's paths, `Unimplemented` for gRPC, 404 for anything else.

@@ -6,12 +6,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::connection::Connection;
 use super::parting::{self, Greeting, Linger, Partings};
+use super::socket::Socket;
 
 /// The bytes of a connection.
 pub struct Stream {
@@ -33,8 +33,8 @@ enum Stage {
 
 /// Where they come from.
 pub(super) enum Bytes {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
     /// Gone to whoever took them over.
     Taken,
 }

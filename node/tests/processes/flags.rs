@@ -216,6 +216,13 @@ const ALIKE: &[(Origin, Ends, &str)] = &[
         REFUSED,
         "",
     ),
+    (Args(&["--listen-client-urls=unix:///no/such/folder/s"]), REFUSED, "/no/such/folder/s"),
+    (
+        Args(&["--listen-client-urls=unixs://s"]),
+        REFUSED,
+        "TLS key/cert (--cert-file, --key-file) must be provided for client url unixs://s with HTTPS scheme",
+    ),
+    (Args(&["--listen-client-urls=udp://127.0.0.1:1"]), MISREAD, "must be http, https, unix, or unixs"),
     (Args(&["--enable-log-rotation=maybe"]), MISREAD, "enable-log-rotation"),
     (Args(&["--feature-gates=CompactHashCheck=maybe"]), MISREAD, "CompactHashCheck"),
     (Args(&["--feature-gates=CompactHashCheck"]), MISREAD, "CompactHashCheck"),

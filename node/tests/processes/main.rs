@@ -40,6 +40,7 @@ mod restart;
 mod settings;
 mod shifting;
 mod snapshot;
+mod sockets;
 mod tls;
 mod trace;
 mod tracing;
