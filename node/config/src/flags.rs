@@ -68,7 +68,7 @@ const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
 use Kind::{Bool, Count, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 88] = [
+const SERVED: [Flag; 90] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -184,11 +184,21 @@ const SERVED: [Flag; 88] = [
     flag("experimental-stop-grpc-service-on-defrag", Bool("false"), "Gate StopGRPCServiceOnDefrag"),
     flag("experimental-txn-mode-write-with-shared-buffer", Bool("true"), "Gate TxnModeWriteWithSharedBuffer"),
     flag("logger", Text("zap"), "Only zap, which names the fields of lines"),
-    flag("log-outputs", Text("default"), "stderr, stdout, default (stderr) or paths of files, with commas"),
+    flag(
+        "log-outputs",
+        Text("default"),
+        "stderr, stdout, default (stderr), paths of files, with commas, or systemd/journal alone",
+    ),
+    flag("enable-log-rotation", Bool("false"), "Put the file among the outputs aside when it is full"),
+    flag(
+        "log-rotation-config-json",
+        Text(r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#),
+        "When: maxsize in MB; maxage in days and maxbackups say which are removed (0: none); names in localtime; compress",
+    ),
 ];
 
 /// Accepted, because manifests pass them, and without meaning here: the reason of each.
-const INERT: [Flag; 33] = [
+const INERT: [Flag; 31] = [
     inert("wal-dir", Text(""), "the Raft log lies in the data directory"),
     inert("max-wals", Count("5"), "the Raft log is trimmed as a whole, not in files"),
     inert("max-snapshots", Count("5"), "a snapshot lives only while it is being sent"),
@@ -204,8 +214,6 @@ const INERT: [Flag; 33] = [
     inert("unsafe-no-fsync", Bool("false"), "every write is synced"),
     inert("downgrade-check-time", Duration("5s"), "there is nothing to check: the storage has one version"),
     inert("enable-pprof", Bool("false"), "the profiles are Go's"),
-    inert("enable-log-rotation", Bool("false"), "rotate files from outside, by copying and truncating"),
-    inert("log-rotation-config-json", Text(""), "rotate files from outside, by copying and truncating"),
     inert("v2-deprecation", Text("write-only"), "there is no v2 store"),
     inert("enable-v2", Bool("false"), "there is no v2 store"),
     inert("proxy", Text("off"), "there is no v2 proxy"),

@@ -13,6 +13,7 @@ pub mod flags;
 pub mod gates;
 pub mod hot;
 mod initial_cluster;
+pub mod log_outputs;
 pub mod number;
 pub mod sources;
 pub mod tls;
@@ -28,6 +29,7 @@ use sha2::{Digest, Sha256};
 use self::auth_token::AuthToken;
 use self::gates::Gates;
 use self::hot::Hot;
+pub use self::log_outputs::{LogOutput, Rotation};
 use self::sources::Raw;
 use self::tls::{Listened, Tls};
 use self::url::{Url, UrlError};
@@ -103,17 +105,6 @@ pub struct Tracing {
     pub instance_id: String,
     /// Of a million calls without a trace, so many begin one.
     pub rate: u32,
-}
-
-/// Where log lines go.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LogOutput {
-    /// Standard error.
-    Stderr,
-    /// Standard output.
-    Stdout,
-    /// The end of a file.
-    File(PathBuf),
 }
 
 /// The checked configuration of one node. Plain values only.
@@ -199,6 +190,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// Where they go, each once.
     pub log_outputs: BTreeSet<LogOutput>,
+    /// How the file among them is rotated; None for not at all.
+    pub log_rotation: Option<Rotation>,
     /// Fingerprint of all that should be equal on every member of a cluster.
     pub hash: String,
     /// What was accepted and has no effect, for a warning each.
@@ -298,6 +291,7 @@ impl Config {
         let tls = Tls::check(raw, &listened, &mut warnings)?;
         let (auth_token, of_tokens) = auth_token::parse(raw.text("auth-token"))?;
         warnings.extend(of_tokens);
+        let (log_outputs, log_rotation) = log_outputs::read(raw)?;
         Ok(Self {
             tls,
             reuse_port: raw.boolean("socket-reuse-port")?,
@@ -337,7 +331,8 @@ impl Config {
             bcrypt_cost: bcrypt_cost(raw, &mut warnings)?,
             drain_delay: not_negative(raw, "drain-delay")?,
             log_format: log_format(raw.text("log-format"))?,
-            log_outputs: log_outputs(raw)?,
+            log_outputs,
+            log_rotation,
             hash: fingerprint(raw),
             warnings,
             file: raw.file.clone(),
@@ -576,61 +571,6 @@ fn extensive(metrics: &str) -> Result<bool, ConfigError> {
     }
 }
 
-fn log_outputs(raw: &Raw) -> Result<BTreeSet<LogOutput>, ConfigError> {
-    match raw.text("logger") {
-        "zap" => {}
-        other => return Err(invalid(format!("unknown logger option {other:?}"))),
-    }
-    let names: Vec<_> = split(raw.text("log-outputs")).collect();
-    if names.is_empty() {
-        return Err(invalid("--log-outputs names no output"));
-    }
-    if names.len() > 1 && names.contains(&"default") {
-        return Err(invalid("--log-outputs: default goes with no other output"));
-    }
-    let outputs = names.into_iter().map(|output| match output {
-        // Under systemd etcd writes to the journal, which takes what goes to stderr.
-        "default" | "systemd/journal" | "stderr" => LogOutput::Stderr,
-        "stdout" => LogOutput::Stdout,
-        path => LogOutput::File(PathBuf::from(path)),
-    });
-    let outputs = outputs.collect();
-    check_rotation(raw, &outputs)?;
-    Ok(outputs)
-}
-
-/// Nothing is rotated here, but what etcd does not start with is a slip here too.
-fn check_rotation(raw: &Raw, outputs: &BTreeSet<LogOutput>) -> Result<(), ConfigError> {
-    const FLAG: &str = "log-rotation-config-json";
-    if !raw.is_set("enable-log-rotation") || !raw.boolean("enable-log-rotation")? {
-        return Ok(());
-    }
-    if outputs.iter().filter(|output| matches!(output, LogOutput::File(_))).count() != 1 {
-        let what = "--log-outputs requires a single file path when --log-rotate-config-json is defined";
-        return Err(invalid(format!("--enable-log-rotation: {what}")));
-    }
-    if !raw.is_set(FLAG) {
-        return Ok(());
-    }
-    let wrong = |error: &dyn std::fmt::Display| invalid(format!("--{FLAG} cannot be parsed: {error}"));
-    match raw.text(FLAG) {
-        "" => Err(wrong(&"it is empty")),
-        // JSON is YAML.
-        text => serde_yaml::from_str::<Rotation>(text).map(|_| ()).map_err(|error| wrong(&error)),
-    }
-}
-
-/// The fields of etcd's `--log-rotation-config-json`.
-#[derive(serde::Deserialize)]
-#[expect(dead_code, reason = "only their types are looked at")]
-struct Rotation {
-    maxsize: Option<i64>,
-    maxage: Option<i64>,
-    maxbackups: Option<i64>,
-    localtime: Option<bool>,
-    compress: Option<bool>,
-}
-
 fn log_format(format: &str) -> Result<LogFormat, ConfigError> {
     match format {
         "json" | "" => Ok(LogFormat::Json),
@@ -690,10 +630,10 @@ mod tests {
     #[test]
     fn an_address_is_listened_on_once() {
         let twice = load(&["--listen-peer-urls=http://127.0.0.1:2,HTTP://127.0.0.1:2,http://127.0.0.1:1"]).unwrap();
-        let ports: Vec<_> = twice.listen_peer_urls.iter().map(|url| url.port).collect();
-        assert_eq!(ports, [1, 2]);
+        let ports: Vec<_> = twice.listen_peer_urls.iter().map(ToString::to_string).collect();
+        assert_eq!(ports, ["http://127.0.0.1:1", "http://127.0.0.1:2"]);
         let default = load(&["--listen-peer-urls=http://127.0.0.1:1", "--listen-peer-urls="]).unwrap();
-        assert_eq!(default.listen_peer_urls[0].port, 1, "an empty list says nothing");
+        assert_eq!(default.listen_peer_urls[0].to_string(), "http://127.0.0.1:1", "an empty list says nothing");
         assert_eq!(load(&["--advertise-client-urls="]).unwrap().advertise_client_urls, ["http://localhost:2379"]);
         for (arg, code) in [
             ("--listen-peer-urls=http://127.0.0.1:1,", 2),
@@ -747,7 +687,7 @@ mod tests {
         let config = listen("unix:///a,unix://b").unwrap();
         assert_eq!(config.advertise_client_urls, ["unix://a"]);
         assert!(config.listen_client_urls.iter().all(Url::is_socket));
-        let error = listen("unix:///a,unix:/a").unwrap_err();
+        let error = listen("unix:///a,unixs:/a").unwrap_err();
         assert!(error.to_string().contains("twice"), "{error}");
         let error = load(&["--listen-peer-urls=unixs:///a", "--peer-auto-tls"]).unwrap_err();
         assert!(error.to_string().contains("no TLS between members"), "{error}");
@@ -755,22 +695,7 @@ mod tests {
 
     #[test]
     fn what_etcd_does_not_log_by_is_refused() {
-        let file = "--log-outputs=/tmp/log";
-        let rotation =
-            |json: &str| load(&["--enable-log-rotation", file, &format!("--log-rotation-config-json={json}")]);
-        assert!(rotation(r#"{"maxsize": 1, "compress": true}"#).is_ok());
-        for json in ["", "{", r#"{"maxsize": "x"}"#] {
-            assert!(matches!(rotation(json), Err(ConfigError::Invalid(_))), "{json}");
-        }
-        assert!(load(&["--log-rotation-config-json={"]).is_ok(), "nobody asked to rotate");
-        for args in [
-            &["--enable-log-rotation"][..],
-            &["--enable-log-rotation", "--log-outputs=/tmp/log,/tmp/other"],
-            &["--log-outputs="],
-            &["--log-outputs=default,stderr"],
-            &["--log-format=text"],
-            &["--log-level=trace"],
-        ] {
+        for args in [&["--log-format=text"][..], &["--log-level=trace"]] {
             assert!(matches!(load(args), Err(ConfigError::Invalid(_))), "{args:?}");
         }
         for level in ["WARN", "warning", "Warn"] {

@@ -3,13 +3,17 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
 
 use super::hot::HotConfig;
+use super::journal::{self, Journal};
 use super::log_line::LogLine;
-use super::{Config, LogOutput};
+use super::rotating_file::RotatingFile;
+use super::{Config, LogFormat, LogOutput, Rotation, os_words};
 
 /// The level of a process's log.
 pub struct LogLevel(SetLevel);
@@ -42,7 +46,7 @@ impl LogLevel {
 /// # Errors
 /// A file that cannot be opened, with its name.
 pub fn start(config: &Config, level: &str) -> io::Result<LogLevel> {
-    let outputs = Arc::new(Outputs::open(&config.log_outputs)?);
+    let outputs = Arc::new(Outputs::open(&config.log_outputs, config.log_rotation.as_ref())?);
     let lines = tracing_subscriber::fmt().with_writer(outputs).event_format(LogLine(config.log_format));
     let lines = lines.with_env_filter(EnvFilter::new(level)).with_filter_reloading();
     let handle = lines.reload_handle();
@@ -58,26 +62,49 @@ pub fn start(config: &Config, level: &str) -> io::Result<LogLevel> {
     })))
 }
 
+/// Starts logging for a process that has no configuration of it: to stderr, from `info` on. A second call has no effect.
+pub fn start_on_stderr() {
+    let outputs = Arc::new(Outputs { stderr: true, ..Outputs::default() });
+    let lines = tracing_subscriber::fmt().with_writer(outputs).event_format(LogLine(LogFormat::Json));
+    let _ = lines.with_env_filter(EnvFilter::new("info")).try_init();
+}
+
 /// Everything that lines are written to.
+#[derive(Default)]
 struct Outputs {
     stderr: bool,
     stdout: bool,
     files: Vec<File>,
+    rotating: Option<Mutex<RotatingFile>>,
+    journal: Option<Journal>,
 }
 
 impl Outputs {
-    fn open(outputs: &BTreeSet<LogOutput>) -> io::Result<Self> {
-        let mut files = Vec::new();
+    fn open(outputs: &BTreeSet<LogOutput>, rotation: Option<&Rotation>) -> io::Result<Self> {
+        let mut opened = Self::default();
         for output in outputs {
-            let LogOutput::File(path) = output else { continue };
-            let file = File::options().create(true).append(true).open(path);
-            let named =
-                |error: io::Error| io::Error::new(error.kind(), format!("--log-outputs: {}: {error}", path.display()));
-            files.push(file.map_err(named)?);
+            match (output, rotation) {
+                (LogOutput::Stderr, _) => opened.stderr = true,
+                (LogOutput::Stdout, _) => opened.stdout = true,
+                (LogOutput::Journal, _) => opened.journal = Some(Journal::connect(Path::new(journal::PATH))?),
+                (LogOutput::File(path), None) => {
+                    let file = File::options().create(true).append(true).open(path);
+                    opened.files.push(file.map_err(|error| not_opened(path, &error))?);
+                }
+                (LogOutput::File(path), Some(rules)) => {
+                    let file = RotatingFile::open(path, rules).map_err(|error| not_opened(path, &error))?;
+                    opened.rotating = Some(Mutex::new(file));
+                }
+            }
         }
-        let has = |output| outputs.contains(&output);
-        Ok(Self { stderr: has(LogOutput::Stderr), stdout: has(LogOutput::Stdout), files })
+        Ok(opened)
     }
+}
+
+/// In etcd's words.
+fn not_opened(path: &Path, error: &io::Error) -> io::Error {
+    let (name, words) = (path.display().to_string(), os_words(error));
+    io::Error::new(error.kind(), format!("open sink {name:?}: open {name}: {words}"))
 }
 
 /// A line comes in one piece and goes to each as one.
@@ -89,8 +116,14 @@ impl Write for &Outputs {
         if self.stdout {
             io::stdout().write_all(line)?;
         }
+        if let Some(journal) = &self.journal {
+            journal.write_line(line)?;
+        }
         for mut file in &self.files {
             file.write_all(line)?;
+        }
+        if let Some(file) = &self.rotating {
+            file.lock().write_line(line)?;
         }
         Ok(line.len())
     }
@@ -110,10 +143,12 @@ mod tests {
         let paths = ["a", "b"].map(|name| directory.path().join(name));
         std::fs::write(&paths[0], "before\n").unwrap();
         let outputs = paths.iter().cloned().map(LogOutput::File).collect();
-        (&Outputs::open(&outputs).unwrap()).write_all(b"line\n").unwrap();
+        (&Outputs::open(&outputs, None).unwrap()).write_all(b"line\n").unwrap();
         assert_eq!(std::fs::read_to_string(&paths[0]).unwrap(), "before\nline\n");
         assert_eq!(std::fs::read_to_string(&paths[1]).unwrap(), "line\n");
         let missing = BTreeSet::from([LogOutput::File(directory.path().join("no/such"))]);
-        assert!(Outputs::open(&missing).err().unwrap().to_string().contains("no/such"));
+        let path = directory.path().join("no/such").display().to_string();
+        let words = format!("open sink {path:?}: open {path}: no such file or directory");
+        assert_eq!(Outputs::open(&missing, None).err().unwrap().to_string(), words);
     }
 }

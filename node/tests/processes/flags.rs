@@ -193,6 +193,9 @@ const SERVES: Ends = None;
 const REFUSED: Ends = Some(1);
 const MISREAD: Ends = Some(2);
 
+/// What etcd says of rotation without a file, and with two.
+const NO_SINGLE_FILE: &str = "--log-outputs requires a single file path when --log-rotate-config-json is defined";
+
 /// Start lines that etcd 3.6, 3.7 and Balsa take alike. Where they refuse one, all their texts hold the word. `{client}` and
 /// `{peer}` are the addresses of the member's ports.
 const ALIKE: &[(Origin, Ends, &str)] = &[
@@ -204,17 +207,31 @@ const ALIKE: &[(Origin, Ends, &str)] = &[
     (Args(&["--log-format=text"]), REFUSED, "text"),
     (Args(&["--logger=ZAP"]), REFUSED, "ZAP"),
     (Args(&["--logger="]), REFUSED, "logger"),
-    (Args(&["--log-outputs="]), REFUSED, ""),
-    (Args(&["--log-outputs=default,stderr"]), REFUSED, "default"),
-    (Args(&["--enable-log-rotation"]), REFUSED, "log-outputs"),
+    (Args(&["--log-outputs="]), REFUSED, "open : no such file or directory"),
+    (Args(&["--log-outputs=/no/such/folder/x"]), REFUSED, "open /no/such/folder/x: no such file or directory"),
+    (Args(&["--log-outputs=default,stderr"]), REFUSED, "is not supported yet"),
+    (Args(&["--log-outputs=systemd/journal,stderr"]), REFUSED, "override 'default' value with something else"),
+    (Args(&["--logger=capnslog"]), REFUSED, "--logger=capnslog is removed in v3.5"),
+    (Args(&["--enable-log-rotation"]), REFUSED, NO_SINGLE_FILE),
     (Args(&["--enable-log-rotation", "--log-outputs=stderr,a.log"]), SERVES, ""),
-    (Args(&["--enable-log-rotation", "--log-outputs=a.log,b.log"]), REFUSED, "log-outputs"),
-    (Args(&["--enable-log-rotation", "--log-outputs=a.log", "--log-rotation-config-json={"]), REFUSED, ""),
-    (Args(&["--enable-log-rotation", "--log-outputs=a.log", "--log-rotation-config-json="]), REFUSED, ""),
+    (Args(&["--enable-log-rotation", "--log-outputs=new/folder/a.log"]), SERVES, ""),
+    (Args(&["--enable-log-rotation", "--log-outputs=stderr,stdout"]), SERVES, ""),
+    (Args(&["--enable-log-rotation", "--log-outputs=a.log,b.log"]), REFUSED, NO_SINGLE_FILE),
+    (
+        Args(&["--enable-log-rotation", "--log-outputs=a.log", "--log-rotation-config-json={"]),
+        REFUSED,
+        "improperly formatted log rotation config: unexpected end of JSON input",
+    ),
+    (
+        Args(&["--enable-log-rotation", "--log-outputs=a.log", "--log-rotation-config-json={x}"]),
+        REFUSED,
+        "improperly formatted log rotation config: invalid character 'x' looking for beginning of object key string",
+    ),
     (
         Args(&["--enable-log-rotation", "--log-outputs=a.log", r#"--log-rotation-config-json={"maxsize":"x"}"#]),
         REFUSED,
-        "",
+        "invalid log rotation config: json: cannot unmarshal string into Go struct field logRotationConfig.Logger.maxsize of \
+         type int",
     ),
     (Args(&["--listen-client-urls=unix:///no/such/folder/s"]), REFUSED, "/no/such/folder/s"),
     (
@@ -539,10 +556,16 @@ const UNLIKE: &[(Origin, Ends, Ends, &str)] = &[
     (Variable("ETCD_LOG_LEVEL", "x"), MISREAD, REFUSED, "etcd panics"),
     (File("log-level: x\n"), MISREAD, REFUSED, "etcd panics"),
     (
-        Args(&["--log-outputs=systemd/journal"]),
-        REFUSED,
+        Args(&["--enable-log-rotation", "--log-outputs=a.log", "--log-rotation-config-json={}"]),
+        MISREAD,
         SERVES,
-        "systemd keeps what goes to stderr; here is no journal",
+        "etcd panics",
+    ),
+    (
+        Args(&["--enable-log-rotation", "--log-outputs=a.log", r#"--log-rotation-config-json={"maxsize":-1}"#]),
+        SERVES,
+        REFUSED,
+        "etcd logs nothing then",
     ),
     (Args(&["--v2-deprecation=not-yet"]), MISREAD, SERVES, "a manifest of 3.5"),
     (Args(&["--discovery-fallback=proxy"]), REFUSED, SERVES, "there is no discovery to fall back from"),
@@ -570,12 +593,12 @@ const UNLIKE: &[(Origin, Ends, Ends, &str)] = &[
     (Args(&["--advertise-client-urls=http://{client}?x=1"]), SERVES, MISREAD, "nobody would look at it"),
     (Args(&["--advertise-client-urls=http://127.0.0.1:99999"]), SERVES, REFUSED, "nobody can go there"),
     (Args(&["--listen-peer-urls=http://127.0.0.1:"]), SERVES, MISREAD, "nobody would know the port"),
-    (Args(&["--listen-peer-urls=unix://{peer}"]), SERVES, MISREAD, "no port listens on a file"),
     (Variable("ETCD_CORS", "x"), REFUSED, SERVES, "a page's origin has no port where it is the usual one"),
     (File("quota-backend-bytes: \"0x40000000\"\n"), REFUSED, SERVES, "a number may stand in quotes"),
     (File("initial-cluster-token: [a]\n"), REFUSED, SERVES, "a list is one with commas"),
     (File("peer-transport-security: {allowed-cn: a}\n"), REFUSED, SERVES, "a text is split as on the command line"),
     (File("pre-vote: T\n"), REFUSED, SERVES, "a boolean as Go's flags have it"),
+    (File("log-rotation-config-json: 5\n"), REFUSED, SERVES, "a number stands for its text"),
 ];
 
 /// How a start ends and what is said until then.

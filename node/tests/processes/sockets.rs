@@ -13,13 +13,13 @@ use crate::cluster::{PATIENCE, free_port};
 use crate::etcd::{RELEASES, program};
 
 /// A member whose files, its sockets among them, lie in one folder. Ends with the value.
-struct Member {
+pub(crate) struct Member {
     process: Child,
     folder: PathBuf,
 }
 
 impl Member {
-    fn start(program: &Path, folder: &Path, name: &str, flags: &[String]) -> Self {
+    pub(crate) fn start(program: &Path, folder: &Path, name: &str, flags: &[String]) -> Self {
         let log = std::fs::File::options().create(true).append(true).open(folder.join(format!("{name}.log")));
         let log = log.expect("a log file");
         let process = Command::new(program)
@@ -35,7 +35,7 @@ impl Member {
     }
 
     /// With sockets of these URLs for clients, and a port for peers.
-    fn single(program: &Path, folder: &Path, listen: &str, advertise: &str, more: &[&str]) -> Self {
+    pub(crate) fn single(program: &Path, folder: &Path, listen: &str, advertise: &str, more: &[&str]) -> Self {
         let peer = format!("http://127.0.0.1:{}", free_port());
         let flags = [
             format!("--listen-client-urls={listen}"),
@@ -102,7 +102,7 @@ fn etcdctl(arguments: &[&str]) -> String {
 }
 
 /// The same on Balsa and on each installed etcd, each in a folder of its own.
-fn on_each(script: impl Fn(&Path, &Path) -> Vec<String>) {
+pub(crate) fn on_each(script: impl Fn(&Path, &Path) -> Vec<String>) {
     let on = |program: &Path| script(program, TempDir::new().expect("a directory").path());
     let ours = on(Path::new(env!("CARGO_BIN_EXE_balsa")));
     assert!(!ours.is_empty());
