@@ -9,6 +9,7 @@ pub mod domain;
 pub mod engine;
 pub mod metrics;
 pub mod process;
+pub mod proxy;
 pub mod service;
 pub mod storage;
 pub mod transport;

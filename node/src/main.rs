@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use balsa_node::api::snapshot_command;
+use balsa_node::api::{gofail_http, snapshot_command};
 use balsa_node::config::hot::HotConfig;
 use balsa_node::config::{Config, Invocation, logging};
-use balsa_node::engine::failpoint;
 use balsa_node::engine::fatal::Fatal;
+use balsa_node::engine::{failpoint, gofail};
 use balsa_node::process::{self, StopSignals, Termination, end_by, failed};
+use balsa_node::proxy;
 use balsa_node::service::{settings, stop};
 use balsa_node::storage::marker;
 use balsa_node::transport::tonic::Dialer;
@@ -17,10 +18,14 @@ use balsa_node::wiring;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() {
-    if std::env::args().nth(1).as_deref() == Some(snapshot_command::NAME) {
-        return process::answer(snapshot_command::run(std::env::args().skip(2)));
+    let arguments: Vec<_> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|name| name == snapshot_command::NAME) {
+        return process::answer(snapshot_command::run(arguments.into_iter().skip(2)));
     }
-    let config = match Config::load(std::env::args(), std::env::vars()) {
+    if let Some(asked) = proxy::read(&arguments) {
+        return process::stand_between(asked, &arguments);
+    }
+    let config = match Config::load(arguments, std::env::vars()) {
         Ok(Invocation::Run(config)) => config,
         Ok(Invocation::Print(text)) => return print!("{text}"),
         Err(error) => Termination::from(error).end(),
@@ -39,7 +44,9 @@ fn start(config: &Config) -> Result<i32, Termination> {
         tracing::warn!("{what}");
     }
     failpoint::arm_from_environment().map_err(|error| Termination::failed(2, error))?;
+    gofail::arm_from_environment().map_err(failed)?;
     process::block_on(async {
+        gofail_http::serve_from_environment().await.map_err(failed)?;
         tokio::spawn(level.follow(hot.clone()));
         tokio::spawn(settings::follow_file(config.file.clone(), hot.clone(), config.data_dir.clone()));
         run(config, &hot).await

@@ -12,9 +12,11 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::snapshot_command;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, logging};
 use crate::engine::StartError;
 use crate::engine::fatal::Ending;
+use crate::engine::supervisor::tell_ready;
+use crate::proxy;
 use crate::service::corruption::Inconsistent;
 
 /// Where Kubernetes reads the termination message, unless `TERMINATION_LOG` names another file.
@@ -184,6 +186,43 @@ pub fn answer(done: Result<String, snapshot_command::Failed>) {
             std::process::exit(failed.exit_code);
         }
     }
+}
+
+/// Runs a proxy until a signal, or says why it does not run. It keeps nothing, so there is nothing to be done at its end.
+pub fn stand_between(asked: Result<proxy::Invocation, proxy::Refused>, arguments: &[String]) {
+    let proxy = match asked {
+        Ok(proxy::Invocation::Print(text)) => return print!("{text}"),
+        Ok(proxy::Invocation::Start(proxy)) => proxy,
+        Err(refused) => refuse(refused),
+    };
+    logging::start_on_stderr();
+    tracing::info!(args = ?arguments, "Running: ");
+    let ended = Runtime::new().and_then(|runtime| {
+        runtime.block_on(async {
+            let mut signals = StopSignals::listen()?;
+            let ready = || {
+                tracing::info!("notifying init daemon");
+                tell_ready();
+            };
+            tokio::select! {
+                ended = proxy.run(ready) => Ok(ended),
+                signal = signals.next() => end_by(signal),
+            }
+        })
+    });
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(refused)) => refuse(refused),
+        Err(error) => failed(error).end(),
+    }
+}
+
+fn refuse(refused: proxy::Refused) -> ! {
+    match refused {
+        proxy::Refused::Printed(text) => print!("{text}"),
+        proxy::Refused::Said(text) => eprint!("{text}"),
+    }
+    std::process::exit(1)
 }
 
 /// Ends the process without what C++ does at an exit: it destroys the locks of RocksDB, and a thread that closes a database

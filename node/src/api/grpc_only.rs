@@ -33,7 +33,7 @@ pub async fn check(State(plain): State<Router>, request: Request, next: Next) ->
 }
 
 /// Whether it means to be gRPC.
-pub(super) fn is_call(request: &Request) -> bool {
+pub fn is_call(request: &Request) -> bool {
     let kind = request.headers().get(CONTENT_TYPE);
     request.version() == Version::HTTP_2 && kind.is_some_and(|kind| kind.as_bytes().starts_with(GRPC))
 }

@@ -72,7 +72,7 @@ const TEXT: [(header::HeaderName, &str); 2] =
     [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
 
 /// The answer to a path that is not served.
-pub(super) async fn not_found() -> Response {
+pub async fn not_found() -> Response {
     plain_error(StatusCode::NOT_FOUND, "404 page not found")
 }
 

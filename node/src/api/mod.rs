@@ -14,6 +14,7 @@ pub mod election;
 pub mod forward;
 pub mod gateway;
 pub mod gather;
+pub mod gofail_http;
 pub mod grpc_metrics;
 pub mod grpc_only;
 pub mod health;

@@ -2,7 +2,6 @@
 //! matter of chance. Without a collector there is nothing of this on the way of a call.
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,6 +11,7 @@ use axum::http::HeaderMap;
 use balsa_proto::otlp::{Span, Status};
 
 use super::connection::Connection;
+use super::socket::Remote;
 use crate::transport::otlp::{Exporter, number, text};
 
 /// Chances are so many in a million.
@@ -110,9 +110,11 @@ impl Open {
     }
 }
 
-fn of_peer(remote: SocketAddr) -> [balsa_proto::otlp::KeyValue; 2] {
+/// A process of this host has no address.
+fn of_peer(remote: Remote) -> Vec<balsa_proto::otlp::KeyValue> {
+    let Remote::Tcp(remote) = remote else { return Vec::new() };
     let address = text("net.sock.peer.addr", &remote.ip().to_canonical().to_string());
-    [address, number("net.sock.peer.port", remote.port().into())]
+    vec![address, number("net.sock.peer.port", remote.port().into())]
 }
 
 fn now() -> u64 {

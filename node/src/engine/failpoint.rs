@@ -5,7 +5,9 @@
 //! first three times. Without the variable each place costs a read of a flag that never changes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use super::gofail;
 use crate::storage::{Result, StorageError};
 
 /// The variable that arms them.
@@ -39,6 +41,9 @@ pub const NAMES: [&str; 17] = [
     "found-before-marker",
     "found-after-marker",
 ];
+
+/// How long an answer of the port that sets failpoints may take on its way.
+const ANSWER: Duration = Duration::from_millis(50);
 
 static ARMED: AtomicBool = AtomicBool::new(false);
 
@@ -78,8 +83,28 @@ pub(crate) fn hit(name: &'static str) -> Result<()> {
     if ARMED.load(Ordering::Relaxed) { evaluate(name) } else { Ok(()) }
 }
 
+/// Sets one place under another name, which [`gofail`] has for it.
+pub(super) fn set(name: &'static str, actions: &str) -> std::result::Result<(), String> {
+    fail::cfg(name, actions)?;
+    ARMED.store(true, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Takes it back.
+pub(super) fn unset(name: &'static str) {
+    fail::remove(name);
+}
+
 #[cold]
 fn evaluate(name: &'static str) -> Result<()> {
+    for of_etcd in gofail::of_place(name) {
+        if asked(of_etcd).is_some() {
+            // Whoever has just set it is answered first.
+            std::thread::sleep(ANSWER);
+            eprintln!("failpoint panic: {of_etcd}");
+            std::process::abort();
+        }
+    }
     let Some(text) = asked(name) else { return Ok(()) };
     if text.is_empty() {
         eprintln!("failpoint {name}: the process ends here");
@@ -90,7 +115,6 @@ fn evaluate(name: &'static str) -> Result<()> {
 
 /// What the action returns, if it returns.
 fn asked(name: &'static str) -> Option<String> {
-    debug_assert!(NAMES.contains(&name));
     fail::fail_point!(name, |text| Some(text.unwrap_or_default()));
     None
 }

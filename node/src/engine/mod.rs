@@ -11,6 +11,7 @@ mod driver;
 pub mod failpoint;
 pub mod failure;
 pub mod fatal;
+pub mod gofail;
 pub mod handle;
 mod heard;
 mod housekeeping;
@@ -30,7 +31,7 @@ mod standstill;
 mod start_error;
 pub mod status;
 mod stuck_disk;
-mod supervisor;
+pub mod supervisor;
 mod waiters;
 pub mod watch;
 

@@ -10,7 +10,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use tracing::warn;
 
 /// Says so at the socket that `NOTIFY_SOCKET` names, as etcd does.
-pub(super) fn tell_ready() {
+pub fn tell_ready() {
     let Some(socket) = env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = tell(&socket) {
         warn!(%error, socket = %socket.display(), "systemd could not be told that this member is ready");

@@ -4,7 +4,8 @@ use std::os::unix::process::ExitStatusExt;
 
 use balsa_proto::etcdserverpb as pb;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, free_port};
+use crate::gateway::http::Request;
 use crate::writer::Writers;
 
 const SIGABRT: Option<i32> = Some(6);
@@ -225,4 +226,41 @@ async fn a_failpoint_that_does_not_exist_is_refused() {
     cluster.restart_to_fail(0, "nowhere=return");
     assert_eq!(cluster.members[0].wait_for_exit().code(), Some(2), "{}", cluster.logs());
     assert!(cluster.members[0].log_text().contains("there is no failpoint"), "{}", cluster.logs());
+}
+
+/// etcd's own test drivers speak to `GOFAIL_HTTP`: what they set is answered first, and holds from then on.
+#[tokio::test(flavor = "multi_thread")]
+async fn etcds_failpoints_are_set_while_a_member_runs() {
+    let mut cluster = Cluster::start(3).await;
+    let index = (cluster.leader().await + 1) % 3;
+    cluster.members[index].kill();
+    let (port, all) = (free_port(), cluster.initial_cluster());
+    let address = format!("127.0.0.1:{port}");
+    let variables = [
+        ("GOFAIL_HTTP", address.as_str()),
+        ("GOFAIL_FAILPOINTS", "afterCommit=sleep(1);compactBeforeCommitBatch=panic"),
+    ];
+    cluster.run_with(index, &all, "new", &variables);
+    cluster.serves(index).await;
+    let ask = async |method: &str, path: &str, body: &str| {
+        let request = Request { method: method.into(), ..Request::post(path, body) };
+        let answer = request.send(port).await;
+        (answer.status, String::from_utf8_lossy(&answer.body).into_owned())
+    };
+    let (status, list) = ask("GET", "/", "").await;
+    assert!(status == 200 && list.lines().any(|line| line == "afterCommit=sleep(1)"), "{list}");
+    assert!(list.lines().any(|line| line == "raftBeforeSave=") && !list.contains("compact"), "{list}");
+    assert_eq!(ask("GET", "/afterCommit", "").await, (200, "sleep(1)\n".into()));
+    assert_eq!(ask("DELETE", "/afterCommit", "").await.0, 204);
+    assert_eq!(ask("DELETE", "/afterCommit", "").await.0, 400);
+    assert_eq!(ask("GET", "/afterCommit", "").await.0, 404);
+    assert_eq!(ask("PUT", "/nowhere", "panic").await.0, 400);
+    assert_eq!(ask("PUT", "/raftAfterSave", "explode").await.0, 400);
+    let writers = Writers::start(&cluster, 2);
+    assert_eq!(ask("PUT", "/raftAfterSave", "panic").await, (204, String::new()));
+    let status = cluster.members[index].wait_for_exit();
+    assert_eq!(status.signal(), SIGABRT, "{status}\n{}", cluster.logs());
+    cluster.restart(index);
+    cluster.serves(index).await;
+    writers.finish().await.check(&cluster).await;
 }

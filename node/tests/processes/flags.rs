@@ -897,15 +897,11 @@ fn of_help(line: &str) -> Option<(&str, Option<&str>)> {
 }
 
 /// What etcd's help says of a default, and what is meant.
-const MEANT: [(&str, &str); 5] = [
+const MEANT: [(&str, &str); 4] = [
     ("data-dir", "${name}.etcd"),
     ("initial-cluster", "default=http://localhost:2380"),
     ("max-concurrent-streams", "math.MaxUint32"),
     ("backend-batch-interval", ""),
-    (
-        "log-rotation-config-json",
-        r#"{"maxsize": 100, "maxage": 0, "maxbackups": 0, "localtime": false, "compress": false}"#,
-    ),
 ];
 
 #[test]
