@@ -1,5 +1,6 @@
 //! The process: signals in, exit codes and the termination message out. Only `main` and `wiring` use it.
 
+mod sched_attr;
 mod slice;
 
 use std::path::PathBuf;
@@ -8,6 +9,8 @@ use std::{env, fs, io};
 
 use balsa_proto::log::Marker;
 use balsa_proto::node::ExitCode;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::low_level;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -46,8 +49,8 @@ impl StopSignals {
     /// The next signal's number.
     pub async fn next(&mut self) -> i32 {
         tokio::select! {
-            _ = self.terminate.recv() => libc::SIGTERM,
-            _ = self.interrupt.recv() => libc::SIGINT,
+            _ = self.terminate.recv() => SIGTERM,
+            _ = self.interrupt.recv() => SIGINT,
         }
     }
 }
@@ -227,29 +230,18 @@ fn refuse(refused: proxy::Refused) -> ! {
 
 /// Ends the process without what C++ does at an exit: it destroys the locks of RocksDB, and a thread that closes a database
 /// at that moment, or waits for a disk in one, would end the process by SIGABRT instead. Nothing of ours is buffered.
-#[allow(unsafe_code, reason = "the standard library knows no exit without destructors")]
 fn exit_now(code: i32) -> ! {
-    // SAFETY: takes a plain integer, touches no memory of ours and does not return.
-    unsafe { libc::_exit(code) }
+    low_level::exit(code)
 }
 
 /// Ends the process after a clean stop as etcd does: as PID 1 with 0, else of the signal that stopped it.
 pub fn end_by(signal: i32) -> ! {
+    // As PID 1 the signal would do nothing: the kernel shields it from those that it does not handle.
     if std::process::id() != 1 {
-        die_of(signal);
+        // Returns only for a signal that it does not know.
+        let _ = low_level::emulate_default_handler(signal);
     }
     exit_now(0)
-}
-
-/// Restores the signal's default action and raises it. Returns only if the signal is blocked.
-#[allow(unsafe_code, reason = "the standard library neither resets nor raises signals")]
-fn die_of(signal: i32) {
-    // SAFETY: both calls take plain integers and touch no memory of ours; no other thread depends on the handler that is
-    // replaced, because the process ends here.
-    unsafe {
-        libc::signal(signal, libc::SIG_DFL);
-        libc::raise(signal);
-    }
 }
 
 #[cfg(test)]

@@ -6,8 +6,10 @@
 //! first when it wakes, and is put aside the sooner when it goes on for long; in sum it gets no more than its share.
 //! So nobody is harmed, and no privilege is needed.
 
+use std::io;
 use std::time::Duration;
-use std::{io, mem};
+
+use super::sched_attr::{self, SchedAttr};
 
 /// The least that Linux takes; longer ones helped less (docs/benchmarks.md).
 const SLICE: Duration = Duration::from_micros(100);
@@ -18,38 +20,12 @@ const SLICE: Duration = Duration::from_micros(100);
 /// # Errors
 /// The system call is not allowed, or unknown.
 pub(super) fn shorten() -> io::Result<()> {
-    let present = attributes()?;
+    let present = sched_attr::get()?;
     let slice = SLICE.as_nanos() as u64;
     if present.sched_policy != libc::SCHED_OTHER as u32 || present.sched_runtime <= slice {
         return Ok(());
     }
-    set(&libc::sched_attr { sched_runtime: slice, ..present })
-}
-
-/// How this thread is scheduled. Without a slice in it the kernel knows none.
-#[allow(unsafe_code, reason = "the standard library knows no scheduling")]
-fn attributes() -> io::Result<libc::sched_attr> {
-    let size = mem::size_of::<libc::sched_attr>() as u32;
-    let mut attributes = libc::sched_attr {
-        size,
-        sched_policy: 0,
-        sched_flags: 0,
-        sched_nice: 0,
-        sched_priority: 0,
-        sched_runtime: 0,
-        sched_deadline: 0,
-        sched_period: 0,
-    };
-    // SAFETY: the kernel writes at most `size` bytes to the structure, which lives as long as the call; any bytes are valid for it.
-    let done = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
-    if done == 0 { Ok(attributes) } else { Err(io::Error::last_os_error()) }
-}
-
-#[allow(unsafe_code, reason = "the standard library knows no scheduling")]
-fn set(attributes: &libc::sched_attr) -> io::Result<()> {
-    // SAFETY: the kernel reads `attributes.size` bytes, which is at most the length of the structure: it told it itself.
-    let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const *attributes, 0) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    sched_attr::set(SchedAttr { sched_runtime: slice, ..present })
 }
 
 #[cfg(test)]
@@ -58,12 +34,12 @@ mod tests {
     use crate::process::block_on;
 
     fn slice() -> u64 {
-        attributes().unwrap().sched_runtime
+        sched_attr::get().unwrap().sched_runtime
     }
 
     #[test]
     fn all_threads_of_a_node_have_short_slices_and_the_priority_that_they_had() {
-        let before = attributes().unwrap();
+        let before = sched_attr::get().unwrap();
         // An older kernel says 0 and takes nothing.
         let wanted = before.sched_runtime.min(SLICE.as_nanos() as u64);
         let node = async {
@@ -74,16 +50,16 @@ mod tests {
             Ok(0)
         };
         assert!(block_on(node).is_ok());
-        let after = attributes().unwrap();
+        let after = sched_attr::get().unwrap();
         assert_eq!((after.sched_policy, after.sched_nice), (before.sched_policy, before.sched_nice));
     }
 
     #[test]
     fn another_policy_is_left_alone() {
-        let batch = libc::sched_attr { sched_policy: libc::SCHED_BATCH as u32, ..attributes().unwrap() };
-        set(&batch).unwrap();
+        let batch = SchedAttr { sched_policy: libc::SCHED_BATCH as u32, ..sched_attr::get().unwrap() };
+        sched_attr::set(batch).unwrap();
         let before = slice();
         shorten().unwrap();
-        assert_eq!((attributes().unwrap().sched_policy, slice()), (libc::SCHED_BATCH as u32, before));
+        assert_eq!((sched_attr::get().unwrap().sched_policy, slice()), (libc::SCHED_BATCH as u32, before));
     }
 }
