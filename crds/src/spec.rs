@@ -174,9 +174,9 @@ pub struct Storage {
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Retention {
-    /// What becomes of the cluster's volumes when the RaftCluster is deleted. `Retain` (the default) keeps them, and a
-    /// RaftCluster that is created again under the same name takes the cluster on them over. `Delete` deletes them and all
-    /// data. What counts is the last spec that was valid, as `status.whenDeleted` tells it.
+    /// What becomes of the cluster's volumes when the RaftCluster is deleted. `Retain` (the default) keeps them: a
+    /// RaftCluster that is created again under the same name goes on with the same cluster and its data. `Delete` deletes them
+    /// and all data. What counts is the last spec that was valid, as `status.whenDeleted` tells it.
     #[serde(default)]
     pub when_deleted: RetentionPolicy,
     /// What becomes of the volume of a member that was scaled away. `Retain` (the default) keeps it until the cluster grows

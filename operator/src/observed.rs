@@ -96,6 +96,9 @@ pub struct PlanLatch {
     pub since: UnixSeconds,
 }
 
+/// The field of a StatefulSet by which it finds its pods.
+pub const SELECTOR: &str = "selector";
+
 /// The StatefulSet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedSet {
@@ -117,7 +120,8 @@ pub struct ObservedSet {
     pub template_hash: Option<String>,
     /// This release of the operator would build another template for the same spec, and holds it back.
     pub template_held: bool,
-    /// The fields in which it is not as wanted, although nobody can change them.
+    /// The fields in which it is not as wanted, although nobody can change them. With [`SELECTOR`] among them nothing of it is
+    /// written before it is made anew.
     pub fixed: Vec<&'static str>,
     /// Its claims have other names than ours: a pod that it makes has another volume than the one that we know by its name.
     pub other_claims: bool,

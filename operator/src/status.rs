@@ -308,6 +308,7 @@ fn phase(seen: Seen<'_>, facts: &Facts) -> Phase {
         _ if resizing => Phase::Scaling,
         _ if !facts.to_be_told.is_empty() => Phase::Updating,
         _ if facts.voters >= count(want) && (facts.anew.is_some() || !facts.outdated.is_empty()) => Phase::Updating,
+        (StepName::Wait, Some(WaitReason::LeftoverVolume)) if plan.row == "R1" => Phase::Updating,
         (StepName::RecreateSet, _) => Phase::Updating,
         _ => Phase::Repairing,
     }

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::difference::contains;
 use crate::build::FIXED_HASH;
+use crate::observed::SELECTOR;
 
-const SELECTOR: &str = "selector";
 /// All the others are replicas, ordinals, template, updateStrategy, revisionHistoryLimit, minReadySeconds and the
 /// retention policy.
 const FIELDS: [&str; 4] = ["serviceName", "podManagementPolicy", SELECTOR, "volumeClaimTemplates"];

@@ -2,13 +2,20 @@
 //! there is no set, a pod that is lost stays lost.
 
 use super::{Decision, NEXT, Notes, Row, View, initial_replicas};
-use crate::step::Step;
+use crate::names;
+use crate::observed::{Marker, ObservedSet, SELECTOR};
+use crate::step::{Step, WaitReason};
 
 /// R1: P1, P3, P2; every member serves and nothing else is under way. It is deleted without its pods, and B2 makes it again.
-pub(super) fn rows(view: &View<'_>, notes: &Notes) -> Row {
+pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
     let Some(set) = view.set().filter(|set| !set.fixed.is_empty()) else { return NEXT };
     // Made anew it has the template of this release: that is what U8 holds back.
     if notes.first.is_some() || set.template_held || !is_at_rest(view) {
+        return NEXT;
+    }
+    // B2 would make a larger set than this one.
+    if initial_replicas(view.cluster, view.observed) != view.want() {
+        in_the_way(view, set).into_iter().for_each(|wait| notes.wait_last(wait));
         return NEXT;
     }
     match view.set_ref() {
@@ -18,18 +25,33 @@ pub(super) fn rows(view: &View<'_>, notes: &Notes) -> Row {
 }
 
 /// Exactly the wanted pods and members are there, as the set has them, each on the volume that a set of ours gives it: what is
-/// made from them is the same set. The claims of another set may have other names, and ours would start on empty disks. A
-/// volume beyond them that is, or may be, a member's would make the new set larger than this one (B2).
+/// made from them is the same set. The claims of another set may have other names, and ours would start on empty disks.
 fn is_at_rest(view: &View<'_>) -> bool {
     let want = view.want();
     let pods =
         view.observed.pods.iter().all(|(k, pod)| *k < want && pod.terminating.is_none() && !view.is_outdated(*k));
     let voters = view.voters().filter(|(k, id, member)| view.is_serving(*k, *id, member)).count();
     let disks = view.voters().all(|(k, id, _)| view.is_labelled_for(k, id));
-    let same_size = initial_replicas(view.cluster, view.observed) == want;
-    pods && disks
-        && same_size
-        && view.have() == want
-        && view.members().count() == want as usize
-        && voters == want as usize
+    pods && disks && view.have() == want && view.members().count() == want as usize && voters == want as usize
+}
+
+/// The volume beyond the set that is, or may be, a member's, so that the new set would make a pod for it. With another selector the
+/// template waits with the set: then nothing that a user changes reaches a pod.
+fn in_the_way(view: &View<'_>, set: &ObservedSet) -> Option<Decision> {
+    let mut beyond = view.observed.volumes.range(view.want()..).rev();
+    let (k, volume) = beyond.find(|(_, volume)| volume.is_labelled() && !volume.detached)?;
+    let (reason, why) = match volume.marker {
+        _ if volume.terminating => (WaitReason::PodTerminating, "is being deleted".to_owned()),
+        Some(Marker { raft_id, cluster_id, .. }) => {
+            let why = format!("is of member {raft_id:x} of cluster {cluster_id:x}, which was not removed here");
+            (WaitReason::LeftoverVolume, why)
+        }
+        None => (WaitReason::LeftoverVolume, "has labels that do not tell whose it is".to_owned()),
+    };
+    let (name, fields) = (names::volume(&view.cluster.name, *k), set.fixed.join(", "));
+    let held = if set.fixed.contains(&SELECTOR) { "; until then no change of the spec reaches a pod" } else { "" };
+    let message = format!(
+        "the StatefulSet has another {fields} than wanted and is not made anew while volume claim {name} {why}{held}"
+    );
+    Some(Decision::wait("R1", reason, message).on(*k, None))
 }

@@ -30,7 +30,7 @@ const WALK_PASSES_MAX: usize = 300;
 const WALK_WAITS_MAX: usize = 30;
 
 /// Fields that a StatefulSet may have otherwise than is wanted.
-const FIXED: [&str; 2] = ["serviceName", "podManagementPolicy"];
+const FIXED: [&str; 4] = ["serviceName", "podManagementPolicy", "selector", "volumeClaimTemplates"];
 
 struct Script {
     world: World,
@@ -275,7 +275,7 @@ impl Script {
             ["revision", revision] => set.update_revision = Some((*revision).to_owned()),
             ["held"] => set.template_held = true,
             ["other-claims"] => set.other_claims = true,
-            ["fixed", field] => set.fixed.extend(FIXED.into_iter().filter(|name| name == field)),
+            ["fixed", field] => set.fixed.push(FIXED.into_iter().find(|name| name == field).ok_or("no such field")?),
             _ => return Err("no such edit of the set".into()),
         }
         Ok(())

@@ -5,8 +5,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::{Facts, Seen, time};
 use crate::brief::brief;
 use crate::names;
-use crate::observed::{Alarm, ExitKind};
-use crate::step::{StepName, WaitReason};
+use crate::observed::{Alarm, ExitKind, ObservedSet, SELECTOR};
+use crate::step::{Step, StepName, WaitReason};
 
 /// A condition before it is compared with the old one.
 #[derive(Debug)]
@@ -161,14 +161,9 @@ fn updated(seen: Seen<'_>, facts: &Facts) -> Verdict {
                        annotate the RaftCluster with balsa.dev/roll-operator-template=true to let it";
         return Verdict::new(kind, false, WaitReason::OperatorTemplateChanged.as_str(), message);
     }
-    if let Some(fixed) = seen.observed.set.as_ref().map(|set| &set.fixed).filter(|fixed| !fixed.is_empty()) {
-        let message = format!(
-            "the StatefulSet has another {} than wanted, which Kubernetes lets nobody change: it is made anew once every \
-             member serves on the volume of its ordinal and no other volume may be a member's; with another selector or other \
-             claims nothing of it changes before",
-            fixed.join(", ")
-        );
-        return Verdict::new(kind, false, StepName::RecreateSet.as_str(), message);
+    if let Some(set) = seen.observed.set.as_ref().filter(|set| set.other_claims || !set.fixed.is_empty()) {
+        let (reason, message) = to_be_made_anew(seen, set);
+        return Verdict::new(kind, false, reason, message);
     }
     if let Some((reason, message)) = facts.anew {
         return Verdict::new(kind, false, reason, message);
@@ -201,6 +196,29 @@ fn updated(seen: Seen<'_>, facts: &Facts) -> Verdict {
         Some((reason, message)) => Verdict::new(kind, false, reason.as_str(), message),
         None => Verdict::new(kind, false, "RollingOut", format!("to be restarted: {}", facts.outdated.join(", "))),
     }
+}
+
+/// R1: why a set has fields that are not as wanted, and what becomes of that.
+fn to_be_made_anew(seen: Seen<'_>, set: &ObservedSet) -> (&'static str, String) {
+    let fields = set.fixed.join(", ");
+    if set.other_claims {
+        let message = "the volume claims of the StatefulSet have other names than ours, which Kubernetes lets nobody change: it \
+                       is not made anew, because its members would get empty disks, and nothing of it changes; the ways out are \
+                       in status.plan.humanMay";
+        return (WaitReason::WrongVolume.as_str(), message.to_owned());
+    }
+    if let Some((reason, message)) = blocked(seen).filter(|_| seen.plan.row == "R1" && seen.plan.step == Step::Wait) {
+        return (reason.as_str(), message.to_owned());
+    }
+    let meanwhile = match set.fixed.contains(&SELECTOR) {
+        true => "nothing of it changes before",
+        false => "everything else of it is applied already",
+    };
+    let message = format!(
+        "the StatefulSet has another {fields} than wanted, which Kubernetes lets nobody change: it is made anew around its pods \
+         once every member serves and nothing else is to be done; {meanwhile}"
+    );
+    (StepName::RecreateSet.as_str(), message)
 }
 
 fn consistent(seen: Seen<'_>) -> Verdict {

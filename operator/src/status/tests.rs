@@ -233,6 +233,47 @@ fn r1_a_set_that_is_made_anew_has_its_pods_and_none_of_them_is_outdated() {
     assert_eq!(told(&observed).0, 0, "of a cluster that is not there yet");
 }
 
+/// R1: what becomes of a set that must be made anew is told as it is, whatever it waits for.
+#[test]
+fn r1_updated_says_what_a_set_that_is_not_as_wanted_waits_for() {
+    let (resource, cluster) = (minimal(), valid("{image: balsa}"));
+    let told = |observed: &Observed, refused: Option<&str>| {
+        let mut plan = plan(&cluster, observed);
+        refused.into_iter().for_each(|why| crate::plan::set_not_taken(&mut plan, why.to_owned()));
+        let status =
+            compute(Seen { resource: &resource, cluster: Some(&cluster), observed, plan: &plan, invalid: None });
+        let updated = status.conditions.iter().find(|condition| condition.type_ == "Updated").expect("Updated");
+        assert_eq!(updated.status, "False");
+        (updated.reason.clone(), updated.message.clone(), status.phase.expect("a phase"))
+    };
+    let fixed = |field| {
+        let mut observed = observed_three();
+        observed.set.as_mut().expect("a set").fixed = vec![field];
+        observed
+    };
+    let (reason, message, _) = told(&fixed("serviceName"), None);
+    assert_eq!(reason, "RecreateSet");
+    assert!(message.contains("serviceName") && message.ends_with("else of it is applied already"), "{message}");
+    let (reason, message, _) = told(&fixed("selector"), None);
+    assert_eq!(reason, "RecreateSet");
+    assert!(message.contains("selector") && message.ends_with("nothing of it changes before"), "{message}");
+    let (reason, message, _) = told(&fixed("serviceName"), Some("a policy forbids it"));
+    assert_eq!((reason.as_str(), message.as_str()), ("InvalidSpec", "a policy forbids it"));
+
+    let mut observed = fixed("selector");
+    let volume = crate::observed::ObservedVolume { unclear: true, ..Default::default() };
+    observed.volumes.insert(4, volume);
+    let (reason, message, phase) = told(&observed, None);
+    assert_eq!((reason.as_str(), phase), ("LeftoverVolume", Phase::Updating));
+    assert!(message.contains("data-db-4") && message.contains("no change of the spec reaches a pod"), "{message}");
+
+    let mut observed = fixed("volumeClaimTemplates");
+    observed.set.as_mut().expect("a set").other_claims = true;
+    let (reason, message, _) = told(&observed, None);
+    assert_eq!(reason, "WrongVolume");
+    assert!(message.contains("it is not made anew") && message.contains("humanMay"), "{message}");
+}
+
 /// M29: whatever a broken node or a policy says, the status stays far smaller than what the API server takes for an object.
 #[test]
 fn m29_the_status_is_bounded_whatever_others_say() {
