@@ -10,6 +10,7 @@ use axum::{Json, Router, routing::any};
 use balsa_proto::log;
 use serde::Serialize;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::http::{Get, get_version, plain_error};
 use crate::service::Member;
@@ -61,15 +62,18 @@ async fn get_members(_: Get, State(member): State<Arc<Member>>) -> Response {
 
 /// What tells another member how far their clocks are apart. By any method, as in etcd.
 async fn probe() -> Response {
-    let now = rfc3339(OffsetDateTime::now_utc());
-    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], format!("{{\"OK\":true,\"Now\":\"{now}\"}}\n"))
-        .into_response()
+    match as_go_writes(OffsetDateTime::now_utc()) {
+        Ok(now) => {
+            let body = format!("{{\"OK\":true,\"Now\":\"{now}\"}}\n");
+            ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response()
+        }
+        Err(error) => plain_error(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
 }
 
-/// As Go writes a time in JSON.
-fn rfc3339(time: OffsetDateTime) -> String {
-    let (hour, minute, second, nanosecond) = time.to_hms_nano();
-    format!("{}T{hour:02}:{minute:02}:{second:02}.{nanosecond:09}Z", time.date())
+/// A time in JSON: without the zeros at the end of a fraction.
+fn as_go_writes(time: OffsetDateTime) -> Result<String, time::error::Format> {
+    time.format(&Rfc3339)
 }
 
 #[cfg(test)]
@@ -78,8 +82,16 @@ mod tests {
 
     #[test]
     fn a_time_is_written_as_by_go() {
-        let time = OffsetDateTime::from_unix_timestamp_nanos(1_795_903_626_067_984_741).unwrap();
-        assert_eq!(rfc3339(time), "2026-11-28T22:07:06.067984741Z");
+        for (nanos, written) in [
+            (1_795_903_626_067_984_741, "2026-11-28T22:07:06.067984741Z"),
+            (1_795_903_626_067_984_700, "2026-11-28T22:07:06.0679847Z"),
+            (1_795_903_626_500_000_000, "2026-11-28T22:07:06.5Z"),
+            (1_795_903_626_000_000_000, "2026-11-28T22:07:06Z"),
+            (981_173_106_000_000_001, "2001-02-03T04:05:06.000000001Z"),
+        ] {
+            let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap();
+            assert_eq!(as_go_writes(time).unwrap(), written);
+        }
     }
 
     #[test]

@@ -20,19 +20,16 @@ pub(super) struct Range {
     range_end: Bytes,
     limit: i64,
     revision: i64,
-    flags: String,
+    serializable: bool,
+    keys_only: bool,
+    count_only: bool,
 }
 
 impl Range {
     pub(super) fn of(request: &pb::RangeRequest) -> Self {
-        let pb::RangeRequest { limit, revision, .. } = *request;
-        let flags = [
-            (request.serializable, " serializable:true"),
-            (request.keys_only, " keys_only:true"),
-            (request.count_only, " count_only:true"),
-        ];
-        let flags = flags.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag).collect();
-        Self { key: request.key.clone(), range_end: request.range_end.clone(), limit, revision, flags }
+        let pb::RangeRequest { limit, revision, serializable, keys_only, count_only, .. } = *request;
+        let (key, range_end) = (request.key.clone(), request.range_end.clone());
+        Self { key, range_end, limit, revision, serializable, keys_only, count_only }
     }
 
     pub(super) fn warn_if_slow(&self, took: Duration, expected: Duration, result: &Result<pb::RangeResponse, Error>) {
@@ -50,12 +47,17 @@ impl Range {
         if !self.range_end.is_empty() {
             text += &format!(" range_end:\"{}\"", shown(&self.range_end));
         }
-        for (name, number) in
-            [("limit", self.limit), ("revision", self.revision)].iter().filter(|(_, number)| *number != 0)
-        {
-            text += &format!(" {name}:{number}");
+        for (name, number) in [("limit", self.limit), ("revision", self.revision)] {
+            if number != 0 {
+                text += &format!(" {name}:{number}");
+            }
         }
-        text + &self.flags
+        let flags =
+            [("serializable", self.serializable), ("keys_only", self.keys_only), ("count_only", self.count_only)];
+        for (name, _) in flags.iter().filter(|(_, set)| *set) {
+            text += &format!(" {name}:true");
+        }
+        text
     }
 }
 
@@ -115,10 +117,11 @@ mod tests {
             limit: 5,
             revision: 7,
             serializable: true,
+            keys_only: true,
             count_only: true,
             ..Default::default()
         };
-        let told = r#"key:"a" range_end:"b" limit:5 revision:7 serializable:true count_only:true"#;
+        let told = r#"key:"a" range_end:"b" limit:5 revision:7 serializable:true keys_only:true count_only:true"#;
         assert_eq!(text(request), told);
         let long = text(pb::RangeRequest { key: vec![b'k'; 1 << 20].into(), ..Default::default() });
         assert_eq!(long.len(), SHOWN + r#"key:"...""#.len());
