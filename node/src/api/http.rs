@@ -37,10 +37,8 @@ pub fn routes(member: Arc<Member>, metrics: Arc<Metrics>) -> Router {
 pub fn probes(member: Arc<Member>, metrics: Arc<Metrics>) -> Router {
     Router::new()
         .route("/health", any(get_health))
-        .route("/livez", any(get_live))
-        .route("/livez/{check}", any(get_live_check))
-        .route("/readyz", any(get_ready))
-        .route("/readyz/{check}", any(get_ready_check))
+        .merge(checks("livez", health::live))
+        .merge(checks("readyz", health::ready))
         .route("/metrics", any(get_metrics))
         .fallback(not_found)
         .with_state(Context { member, metrics })
@@ -95,30 +93,18 @@ async fn get_health(_: Get, State(context): State<Context>, RawQuery(query): Raw
     }
 }
 
-async fn get_live(_: Get, State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
-    render("livez", &health::live(&context.member), query.as_deref())
-}
-
-async fn get_live_check(
-    State(context): State<Context>,
-    Path(name): Path<String>,
-    get: Result<Get, Response>,
-    RawQuery(query): RawQuery,
-) -> Response {
-    render_one("livez", &health::live(&context.member), &name, get, query.as_deref())
-}
-
-async fn get_ready(_: Get, State(context): State<Context>, RawQuery(query): RawQuery) -> Response {
-    render("readyz", &health::ready(&context.member), query.as_deref())
-}
-
-async fn get_ready_check(
-    State(context): State<Context>,
-    Path(name): Path<String>,
-    get: Result<Get, Response>,
-    RawQuery(query): RawQuery,
-) -> Response {
-    render_one("readyz", &health::ready(&context.member), &name, get, query.as_deref())
+/// The paths of one kind of checks: one for all of them together, and one for each.
+fn checks(kind: &'static str, checks: fn(&Member) -> Vec<Check>) -> Router<Context> {
+    let all = move |_: Get, State(context): State<Context>, RawQuery(query): RawQuery| async move {
+        render(kind, &checks(&context.member), query.as_deref())
+    };
+    let one = move |State(context): State<Context>,
+                    Path(name): Path<String>,
+                    get: Result<Get, Response>,
+                    RawQuery(query): RawQuery| async move {
+        render_one(kind, &checks(&context.member), &name, get, query.as_deref())
+    };
+    Router::new().route(&format!("/{kind}"), any(all)).route(&format!("/{kind}/{{check}}"), any(one))
 }
 
 pub(super) async fn get_version(_: Get) -> Response {
@@ -255,7 +241,7 @@ mod tests {
         }
     }
 
-    fn checks(second: Result<(), String>) -> Vec<Check> {
+    fn two_checks(second: Result<(), String>) -> Vec<Check> {
         vec![Check { name: "first", result: Ok(()) }, Check { name: "second", result: second }]
     }
 
@@ -267,11 +253,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_check_is_named() {
-        let good = checks(Ok(()));
+        let good = two_checks(Ok(()));
         assert_eq!(text(render("test", &good, None)).await, (StatusCode::OK, "ok\n".into()));
         let verbose = text(render("test", &good, Some("verbose"))).await;
         assert_eq!(verbose.1, "[+]first ok\n[+]second ok\nok\n");
-        let bad = checks(Err("no leader".into()));
+        let bad = two_checks(Err("no leader".into()));
         let failed = text(render("test", &bad, None)).await;
         assert_eq!(failed, (StatusCode::SERVICE_UNAVAILABLE, "[+]first ok\n[-]second failed: no leader\n\n".into()));
         assert_eq!(text(render("test", &bad, Some("a=b&exclude=second"))).await.0, StatusCode::OK);
@@ -279,7 +265,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_check_has_a_path_of_its_own() {
-        let bad = checks(Err("no leader".into()));
+        let bad = two_checks(Err("no leader".into()));
         let verbose = text(render_one("test", &bad, "first", Ok(Get), Some("verbose&exclude=first"))).await;
         assert_eq!(verbose, (StatusCode::OK, "[+]first ok\nok\n".into()));
         assert_eq!(text(render_one("test", &bad, "second", Ok(Get), None)).await.0, StatusCode::SERVICE_UNAVAILABLE);

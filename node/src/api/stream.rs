@@ -39,6 +39,22 @@ pub(super) enum Bytes {
     Taken,
 }
 
+/// What reads and writes bytes.
+trait Transport: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Transport for T {}
+
+impl Bytes {
+    /// To read and write them, unless they are gone.
+    fn open(&mut self) -> io::Result<Pin<&mut dyn Transport>> {
+        match self {
+            Self::Plain(stream) => Ok(Pin::new(stream)),
+            Self::Tls(stream) => Ok(Pin::new(stream)),
+            Self::Taken => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
 impl Stream {
     pub(super) fn new(bytes: Bytes, connection: Connection, partings: Partings) -> Self {
         Self { bytes, connection, stage: Stage::Fresh(Greeting::default()), partings }
@@ -86,11 +102,7 @@ impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.connection.closer.check(context)?;
         let before = into.filled().len();
-        let read = match &mut self.bytes {
-            Bytes::Plain(stream) => Pin::new(stream).poll_read(context, into),
-            Bytes::Tls(stream) => Pin::new(stream).poll_read(context, into),
-            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        };
+        let read = self.bytes.open()?.poll_read(context, into);
         if let Stage::Fresh(greeting) = &mut self.stage {
             greeting.note(&into.filled()[before..]);
         }
@@ -101,11 +113,7 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.connection.closer.check(context)?;
-        let written = match &mut self.bytes {
-            Bytes::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Bytes::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        };
+        let written = self.bytes.open()?.poll_write(context, bytes);
         self.sent(&written);
         written
     }
@@ -116,11 +124,7 @@ impl AsyncWrite for Stream {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.connection.closer.check(context)?;
-        let written = match &mut self.bytes {
-            Bytes::Plain(stream) => Pin::new(stream).poll_write_vectored(context, parts),
-            Bytes::Tls(stream) => Pin::new(stream).poll_write_vectored(context, parts),
-            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        };
+        let written = self.bytes.open()?.poll_write_vectored(context, parts);
         self.sent(&written);
         written
     }
@@ -135,11 +139,7 @@ impl AsyncWrite for Stream {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.connection.closer.check(context)?;
-        match &mut self.bytes {
-            Bytes::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Bytes::Tls(stream) => Pin::new(stream).poll_flush(context),
-            Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-        }
+        self.bytes.open()?.poll_flush(context)
     }
 
     /// Closes our direction and waits for the client's. With TLS the end is said there first.
@@ -148,11 +148,7 @@ impl AsyncWrite for Stream {
         let linger = match &mut this.stage {
             Stage::Closed(linger) => linger,
             Stage::Fresh(_) | Stage::Served => {
-                ready!(match &mut this.bytes {
-                    Bytes::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-                    Bytes::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-                    Bytes::Taken => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-                })?;
+                ready!(this.bytes.open()?.poll_shutdown(context))?;
                 this.stage = Stage::Closed(Linger::new());
                 return self.poll_shutdown(context);
             }
