@@ -14,6 +14,8 @@ use aws_lc_rs::signature::{RsaEncoding, RsaKeyPair, VerificationAlgorithm};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
+use x509_cert::Certificate;
+use x509_cert::der::{Decode, Encode};
 
 use super::failure::Error;
 use crate::config::auth_token::JwtOptions;
@@ -218,7 +220,7 @@ fn keys(
     };
     let signer = private.map(|file| signer(method, &file).ok_or_else(|| not_a("priv-key"))).transpose()?;
     let (key, what) = match (&signer, public) {
-        (_, Some(file)) => (block(&file, "PUBLIC KEY").ok_or_else(|| not_a("pub-key"))?, "pub-key"),
+        (_, Some(file)) => (public_key(&file).ok_or_else(|| not_a("pub-key"))?, "pub-key"),
         (Some(signer), None) => (signer.public_key().to_vec(), "priv-key"),
         (None, None) => return Err(missing()),
     };
@@ -238,6 +240,17 @@ fn signer(method: &Method, file: &[u8]) -> Option<Signer> {
         Method::Ecdsa(curve, _) => EcdsaKeyPair::from_private_key_der(curve, &key).ok().map(Signer::Ecdsa),
         Method::Ed25519 => Ed25519KeyPair::from_pkcs8_maybe_unchecked(&key).ok().map(Signer::Ed25519),
     }
+}
+
+/// The first public key of a PEM file, whether it stands there by itself or in a certificate, whose other words do not count.
+fn public_key(file: &[u8]) -> Option<Vec<u8>> {
+    let blocks = pem::parse_many(file).ok()?;
+    let block = blocks.into_iter().find(|block| block.tag().ends_with("PUBLIC KEY") || block.tag() == "CERTIFICATE")?;
+    if block.tag() != "CERTIFICATE" {
+        return Some(block.into_contents());
+    }
+    let certificate = Certificate::from_der(block.contents()).ok()?;
+    certificate.tbs_certificate.subject_public_key_info.to_der().ok()
 }
 
 /// The first block of a PEM file with such a name; the curve may stand in one before it.

@@ -1,7 +1,7 @@
 //! One client's stream of renewals. What has arrived is renewed together, because clients renew all their leases over
 //! one stream, and each renewal by itself would wait for a round trip to a quorum.
 //!
-//! Answers come in the order of the requests, except for leases that are over: their answer, TTL 0, waits until they are
+//! Answers come in the order of the requests, up to the first lease that the caller may not renew, except for leases that are over: their answer, TTL 0, waits until they are
 //! revoked, and the others do not wait for them.
 
 use std::collections::VecDeque;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::caller::Caller;
 use super::failure::Error;
-use super::lease::Leases;
+use super::lease::{Leases, Renewals};
 use super::member::header;
 use super::watch::{End, cut, patience};
 use crate::domain::lease::Renewal;
@@ -43,6 +43,8 @@ pub struct Session<S, E> {
     /// The client has ended its side, perhaps by breaking off.
     closed: bool,
     broken: Option<E>,
+    /// A lease that the caller may not renew: the stream ends with this once what came before it is answered.
+    refused: Option<Error>,
     over: bool,
 }
 
@@ -78,6 +80,7 @@ where
             cut: Box::pin(cut),
             closed: false,
             broken: None,
+            refused: None,
             over: false,
         })
     }
@@ -92,6 +95,12 @@ where
                 self.over = true;
                 return Some(Err(End::Client(error)));
             }
+            if self.expiring.is_empty()
+                && let Some(error) = self.refused.take()
+            {
+                self.over = true;
+                return Some(Err(End::Failed(error)));
+            }
             if self.over || (self.closed && self.expiring.is_empty()) {
                 return None;
             }
@@ -104,7 +113,7 @@ where
 
     /// Takes requests, or the leases that are over once more, and renews them.
     async fn step(&mut self) -> Result<(), Error> {
-        let readable = !self.closed && self.expiring.len() < MAX_EXPIRING;
+        let readable = !self.closed && self.refused.is_none() && self.expiring.len() < MAX_EXPIRING;
         let asked = tokio::select! {
             failure = &mut self.cut => return Err(failure.into()),
             first = self.requests.next(), if readable => self.batch(first),
@@ -114,10 +123,11 @@ where
             return Ok(());
         }
         let ids: Vec<i64> = asked.iter().map(|response| response.id).collect();
-        let renewals = tokio::select! {
+        let Renewals { renewals, refused } = tokio::select! {
             failure = &mut self.cut => return Err(failure.into()),
             renewals = self.leases.renew(&self.caller, &ids) => renewals?,
         };
+        self.refused = self.refused.take().or(refused);
         for (mut response, renewal) in asked.into_iter().zip(renewals) {
             match renewal {
                 Renewal::Renewed { ttl } => response.ttl = ttl,

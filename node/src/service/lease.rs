@@ -128,8 +128,8 @@ impl Leases {
         let reader = handle.clone();
         let ids = blocking(move || {
             let ids = reader.leases()?;
-            check_leases(&reader, &who, Need::Read, &ids)?;
-            Ok(ids)
+            let (_, refused) = permitted(&reader, &who, Need::Read, &ids);
+            refused.map_or(Ok(ids), Err)
         })
         .await?;
         let status = handle.status();
@@ -137,19 +137,24 @@ impl Leases {
         Ok(pb::LeaseLeasesResponse { header: Some(header(&status, status.revision)), leases })
     }
 
-    /// Renews leases by the leader's clock, wherever it is; one answer for each id, in their order. The caller must be
-    /// able to write their keys.
+    /// Renews leases by the leader's clock, wherever it is, in their order up to the first whose keys the caller may not all
+    /// write.
     ///
     /// # Errors
-    /// `NoLeader`, `TimedOut`; `Learner`; of the caller's permissions.
-    pub async fn renew(&self, caller: &Caller, ids: &[i64]) -> Result<Vec<Renewal>, Error> {
+    /// `NoLeader`, `TimedOut`; `Learner`; of the caller's credentials.
+    pub async fn renew(&self, caller: &Caller, ids: &[i64]) -> Result<Renewals, Error> {
         let handle = self.member.voter()?;
         let who = self.member.require_user(&handle, caller).await?.unwrap_or_default();
+        let (mut ids, mut refused) = (ids, None);
         if handle.auth().is_enabled() {
-            let (reader, ids) = (handle.clone(), ids.to_vec());
-            blocking(move || check_leases(&reader, &who, Need::Write, &ids)).await?;
+            let (reader, all) = (handle.clone(), ids.to_vec());
+            let (permitted, refusal) = blocking(move || Ok(permitted(&reader, &who, Need::Write, &all))).await?;
+            (ids, refused) = (&ids[..permitted], refusal);
         }
-        ask_leader(&handle, || async {
+        if ids.is_empty() {
+            return Ok(Renewals { renewals: Vec::new(), refused });
+        }
+        let renewals = ask_leader(&handle, || async {
             match place(&handle, false)? {
                 Place::Here => Ok(handle.renew_leases(ids).await?),
                 Place::At(leader) => {
@@ -158,7 +163,8 @@ impl Leases {
                 }
             }
         })
-        .await
+        .await?;
+        Ok(Renewals { renewals, refused })
     }
 
     /// The member below.
@@ -167,15 +173,32 @@ impl Leases {
     }
 }
 
-/// Whether `who` may do that to the keys of all these leases, as applied here.
-fn check_leases(handle: &Handle, who: &Identity, need: Need, ids: &[i64]) -> Result<(), Error> {
+/// What became of leases that were to be renewed.
+#[derive(Debug)]
+pub struct Renewals {
+    /// One for each lease before the refused one, in their order.
+    pub renewals: Vec<Renewal>,
+    /// Why the lease behind them was not renewed, nor those behind it.
+    pub refused: Option<Error>,
+}
+
+/// How many of these leases, as applied here, come before the first with a key to which `who` may not do that; and why not.
+fn permitted(handle: &Handle, who: &Identity, need: Need, ids: &[i64]) -> (usize, Option<Error>) {
     let auth = handle.auth();
     if auth.check_admin(who).is_ok() {
-        return Ok(());
+        return (ids.len(), None);
     }
-    let view = handle.view()?;
+    let view = match handle.view() {
+        Ok(view) => view,
+        Err(failure) => return (0, Some(failure.into())),
+    };
     let keys = LeasesOf(&view);
-    ids.iter().try_for_each(|id| auth.check_lease(who, need, *id, &keys)).map_err(|error| read_error(handle, error))
+    for (index, id) in ids.iter().enumerate() {
+        if let Err(error) = auth.check_lease(who, need, *id, &keys) {
+            return (index, Some(read_error(handle, error)));
+        }
+    }
+    (ids.len(), None)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {

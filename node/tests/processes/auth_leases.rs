@@ -8,6 +8,8 @@ use balsa_proto::etcdserverpb as pb;
 use balsa_proto::etcdserverpb::auth_client::AuthClient;
 use balsa_proto::etcdserverpb::kv_client::KvClient;
 use balsa_proto::etcdserverpb::lease_client::LeaseClient;
+use balsa_proto::etcdserverpb::watch_client::WatchClient;
+use balsa_proto::etcdserverpb::watch_request::RequestUnion;
 use balsa_proto::v3electionpb as election;
 use balsa_proto::v3electionpb::election_client::ElectionClient;
 use balsa_proto::v3lockpb as lock;
@@ -140,6 +142,65 @@ impl Asked {
         self.tell(&format!("renew {id}"), renewed, |answer| answer.ttl.to_string()).await;
     }
 
+    /// Renews leases over one stream, all asked for in one write: every answer, and how the stream ends.
+    async fn keep_all_alive(&mut self, ids: &[i64]) {
+        let (mut client, token) = (self.lease(), self.token.clone());
+        let requests: Vec<_> = ids.iter().map(|id| pb::LeaseKeepAliveRequest { id: *id }).collect();
+        let renewed = async {
+            let answers = client.lease_keep_alive(with(&token, tokio_stream::iter(requests))).await?;
+            let (mut answers, mut said) = (answers.into_inner(), Vec::new());
+            loop {
+                match answers.message().await {
+                    Ok(Some(answer)) => said.push(format!("{} for {}", answer.id, answer.ttl)),
+                    Ok(None) => said.push("the end".to_owned()),
+                    Err(status) => said.push(format!("{:?}: {}", status.code(), status.message())),
+                }
+                if !said.last().is_some_and(|last| last.contains(" for ")) {
+                    return Ok(Response::new(said));
+                }
+            }
+        };
+        self.tell(&format!("renew {ids:?}"), renewed, |said| said.join(", ")).await;
+    }
+
+    /// What an observer of an election hears first.
+    async fn observe(&mut self, name: &str) {
+        let (mut client, token) = (self.election(), self.token.clone());
+        let request = election::LeaderRequest { name: name.to_owned().into() };
+        let heard = async {
+            let mut answers = client.observe(with(&token, request)).await?.into_inner();
+            answers.message().await?.map(Response::new).ok_or_else(|| Status::new(Code::Unknown, "the stream ended"))
+        };
+        let show = |answer: &election::LeaderResponse| format!("{:?}", answer.kv.as_ref().map(|kv| kv.value.clone()));
+        self.tell(&format!("observe {name}"), heard, show).await;
+    }
+
+    /// What a watch of the past hears: that it is there or cancelled, and then the first events.
+    async fn watch_from_the_start(&mut self, key: &str) {
+        let (mut client, token) = (WatchClient::new(self.channel.clone()), self.token.clone());
+        let create = pb::WatchCreateRequest {
+            key: key.to_owned().into(),
+            start_revision: 1,
+            prev_kv: true,
+            ..Default::default()
+        };
+        let request = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let requests = futures::StreamExt::chain(futures::stream::iter([request]), futures::stream::pending());
+        let heard = async {
+            let mut answers = client.watch(with(&token, requests)).await?.into_inner();
+            let mut heard = Vec::new();
+            while let Some(answer) = answers.message().await? {
+                let pb::WatchResponse { created, canceled, cancel_reason, events, .. } = answer;
+                heard.push(format!("{created} {canceled} {cancel_reason:?} {}", events.len()));
+                if canceled || !events.is_empty() {
+                    break;
+                }
+            }
+            Ok(Response::new(heard))
+        };
+        self.tell(&format!("watch {key}"), heard, |heard| heard.join(", ")).await;
+    }
+
     async fn leases(&mut self) {
         let (mut client, token) = (self.lease(), self.token.clone());
         let listed = client.lease_leases(with(&token, pb::LeaseLeasesRequest {}));
@@ -203,6 +264,33 @@ async fn a_lease_is_free_and_the_keys_on_it_are_not() {
     }
 }
 
+/// A client renews all its leases over one stream: what it may no longer renew must not cost it those before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_renewals_answers_up_to_the_first_that_is_denied() {
+    let told = compare(async |asked| {
+        asked.be("root").await;
+        for (id, key) in [(1, "a1"), (2, "b2"), (3, "a3")] {
+            asked.grant(id).await;
+            asked.put(key, id).await;
+        }
+        for user in CALLERS {
+            asked.be(user).await;
+            for ids in [&[1, 2, 3][..], &[1, 3, 99, 2, 2], &[3, 1], &[2, 1], &[99, 2]] {
+                asked.keep_all_alive(ids).await;
+            }
+        }
+    })
+    .await;
+    let denied = "PermissionDenied: etcdserver: permission denied";
+    for said in [
+        format!("alice renew [1, 2, 3]: 1 for 600, {denied}"),
+        "alice renew [3, 1]: 3 for 600, 1 for 600, the end".to_owned(),
+        format!("rita  renew [3, 1]: {denied}"),
+    ] {
+        assert!(told.contains(&said), "{said}\n{told:#?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lock_needs_what_its_key_needs() {
     let told = compare(async |asked| {
@@ -260,4 +348,34 @@ async fn an_election_needs_what_its_keys_need() {
     .await;
     assert!(told.contains(&"alice campaign a/post: a/post/4".to_owned()), "{told:#?}");
     assert!(told.contains(&"alice campaign b/post: Unknown: etcdserver: permission denied".to_owned()), "{told:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_observes_an_election_or_watches_the_past_must_be_able_to_read_it() {
+    let told = compare(async |asked| {
+        asked.be("root").await;
+        for (id, name) in [(1, "a/post"), (2, "b/post")] {
+            asked.grant(id).await;
+            let (mut client, token) = (asked.election(), asked.token.clone());
+            let request = election::CampaignRequest { name: name.into(), lease: id, value: "v".into() };
+            asked.tell("campaign", client.campaign(with(&token, request)), |_| "won".to_owned()).await;
+        }
+        asked.put("a", 0).await;
+        for user in CALLERS {
+            asked.be(user).await;
+            for name in ["a/post", "b/post"] {
+                asked.observe(name).await;
+            }
+            for key in ["a", "b"] {
+                asked.watch_from_the_start(key).await;
+            }
+        }
+    })
+    .await;
+    for said in [
+        "rita  watch a: true false \"\" 0, false false \"\" 1",
+        "carol watch b: true true \"rpc error: code = PermissionDenied desc = etcdserver: permission denied\" 0",
+    ] {
+        assert!(told.contains(&said.to_owned()), "{said}\n{told:#?}");
+    }
 }

@@ -110,6 +110,30 @@ fn openssls_own_form_of_a_private_key_is_read() {
 }
 
 #[test]
+fn a_certificate_stands_for_its_public_key() {
+    // A chain as it is configured for TLS: the server's own certificate comes first.
+    let (p256, _) = Keys::ec(&ECDSA_P256_SHA256_FIXED_SIGNING);
+    let (p384, _) = Keys::ec(&ECDSA_P384_SHA384_FIXED_SIGNING);
+    let rsa = Keys::rsa();
+    for (method, keys) in [("ES256", &p256), ("ES384", &p384), ("RS256", &rsa), ("PS256", &rsa)] {
+        let private = std::fs::read_to_string(keys.0.path().join("private")).unwrap();
+        let own = rcgen::KeyPair::from_pem(&private).unwrap();
+        let authority = rcgen::KeyPair::generate().unwrap();
+        let chain = [&own, &authority].map(|key| {
+            let parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+            parameters.self_signed(key).unwrap().pem()
+        });
+        std::fs::write(keys.0.path().join("public"), chain.concat()).unwrap();
+        let token = keys.open(method, true, true).expect(method).sign("alice", 7).unwrap();
+        assert_eq!(keys.open(method, false, true).expect(method).verify(&token), identity(), "{method}");
+    }
+    let complaint = p256.open("RS256", false, true).unwrap_err().to_string();
+    assert_eq!(complaint, "--auth-token: pub-key is not a PEM key of the sign-method");
+    std::fs::write(p256.0.path().join("public"), pem::encode(&pem::Pem::new("CERTIFICATE", &b"none"[..]))).unwrap();
+    assert!(p256.open("ES256", false, true).unwrap_err().to_string().contains("pub-key is not a PEM key"));
+}
+
+#[test]
 fn keys_that_cannot_work_are_found_at_start() {
     let (p256, _) = Keys::ec(&ECDSA_P256_SHA256_FIXED_SIGNING);
     let (other, _) = Keys::ec(&ECDSA_P256_SHA256_FIXED_SIGNING);
