@@ -1,6 +1,7 @@
 //! Counts gRPC calls as etcd does, whatever service they are for, and gives a request that is too large the text that
 //! gRPC-Go gives it. Sits between the router and the services; sees frames, never messages.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,7 +16,9 @@ use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
 
+use super::connection::Connection;
 use super::deadline;
+use super::request_stats;
 use super::spans::{Open, Tracing};
 use crate::metrics;
 use crate::service::metrics::{Grpc, Method};
@@ -39,6 +42,7 @@ pub async fn count(State(counting): State<Counting>, request: Request, next: Nex
     count_client(&method, request.headers());
     let span = counting.tracing.as_ref().and_then(|tracing| tracing.begin(&request));
     let mut call = Call::start(method, counting.slow, span);
+    call.remote = request.extensions().get::<Connection>().map(|connection| connection.remote);
     let received = Observed::new(call.receiver());
     let streams = !call.method.is_unary;
     let mut response = deadline::keep(request.map(|body| Body::new(received.over(body))), next, streams).await;
@@ -66,13 +70,14 @@ struct Call {
     started: Instant,
     slow: Duration,
     span: Option<Open>,
+    remote: Option<SocketAddr>,
     done: bool,
 }
 
 impl Call {
     fn start(method: Arc<Method>, slow: Duration, span: Option<Open>) -> Self {
         method.started.inc();
-        Self { method, started: Instant::now(), slow, span, done: false }
+        Self { method, started: Instant::now(), slow, span, remote: None, done: false }
     }
 
     fn receiver(&self) -> Direction {
@@ -83,8 +88,8 @@ impl Call {
         let time = self.started.elapsed();
         self.method.handled(code);
         self.method.took(time);
-        if self.method.is_unary && time > self.slow {
-            tracing::warn!(call = self.method.path, code, "time spent" = ?time, "request stats");
+        if self.method.is_unary && !request_stats::has_content(&self.method.path) {
+            request_stats::other(&self.method.path, self.remote, time, self.slow);
         }
         if let Some(span) = self.span.take() {
             span.end(code, &message());

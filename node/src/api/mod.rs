@@ -33,6 +33,8 @@ pub mod peer;
 mod peer_http;
 pub mod ping_guard;
 mod reflection;
+mod request_stats;
+mod request_text;
 pub mod server;
 pub mod snapshot_command;
 pub mod socket;

@@ -194,7 +194,7 @@ impl Services {
     fn grpc(&self) -> Result<Router, BuildError> {
         let limit = || self.max_request_bytes.clone();
         let leader = Arc::new(GrpcLeader::new(self.dialer.clone(), self.watch.election_timeout));
-        let kv = KvServer::new(KvApi::new(self.member.clone()));
+        let kv = KvServer::new(KvApi::new(self.member.clone(), self.slow_call));
         let clock = GrpcClock::new(self.dialer.clone(), self.watch.election_timeout);
         let leases = Leases::new(self.member.clone(), Arc::new(clock));
         let queue = Queue::new(Kv::new(self.member.clone()), leases.clone());

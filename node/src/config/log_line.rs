@@ -107,7 +107,7 @@ fn caller(file: Option<&str>, line: Option<u32>) -> String {
 }
 
 /// `2006-01-02T15:04:05.000000Z`.
-fn timestamp(at: SystemTime) -> String {
+pub fn timestamp(at: SystemTime) -> String {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = date(days);

@@ -193,6 +193,8 @@ impl Keeper {
         store.flush()?;
         failpoint::hit("flush-after")?;
         let flushed = StateMachine::open(store)?.flushed_index()?;
+        // etcd's words for the point from which on its log is not needed.
+        info!("snapshot-index" = flushed, "saved snapshot");
         self.inbox.report(Input::Flushed(flushed));
         Ok(())
     }
