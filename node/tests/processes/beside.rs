@@ -158,6 +158,43 @@ async fn a_watch_of_the_past_gets_at_most_a_thousand_revisions_at_a_time() {
     .await;
 }
 
+/// Section 6: with `fragment`, a response over the bound on requests comes in parts, and each but the last says that there are
+/// more. A part ends before an event that would take it over the bound.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_watch_of_the_past_is_told_in_fragments_is_cut_as_by_etcd() {
+    const VALUE: usize = 1_000_000;
+    on_each(|channel| async move {
+        let mut client = KvClient::new(channel.clone());
+        let put =
+            |key: String| pb::PutRequest { key: key.into(), value: vec![b'v'; VALUE].into(), ..Default::default() };
+        for number in 0..6 {
+            client.put(put(format!("f/{number}"))).await.expect("written");
+        }
+        let create = pb::WatchCreateRequest {
+            key: "f/".into(),
+            range_end: "f0".into(),
+            start_revision: 1,
+            fragment: true,
+            ..Default::default()
+        };
+        let request = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let requests = futures::StreamExt::chain(futures::stream::iter([request]), futures::stream::pending());
+        let mut client = WatchClient::new(channel).max_decoding_message_size(32 << 20);
+        let mut stream = client.watch(requests).await.expect("a stream").into_inner();
+        assert!(next(&mut stream).await.created);
+        let (mut said, mut heard) = (Vec::new(), 0);
+        while heard < 6 {
+            let response = next(&mut stream).await;
+            heard += response.events.len();
+            let key = |event: &Event| String::from_utf8_lossy(&event.kv.clone().unwrap_or_default().key).into_owned();
+            let keys: Vec<String> = response.events.iter().map(key).collect();
+            said.push(format!("{} {}", keys.join(" "), response.fragment));
+        }
+        said
+    })
+    .await;
+}
+
 /// Section 9: no header, the version in each message, what remains counted down to 0, and then the hash of it all. Balsa's
 /// messages hold 256 KiB where etcd's hold 32: no client counts them.
 #[tokio::test(flavor = "multi_thread")]

@@ -40,24 +40,21 @@ impl Etcd {
         let all: Vec<String> = peers.iter().enumerate().map(|(index, peer)| format!("m{index}={peer}")).collect();
         let start = |(index, (port, peer)): (usize, (&u16, &String))| {
             let (name, client) = (format!("m{index}"), format!("{scheme}://127.0.0.1:{port}"));
-            let log = std::fs::File::create(directory.path().join(format!("{name}.log"))).expect("a log file");
-            Command::new(program)
-                .arg(format!("--name={name}"))
-                .arg(format!("--data-dir={}", directory.path().join(&name).display()))
-                .arg(format!("--listen-client-urls={client}"))
-                .arg(format!("--advertise-client-urls={client}"))
-                .arg(format!("--listen-peer-urls={peer}"))
-                .arg(format!("--initial-advertise-peer-urls={peer}"))
-                .arg(format!("--initial-cluster={}", all.join(",")))
-                .args(flags)
-                .stdin(Stdio::null())
-                .stdout(log.try_clone().expect("a second handle"))
-                .stderr(log)
-                .spawn()
-                .expect("etcd runs")
+            let mut command = command(program, directory.path(), &name, &client, peer);
+            command.arg(format!("--initial-cluster={}", all.join(","))).args(flags).spawn().expect("etcd runs")
         };
         let processes = ports.iter().zip(&peers).enumerate().map(start).collect();
         Self { port: ports[0], ports, processes, directory }
+    }
+
+    /// Starts a further member, which the cluster has been told of; its client port.
+    pub(crate) fn join(&mut self, program: &Path, name: &str, peer: &str, initial_cluster: &str) -> u16 {
+        let port = free_port();
+        let client = format!("http://127.0.0.1:{port}");
+        let mut command = command(program, self.directory.path(), name, &client, peer);
+        command.arg(format!("--initial-cluster={initial_cluster}")).arg("--initial-cluster-state=existing");
+        self.processes.push(command.spawn().expect("etcd runs"));
+        port
     }
 
     /// kill -9 of one member.
@@ -70,6 +67,23 @@ impl Etcd {
     pub(crate) fn log_text(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("m0.log")).unwrap_or_default()
     }
+}
+
+/// One member, but for the cluster that it is of. It logs to a file of its name.
+fn command(program: &Path, directory: &Path, name: &str, client: &str, peer: &str) -> Command {
+    let log = std::fs::File::create(directory.join(format!("{name}.log"))).expect("a log file");
+    let mut command = Command::new(program);
+    command
+        .arg(format!("--name={name}"))
+        .arg(format!("--data-dir={}", directory.join(name).display()))
+        .arg(format!("--listen-client-urls={client}"))
+        .arg(format!("--advertise-client-urls={client}"))
+        .arg(format!("--listen-peer-urls={peer}"))
+        .arg(format!("--initial-advertise-peer-urls={peer}"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().expect("a second handle"))
+        .stderr(log);
+    command
 }
 
 impl Drop for Etcd {

@@ -8,6 +8,8 @@
 mod fuzz;
 pub(crate) mod http;
 mod paths;
+mod states;
+mod users;
 mod websocket;
 
 use std::path::PathBuf;
