@@ -12,12 +12,12 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfState, Entry, EntryType};
 
 use super::auth::{self, AuthChanges, AuthState, Identity, TokenChange};
-use super::command::{Command, Outcome, ProposalId};
+use super::command::{self, Command, Outcome, ProposalId};
 use super::lease::{self, LeaseChange};
 use super::mvcc::encoding::{self, APPLIED, CONF_STATE, FORMAT, FORMAT_VERSION, MAINTENANCE, MEMBERSHIP, corrupt};
 use super::mvcc::overlay::large::{self, PART_BYTES};
 use super::mvcc::overlay::{Finished, Overlay};
-use super::mvcc::{Counts, ReadError, Revisions, current, write};
+use super::mvcc::{Counts, ReadError, Revisions, Tally, current, write};
 use super::refusal::Refusal;
 use super::{maintenance, membership};
 use crate::storage::{KeySpace, SnapshotPoint, StorageError, Table, View, WriteBatch};
@@ -70,6 +70,10 @@ pub struct Effects {
     pub term: u64,
     /// The answers, in log order. Entries that were applied before the run have none.
     pub outcomes: Vec<(ProposalId, Result<Outcome, Refusal>)>,
+    /// What each of them is the answer to, by etcd's name.
+    pub kinds: Vec<&'static str>,
+    /// What was asked of the keys.
+    pub tally: Tally,
     /// The revisions made, in order, without those of `unlisted`.
     pub events: Vec<RevisionEvents>,
     /// The revisions made whose events are only in the store, in order.
@@ -431,6 +435,7 @@ impl<V: View> Run<V> {
                 self.effects.outcomes.reserve(batch.proposals.len());
                 for proposal in batch.proposals {
                     let id = ProposalId::of(&proposal);
+                    self.effects.kinds.push(proposal.command.as_ref().map_or("unknown", command::name));
                     let outcome = match self.proposal(term, proposal) {
                         Ok(outcome) => Ok(outcome),
                         Err(ReadError::Refused(refusal)) => Err(refusal),
@@ -526,6 +531,7 @@ impl<V: View> Run<V> {
             self.set_membership(after.clone());
             Outcome::Membership(after)
         });
+        self.effects.kinds.push(command::MEMBERSHIP_CHANGE);
         self.effects.outcomes.push((id, outcome));
     }
 
@@ -541,7 +547,8 @@ impl<V: View> Run<V> {
     }
 
     fn finish(mut self) -> (WriteBatch, Effects, Option<Counts>, Revisions) {
-        let Finished { mut batch, events, unlisted, counts, leases, revisions } = self.overlay.finish();
+        let Finished { mut batch, events, unlisted, counts, leases, tally, revisions } = self.overlay.finish();
+        self.effects.tally = tally;
         (self.effects.events, self.effects.unlisted, self.effects.leases) = (events, unlisted, leases);
         let (rows, auth, tokens) = self.auth.finish();
         batch.writes.extend(rows.writes);

@@ -7,6 +7,37 @@ use pb::response_op::Response;
 /// A command as it stands in the log.
 pub use balsa_proto::log::proposal::Command;
 
+/// etcd's word for a command, in its metrics.
+pub fn name(command: &Command) -> &'static str {
+    match command {
+        Command::Put(_) => "Put",
+        Command::DeleteRange(_) => "DeleteRange",
+        Command::Txn(_) => "Txn",
+        Command::Compact(_) => "Compaction",
+        Command::Publish(_) => "ClusterMemberAttrSet",
+        Command::LeaseGrant(_) => "LeaseGrant",
+        Command::LeaseRevoke(_) | Command::LeaseExpire(_) => "LeaseRevoke",
+        Command::LeaseCheckpoint(_) => "LeaseCheckpoint",
+        Command::Alarm(_) => "Alarm",
+        Command::Downgrade(_) => "DowngradeInfoSet",
+        Command::AuthEnable(_) => "AuthEnable",
+        Command::AuthDisable(_) => "AuthDisable",
+        Command::Authenticate(_) => "Authenticate",
+        Command::UserAdd(_) => "AuthUserAdd",
+        Command::UserDelete(_) => "AuthUserDelete",
+        Command::UserChangePassword(_) => "AuthUserChangePassword",
+        Command::UserGrantRole(_) => "AuthUserGrantRole",
+        Command::UserRevokeRole(_) => "AuthUserRevokeRole",
+        Command::RoleAdd(_) => "AuthRoleAdd",
+        Command::RoleDelete(_) => "AuthRoleDelete",
+        Command::RoleGrantPermission(_) => "AuthRoleGrantPermission",
+        Command::RoleRevokePermission(_) => "AuthRoleRevokePermission",
+    }
+}
+
+/// The same word for what is no command: etcd measures it nowhere.
+pub const MEMBERSHIP_CHANGE: &str = "ConfChange";
+
 /// Names one proposal for its waiter. Never used twice: `incarnation` is drawn anew by each process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProposalId {

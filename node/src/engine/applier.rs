@@ -29,8 +29,8 @@ use super::waiters::Waiters;
 use super::watch::WatchHub;
 use super::{Failure, Store};
 use crate::domain::apply::{ApplyError, Effects, StateMachine};
-use crate::domain::command::{Outcome, ProposalId};
-use crate::domain::mvcc::Revisions;
+use crate::domain::command::{MEMBERSHIP_CHANGE, Outcome, ProposalId};
+use crate::domain::mvcc::{Revisions, Tally};
 use crate::domain::refusal::Refusal;
 use crate::metrics;
 use crate::storage::{SnapshotPoint, rocks::KeySpaceOptions};
@@ -151,7 +151,7 @@ impl Applier {
         let bytes = size(done);
         metrics::APPLY_COMMIT.observe(started.elapsed().as_secs_f64());
         if started.elapsed() > self.slow {
-            warn_of_slow(done, &effects.outcomes, started.elapsed(), self.slow);
+            warn_of_slow(done, &effects, started.elapsed(), self.slow);
         }
         self.keeper.applied(bytes, done.len());
         if count(&effects) > 0 {
@@ -258,20 +258,21 @@ impl Applier {
 }
 
 /// As etcd warns, of a whole run: commands are applied together, and no single one of them took long or not.
-fn warn_of_slow(entries: &[Entry], outcomes: &[Applied], took: Duration, expected: Duration) {
+fn warn_of_slow(entries: &[Entry], effects: &Effects, took: Duration, expected: Duration) {
     metrics::SLOW_APPLIES.inc();
     let (first, last) = (entries.first(), entries.last());
     let index = |entry: Option<&Entry>| entry.map_or(0, |entry| entry.index);
-    let (request, response) = (commands(outcomes), format!("size:{}", outcomes.iter().map(answer_size).sum::<usize>()));
+    let answered: usize = effects.outcomes.iter().map(answer_size).sum();
+    let (request, response) = (commands(&effects.kinds), format!("size:{answered}"));
     let (first, last, bytes) = (index(first), index(last), size(entries));
     let prefix = "";
     warn!(?took, "expected-duration" = ?expected, prefix, request, response, first, last, bytes, "apply request took too long");
 }
 
 /// How many of each kind, such as `Put:3 Txn:1`, in the order of the alphabet.
-fn commands(outcomes: &[Applied]) -> String {
+fn commands(names: &[&str]) -> String {
     let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
-    outcomes.iter().for_each(|(_, outcome)| *kinds.entry(op(outcome)).or_default() += 1);
+    names.iter().for_each(|name| *kinds.entry(name).or_default() += 1);
     kinds.iter().map(|(kind, count)| format!("{kind}:{count}")).collect::<Vec<_>>().join(" ")
 }
 
@@ -290,25 +291,16 @@ fn answer_size((_, outcome): &Applied) -> usize {
 
 /// Counts what was applied. The answer is how many keys were set.
 fn count(effects: &Effects) -> u64 {
-    let (mut puts, mut deletes, mut bytes) = (0, 0, 0);
-    for event in effects.events.iter().flat_map(|revision| &revision.events) {
-        if event.r#type() == EventType::Put {
-            puts += 1;
-            bytes += event.kv.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len()) as u64;
-        } else {
-            deletes += 1;
-        }
-    }
-    for revision in &effects.unlisted {
-        deletes += revision.deleted;
-        puts += revision.put;
-        bytes += revision.put_bytes;
-    }
-    let txns = effects.outcomes.iter().filter(|(_, outcome)| matches!(outcome, Ok(Outcome::Txn(_)))).count();
+    let events = effects.events.iter().flat_map(|revision| &revision.events);
+    let put = events.filter(|event| event.r#type() == EventType::Put).filter_map(|event| event.kv.as_ref());
+    let listed: usize = put.map(|kv| kv.key.len() + kv.value.len()).sum();
+    let unlisted: u64 = effects.unlisted.iter().map(|revision| revision.put_bytes).sum();
+    metrics::PUT_BYTES.add(i64::try_from(listed as u64 + unlisted).unwrap_or(i64::MAX));
+    let Tally { ranges, puts, deletes, txns } = effects.tally;
+    metrics::RANGES.inc_by(ranges);
     metrics::PUTS.inc_by(puts);
     metrics::DELETES.inc_by(deletes);
-    metrics::PUT_BYTES.add(i64::try_from(bytes).unwrap_or(i64::MAX));
-    metrics::TXNS.inc_by(txns as u64);
+    metrics::TXNS.inc_by(txns);
     puts
 }
 
@@ -316,10 +308,11 @@ fn count(effects: &Effects) -> u64 {
 fn observe(effects: &Effects, took: Duration) {
     // In the order of first use: a run has few kinds.
     let mut kinds: Vec<(&'static str, bool, Histogram)> = Vec::new();
-    for (_, outcome) in &effects.outcomes {
-        let (op, success) = (op(outcome), outcome.is_ok());
-        let known = kinds.iter().find(|(kind, good, _)| (*kind, *good) == (op, success));
+    for (op, (_, outcome)) in effects.kinds.iter().zip(&effects.outcomes) {
+        let success = has_success(outcome);
+        let known = kinds.iter().find(|(kind, good, _)| (kind, *good) == (op, success));
         let histogram = match known {
+            _ if *op == MEMBERSHIP_CHANGE => continue,
             Some((_, _, histogram)) => histogram,
             None => {
                 let labels = ["v3", op, if success { "true" } else { "false" }];
@@ -331,23 +324,9 @@ fn observe(effects: &Effects, took: Duration) {
     }
 }
 
-/// etcd's word for a command, by its outcome. One that was refused has lost its own.
-fn op(outcome: &Result<Outcome, Refusal>) -> &'static str {
-    match outcome {
-        Ok(Outcome::Put(_)) => "Put",
-        Ok(Outcome::DeleteRange(_)) => "DeleteRange",
-        Ok(Outcome::Txn(_)) => "Txn",
-        Ok(Outcome::Compact(_)) => "Compaction",
-        Ok(Outcome::LeaseGrant(_)) => "LeaseGrant",
-        Ok(Outcome::LeaseRevoke(_)) => "LeaseRevoke",
-        Ok(Outcome::LeaseCheckpoint) => "LeaseCheckpoint",
-        Ok(Outcome::Alarm(_)) => "Alarm",
-        Ok(Outcome::Downgrade) => "DowngradeInfoSet",
-        Ok(Outcome::Auth { .. }) => "Auth",
-        Ok(Outcome::Publish) => "ClusterMemberAttrSet",
-        Ok(Outcome::Membership(_)) => "ConfChange",
-        Err(_) => "Refused",
-    }
+/// As etcd sees it: what was compacted already is done.
+fn has_success(outcome: &Result<Outcome, Refusal>) -> bool {
+    matches!(outcome, Ok(_) | Err(Refusal::Compacted))
 }
 
 fn size(entries: &[Entry]) -> usize {
@@ -367,8 +346,10 @@ mod tests {
             || (id, Ok(Outcome::Put(pb::PutResponse { header: Some(pb::ResponseHeader::default()), prev_kv: None })));
         let outcomes =
             [put(), (id, Ok(Outcome::Txn(pb::TxnResponse::default()))), put(), (id, Err(Refusal::Compacted))];
-        assert_eq!(commands(&outcomes), "Put:2 Refused:1 Txn:1");
         assert_eq!(outcomes.iter().map(answer_size).collect::<Vec<_>>(), [2, 0, 2, 0]);
+        assert_eq!(commands(&["Put", "Txn", "Put", "Compaction"]), "Compaction:1 Put:2 Txn:1");
         assert_eq!(commands(&[]), "");
+        assert_eq!(outcomes.map(|(_, outcome)| has_success(&outcome)), [true; 4]);
+        assert!(!has_success(&Err(Refusal::LeaseNotFound)));
     }
 }

@@ -21,7 +21,6 @@ use super::heard::Heard;
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
 use super::reads::Reads;
-use super::round_trips::RoundTrips;
 use super::snapshot::Snapshots;
 use super::standstill::Standstill;
 use super::status::{Progress, Status};
@@ -98,7 +97,6 @@ pub(crate) struct Driver {
     install_name: Option<String>,
     leader_changes: u64,
     elected: Option<Instant>,
-    round_trips: RoundTrips,
     heard: Heard,
     standstill: Standstill,
     stopped: Option<tokio::sync::oneshot::Sender<()>>,
@@ -124,7 +122,6 @@ impl Driver {
             install_name: None,
             leader_changes: 0,
             elected: None,
-            round_trips: RoundTrips::default(),
             heard: Heard::default(),
             standstill: Standstill::default(),
             stopped: None,
@@ -396,11 +393,9 @@ impl Driver {
             Err(error) => return warn!(from, %error, "a malformed message"),
         };
         match message.get_msg_type() {
-            MessageType::MsgHeartbeatResponse => {
-                self.round_trips.answered(from);
+            MessageType::MsgHeartbeatResponse | MessageType::MsgAppendResponse => {
                 self.heard.answered(from, Instant::now());
             }
-            MessageType::MsgAppendResponse => self.heard.answered(from, Instant::now()),
             _ => {}
         }
         match self.replica.step(message) {
@@ -524,9 +519,6 @@ impl Driver {
         let mut frames: Vec<(u64, Vec<peer::RaftMessage>)> = Vec::new();
         for message in outgoing {
             let to = message.to;
-            if message.get_msg_type() == MessageType::MsgHeartbeat {
-                self.round_trips.sent(to);
-            }
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 if !self.ports.snapshots.send(to, message.term) {
                     self.replica.report_snapshot(to, false);

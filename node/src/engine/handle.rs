@@ -21,7 +21,7 @@ use super::waiters::Waiters;
 use super::watch::WatchHub;
 use super::{Failure, Limit, Store};
 use crate::domain::auth::{AuthState, Identity};
-use crate::domain::command::{Command, Outcome};
+use crate::domain::command::{self, Command, Outcome};
 use crate::metrics;
 use crate::storage::rocks::{Numbers, RocksLog};
 use crate::storage::{KeySpace, SnapshotPoint, StorageError};
@@ -31,9 +31,6 @@ pub use log::membership_change::Change;
 
 /// Proposals of this member's clients without an outcome; above it the member is out of its depth and refuses.
 const MAX_PENDING: u64 = 32_768;
-
-/// A read index that takes longer is counted as slow.
-const SLOW_READ_INDEX: Duration = Duration::from_millis(500);
 
 /// The longest that a request may take inside of the member; etcd's `ReqTimeout`.
 pub fn request_timeout(election_timeout: Duration) -> Duration {
@@ -106,11 +103,11 @@ impl Handle {
     pub async fn propose(&self, command: Command, who: Option<Identity>) -> Result<Outcome, Failure> {
         self.admit(&command).await?;
         let Identity { username, revision } = who.unwrap_or_default();
-        let (kind, started) = (request_type(&command), Instant::now());
+        let (kind, started) = (command::name(&command), Instant::now());
         let proposal =
             log::Proposal { username, auth_revision: revision, command: Some(command), ..Default::default() };
         let result = self.propose_proposal(proposal).await;
-        metrics::request_took(kind, result.is_ok(), started.elapsed());
+        metrics::request_took(kind, passed(&result), started.elapsed());
         result
     }
 
@@ -130,11 +127,10 @@ impl Handle {
         // Looked at after registering: whoever registers earlier is answered when the removal is applied.
         self.check_not_removed()?;
         shared.inbox.request(Input::Propose { sequence, data })?;
+        let proposed = Proposed::new(&shared.failed);
         let (asked, led) = (Instant::now(), self.leader_now().0 != 0);
         let result = self.await_reply(answer).await.map_err(|failure| self.reason(failure, asked, led));
-        if result.is_err() {
-            shared.failed.fetch_add(1, Ordering::Relaxed);
-        }
+        proposed.end(&result);
         result
     }
 
@@ -144,13 +140,11 @@ impl Handle {
     /// # Errors
     /// `TooManyRequests`, `TimedOut`, `Stopped`.
     pub async fn read_index(&self) -> Result<(), Failure> {
-        let started = Instant::now();
         let result = self.request(Input::Read).await;
-        if started.elapsed() > SLOW_READ_INDEX {
-            metrics::SLOW_READ_INDEXES.inc();
-        }
         match result {
             Ok(()) => *self.0.last_read_index.lock() = Some(Instant::now()),
+            // As etcd tells them apart: one without an answer was slow, one that was refused has failed.
+            Err(Failure::TimedOut) => metrics::SLOW_READ_INDEXES.inc(),
             Err(_) => metrics::READ_INDEXES_FAILED.inc(),
         }
         result
@@ -392,6 +386,12 @@ fn late(asked: Instant, elected: Option<Instant>, election_timeout: Duration) ->
     }
 }
 
+/// Whether the way through the log was taken to its end, or not begun for what the request is. What the model refuses came
+/// through: etcd counts it as no failure of the member, and its alerts on failed proposals rely on that.
+fn passed(result: &Result<Outcome, Failure>) -> bool {
+    matches!(result, Ok(_) | Err(Failure::Refused(_) | Failure::TooLarge))
+}
+
 /// One more pending proposal, for as long as this lives.
 struct Counted<'a>(&'a AtomicU64);
 
@@ -408,6 +408,31 @@ impl<'a> Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A proposal on its way. One that ends without having come through has failed, also when its client went away meanwhile, as in
+/// etcd; not when the member stops.
+struct Proposed<'a> {
+    failed: &'a AtomicU64,
+    under_way: bool,
+}
+
+impl<'a> Proposed<'a> {
+    fn new(failed: &'a AtomicU64) -> Self {
+        Self { failed, under_way: true }
+    }
+
+    fn end(mut self, result: &Result<Outcome, Failure>) {
+        self.under_way = !passed(result) && !matches!(result, Err(Failure::Stopped));
+    }
+}
+
+impl Drop for Proposed<'_> {
+    fn drop(&mut self) {
+        if self.under_way {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -435,39 +460,12 @@ fn counted_bytes(proposal: &log::Proposal) -> usize {
     HEADER_BYTES + ID_BYTES + who.encoded_len() + proposal.encoded_len() - without.encoded_len()
 }
 
-/// etcd's word for a command, in its metrics.
-fn request_type(command: &Command) -> &'static str {
-    match command {
-        Command::Put(_) => "Put",
-        Command::DeleteRange(_) => "DeleteRange",
-        Command::Txn(_) => "Txn",
-        Command::Compact(_) => "Compaction",
-        Command::Publish(_) => "ClusterMemberAttrSet",
-        Command::LeaseGrant(_) => "LeaseGrant",
-        Command::LeaseRevoke(_) | Command::LeaseExpire(_) => "LeaseRevoke",
-        Command::LeaseCheckpoint(_) => "LeaseCheckpoint",
-        Command::Alarm(_) => "Alarm",
-        Command::Downgrade(_) => "DowngradeInfoSet",
-        Command::AuthEnable(_) => "AuthEnable",
-        Command::AuthDisable(_) => "AuthDisable",
-        Command::Authenticate(_) => "Authenticate",
-        Command::UserAdd(_) => "AuthUserAdd",
-        Command::UserDelete(_) => "AuthUserDelete",
-        Command::UserChangePassword(_) => "AuthUserChangePassword",
-        Command::UserGrantRole(_) => "AuthUserGrantRole",
-        Command::UserRevokeRole(_) => "AuthUserRevokeRole",
-        Command::RoleAdd(_) => "AuthRoleAdd",
-        Command::RoleDelete(_) => "AuthRoleDelete",
-        Command::RoleGrantPermission(_) => "AuthRoleGrantPermission",
-        Command::RoleRevokePermission(_) => "AuthRoleRevokePermission",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use balsa_proto::etcdserverpb as pb;
 
     use super::*;
+    use crate::domain::refusal::Refusal;
 
     #[test]
     fn a_command_is_as_long_as_in_etcds_log_whatever_it_is_called_in_ours() {
@@ -484,6 +482,26 @@ mod tests {
         assert_eq!(put(1, ""), 3 + 11 + (1 + 2) + 3 + (1 + 2 + 200));
         assert_eq!(put(u64::MAX, ""), put(1, ""));
         assert_eq!(put(1, "alice"), put(1, "") + 7);
+    }
+
+    #[test]
+    fn a_proposal_has_failed_when_it_ends_without_an_outcome_or_is_given_up() {
+        let failed = AtomicU64::new(0);
+        let after = |result: Result<Outcome, Failure>| {
+            Proposed::new(&failed).end(&result);
+            failed.swap(0, Ordering::Relaxed)
+        };
+        for came_through in [Ok(Outcome::Publish), Err(Failure::Refused(Refusal::LeaseNotFound))] {
+            assert!(passed(&came_through));
+            assert_eq!(after(came_through), 0);
+        }
+        assert_eq!(after(Err(Failure::Stopped)), 0);
+        for failure in [Failure::TimedOut, Failure::NotTaken, Failure::LeaderLost, Failure::ConnectionLost] {
+            assert!(!passed(&Err(failure.clone())));
+            assert_eq!(after(Err(failure)), 1);
+        }
+        drop(Proposed::new(&failed));
+        assert_eq!(failed.load(Ordering::Relaxed), 1, "its client went away");
     }
 
     #[test]

@@ -24,7 +24,6 @@ mod member;
 pub mod node;
 mod reads;
 pub mod restore;
-mod round_trips;
 mod snapshot;
 mod space;
 mod standstill;

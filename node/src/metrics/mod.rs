@@ -53,7 +53,7 @@ pub static LOG_BYTES: LazyLock<IntGauge> = LazyLock::new(|| {
     registered(IntGauge::new("etcd_disk_wal_write_bytes_total", "Total number of bytes written in WAL."))
 });
 
-/// Seconds from a message to a peer until its answer.
+/// Seconds from a question to a peer until its answer.
 pub static PEER_ROUND_TRIP: LazyLock<HistogramVec> = LazyLock::new(|| {
     let name = "etcd_network_peer_round_trip_time_seconds";
     let help = "Round-Trip-Time histogram between peers.";
@@ -215,17 +215,23 @@ pub static CONFIG_REFUSED: LazyLock<IntCounter> = LazyLock::new(|| {
 pub static PUTS: LazyLock<IntCounter> =
     LazyLock::new(|| counter("etcd_mvcc_put_total", "Total number of puts seen by this member."));
 
-/// Keys deleted, as applied on this member.
+/// Deletes of keys and ranges, as applied on this member.
 pub static DELETES: LazyLock<IntCounter> =
     LazyLock::new(|| counter("etcd_mvcc_delete_total", "Total number of deletes seen by this member."));
 
-/// Transactions: written ones as applied, the others as answered.
+/// Transactions of more than one operation: written ones as applied, the others as answered.
 pub static TXNS: LazyLock<IntCounter> =
     LazyLock::new(|| counter("etcd_mvcc_txn_total", "Total number of txns seen by this member."));
 
-/// Ranges read for clients of this member.
+/// Ranges read: for clients of this member, and by what is applied.
 pub static RANGES: LazyLock<IntCounter> =
     LazyLock::new(|| counter("etcd_mvcc_range_total", "Total number of ranges seen by this member."));
+
+/// Counts into [`RANGES`] and [`RANGE_SECONDS`].
+pub fn range_took(success: bool, time: Duration) {
+    RANGES.inc();
+    RANGE_SECONDS.with_label_values(&[if success { "true" } else { "false" }]).observe(time.as_secs_f64());
+}
 
 /// Bytes of keys and values set. A gauge, because etcd's is one.
 pub static PUT_BYTES: LazyLock<IntGauge> = LazyLock::new(|| {

@@ -46,19 +46,16 @@ impl Kv {
     /// # Errors
     /// Of the checks; `Compacted`, `FutureRevision`; without `serializable` those of a read index.
     pub async fn range(&self, caller: &Caller, request: pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
+        checks::range(&request)?;
         let started = Instant::now();
         let told = slow_read::Range::of(&request);
         let result = self.read_range(caller, request).await;
         told.warn_if_slow(started.elapsed(), self.member.settings().slow_read, &result);
-        metrics::RANGES.inc();
-        let (success, time) = (if result.is_ok() { "true" } else { "false" }, started.elapsed());
-        metrics::RANGE_SECONDS.with_label_values(&[success]).observe(time.as_secs_f64());
-        metrics::request_took("Range", result.is_ok(), time);
+        metrics::request_took("Range", result.is_ok(), started.elapsed());
         result
     }
 
     async fn read_range(&self, caller: &Caller, request: pb::RangeRequest) -> Result<pb::RangeResponse, Error> {
-        checks::range(&request)?;
         let (handle, who) = self.reader(caller, request.serializable).await?;
         let single = request.range_end.is_empty();
         // Before the view, which is then of the same revision or a later one.
@@ -66,7 +63,10 @@ impl Kv {
         let permit = |auth: &AuthState| auth.check_range(&who, &request).map_err(refused);
         let view = view(&handle, permit)?;
         let answer = move |view: &View| mvcc::range_counted(view, counts.as_ref(), &request);
-        let mut response = read(&handle, view, single, answer).await?;
+        let started = Instant::now();
+        let result = read(&handle, view, single, answer).await;
+        metrics::range_took(result.is_ok(), started.elapsed());
+        let mut response = result?;
         response.header = complete(response.header, &handle.status());
         Ok(response)
     }
@@ -87,6 +87,7 @@ impl Kv {
         let counts = handle.status().counts.clone();
         let view = view(&handle, |auth| auth.check_range(&who, &request).map_err(refused))?;
         let mut stream = RangeStream::new(request, STREAM_BYTES);
+        metrics::RANGES.inc();
         let next = move || match stream.next_piece(&view, counts.as_ref()) {
             Ok(piece) => piece.map(|mut piece| {
                 if piece.header.is_some() {
@@ -180,12 +181,14 @@ impl Kv {
 
     async fn read_txn(&self, caller: &Caller, request: pb::TxnRequest) -> Result<pb::TxnResponse, Error> {
         let (handle, who) = self.reader(caller, is_serializable(&request)).await?;
-        metrics::TXNS.inc();
         let points = all_points(&request);
         let permit =
             |auth: &AuthState| auth.check_txn(&who, &request, &NoLeases).map_err(|error| read_error(&handle, error));
         let view = view(&handle, permit)?;
-        let mut response = read(&handle, view, points, move |view| mvcc::read_txn(view, &request)).await?;
+        let answer = move |view: &View| mvcc::read_txn(view, &request);
+        let (mut response, tally) = read(&handle, view, points, answer).await?;
+        metrics::RANGES.inc_by(tally.ranges);
+        metrics::TXNS.inc_by(tally.txns);
         response.header = complete(response.header, &handle.status());
         Ok(response)
     }

@@ -6,6 +6,7 @@
 mod counters;
 mod dial;
 mod link;
+mod probe;
 mod queue;
 mod snapshot;
 

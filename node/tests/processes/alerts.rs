@@ -90,6 +90,20 @@ async fn what_etcds_alerts_read_is_quiet_on_a_healthy_cluster_and_tells_of_a_los
     for name in GROWING {
         assert!(seen.get(name) > before.get(name), "{name}");
     }
+    let measured = async |member: &Member| {
+        let seen = Seen::of(member).await;
+        let trips = seen.by_label("etcd_network_peer_round_trip_time_seconds_count");
+        trips.len() == 2 && trips.iter().all(|(_, count)| *count > 0.0)
+    };
+    let all_measured = || async {
+        for member in &cluster.members {
+            if !measured(member).await {
+                return false;
+            }
+        }
+        true
+    };
+    cluster.eventually("every member measures every other, whoever leads", all_measured).await;
     let id = cluster.members[lost].status().await.and_then(|status| status.header).expect("a header").member_id;
     cluster.members[lost].kill();
     let begun = Instant::now();

@@ -46,10 +46,10 @@ fn told(log: &str) -> Vec<BTreeMap<String, Value>> {
         .collect()
 }
 
-/// Go's protobuf puts two spaces between fields now and then, so that nobody relies on its text.
+/// Go's protobuf puts two spaces between fields now and then, so that nobody relies on its text; that of 3.6 has other brackets.
 fn plain(value: &Value) -> Value {
     match value.as_str() {
-        Some(text) => text.replace("  ", " ").trim().into(),
+        Some(text) => text.replace("  ", " ").replace('<', "{").replace('>', "}").replace(" }", "}").trim().into(),
         None => value.clone(),
     }
 }

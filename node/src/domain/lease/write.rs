@@ -37,6 +37,7 @@ pub(crate) fn revoke(run: &mut Overlay<impl View>, id: i64) -> Result<pb::LeaseR
     }
     let keys = run.lease_keys(id)?;
     delete_keys(run, &keys)?;
+    run.tally.delete_keys(keys.len());
     run.leases.revoke(id);
     Ok(pb::LeaseRevokeResponse { header: header(run.revisions().revision) })
 }

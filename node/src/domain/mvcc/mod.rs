@@ -17,6 +17,7 @@ pub(crate) mod overlay;
 pub mod range;
 pub mod range_stream;
 pub(crate) mod source;
+pub mod tally;
 pub mod txn;
 pub mod watch;
 pub(crate) mod write;
@@ -33,6 +34,7 @@ pub use counts::Counts;
 pub use hash::{HashKv, count_versions, hash_kv};
 pub use range::{range, range_counted};
 pub use range_stream::RangeStream;
+pub use tally::Tally;
 pub use txn::{MAX_TXN_DEPTH, is_write, read_txn, txn_depth};
 
 /// Why a read brought no answer.

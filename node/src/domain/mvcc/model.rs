@@ -281,7 +281,7 @@ fn compare_reads(random: &mut Random, model: &mut Model, replica: &Replica, reac
     }
     let (txn, before) = (random.txn(model, &Drawn::Reads), model.now());
     let expected = model.transact(&txn);
-    assert_eq!(agreed(read_txn(&view, &txn)), expected, "{txn:?}");
+    assert_eq!(agreed(read_txn(&view, &txn).map(|(response, _)| response)), expected, "{txn:?}");
     reached.read_txn(&txn, &before, &expected);
     let from = model.compacted.max(1) + random.below(5) as i64;
     let (key, range_end) = random.range();

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use super::counts::Counts;
 use super::encoding::{self, Arena, Change, ChangeKind, RowWriter, VersionRef, decode};
 use super::source::{Bounds, Source, Stored, VisitRow, VisitVersion};
+use super::tally::Tally;
 use super::{KeyRange, RevisionEvents, Revisions, Unlisted, delete_event, key_value, put_event};
 use crate::domain::auth::LeaseKeys;
 use crate::domain::lease::LeaseChange;
@@ -69,6 +70,8 @@ pub(crate) struct Overlay<V> {
     batch: WriteBatch,
     /// Leases, and which keys are attached to them.
     pub(crate) leases: LeaseChanges,
+    /// What was asked of the store.
+    pub(crate) tally: Tally,
     /// Of the command under way; `marks` are those of `events`, one each.
     events: Vec<Event>,
     marks: Vec<Mark>,
@@ -89,6 +92,8 @@ pub(crate) struct Finished {
     pub(crate) counts: Option<Counts>,
     /// What happened to leases.
     pub(crate) leases: Vec<LeaseChange>,
+    /// What was asked of the store.
+    pub(crate) tally: Tally,
     /// The revisions after it.
     pub(crate) revisions: Revisions,
 }
@@ -107,6 +112,7 @@ impl<V: View> Overlay<V> {
             rows: RowWriter::default(),
             batch: WriteBatch::default(),
             leases: LeaseChanges::default(),
+            tally: Tally::default(),
             events: Vec::new(),
             marks: Vec::new(),
             published: Vec::new(),
@@ -297,7 +303,8 @@ impl<V: View> Overlay<V> {
         }
         batch.put(Table::Meta, encoding::REVISIONS, encoding::encode_revisions(self.revisions));
         let leases = self.leases.finish(&mut batch);
-        Finished { batch, events: self.published, unlisted, counts, leases, revisions: self.revisions }
+        let (events, tally, revisions) = (self.published, self.tally, self.revisions);
+        Finished { batch, events, unlisted, counts, leases, tally, revisions }
     }
 }
 

@@ -9,6 +9,7 @@ use pb::response_op::Response;
 use super::encoding::VersionRef;
 use super::range::{header, range_at};
 use super::source::{Source, Stored};
+use super::tally::Tally;
 use super::{KeyRange, ReadError, Revisions, current};
 use crate::domain::refusal::Refusal;
 use crate::storage::{StorageError, View};
@@ -35,13 +36,13 @@ pub fn is_write(txn: &pb::TxnRequest) -> bool {
     ops.any(|op| !matches!(op.request, Some(Request::RequestRange(_))))
 }
 
-/// Answers a transaction of ranges only ([`is_write`] is false) on a view.
+/// Answers a transaction of ranges only ([`is_write`] is false) on a view, and says what it took.
 ///
 /// # Errors
 /// `FutureRevision`, `Compacted`; `KeyNotFound` for any operation that is not a range; or the store's.
-pub fn read_txn(view: &impl View, txn: &pb::TxnRequest) -> Result<pb::TxnResponse, ReadError> {
+pub fn read_txn(view: &impl View, txn: &pb::TxnRequest) -> Result<(pb::TxnResponse, Tally), ReadError> {
     let (source, revisions) = (Stored(view), current(view)?);
-    let succeeded = holds(&source, &txn.compare)?;
+    let (succeeded, compared) = holds(&source, &txn.compare)?;
     let ops = if succeeded { &txn.success } else { &txn.failure };
     let mut responses = Vec::with_capacity(ops.len());
     for op in ops {
@@ -50,7 +51,8 @@ pub fn read_txn(view: &impl View, txn: &pb::TxnRequest) -> Result<pb::TxnRespons
         let response = range_at(&source, revisions, read_revision(revisions, range), range)?;
         responses.push(pb::ResponseOp { response: Some(Response::ResponseRange(response)) });
     }
-    Ok(pb::TxnResponse { header: header(revisions.revision), succeeded, responses })
+    let response = pb::TxnResponse { header: header(revisions.revision), succeeded, responses };
+    Ok((response, Tally::of_read_txn(txn, succeeded, compared)))
 }
 
 /// The revision that a checked range of a transaction reads.
@@ -58,16 +60,17 @@ pub(crate) fn read_revision(revisions: Revisions, range: &pb::RangeRequest) -> i
     if range.revision <= 0 { revisions.revision } else { range.revision }
 }
 
-/// The branches that the compares choose: one value per transaction that runs, parents before children.
-pub(crate) fn choose(source: &impl Source, txn: &pb::TxnRequest, path: &mut Vec<bool>) -> Result<(), StorageError> {
-    let succeeded = holds(source, &txn.compare)?;
+/// The branches that the compares choose: one value per transaction that runs, parents before children. The answer is how many
+/// compares it took.
+pub(crate) fn choose(source: &impl Source, txn: &pb::TxnRequest, path: &mut Vec<bool>) -> Result<u64, StorageError> {
+    let (succeeded, mut compared) = holds(source, &txn.compare)?;
     path.push(succeeded);
     for op in if succeeded { &txn.success } else { &txn.failure } {
         if let Some(Request::RequestTxn(nested)) = &op.request {
-            choose(source, nested, path)?;
+            compared += choose(source, nested, path)?;
         }
     }
-    Ok(())
+    Ok(compared)
 }
 
 /// Checks what the chosen branches would do on the state before the transaction. `path` is [`choose`]'s and is used up
@@ -120,13 +123,16 @@ pub(crate) fn check_put(source: &impl Source, put: &pb::PutRequest) -> Result<()
     Ok(())
 }
 
-fn holds(source: &impl Source, compares: &[pb::Compare]) -> Result<bool, StorageError> {
+/// Whether all compares hold, and how many were looked at.
+fn holds(source: &impl Source, compares: &[pb::Compare]) -> Result<(bool, u64), StorageError> {
+    let mut compared = 0;
     for compare in compares {
+        compared += 1;
         if !compare_holds(source, compare)? {
-            return Ok(false);
+            return Ok((false, compared));
         }
     }
-    Ok(true)
+    Ok((true, compared))
 }
 
 /// A compare must hold for every key that it names. If there is none it is made with a missing key, all zeros, except

@@ -27,6 +27,7 @@ const SMALL_SHARE: usize = 128;
 /// Executes a put command.
 pub(crate) fn put(run: &mut Overlay<impl View>, request: &pb::PutRequest) -> Result<pb::PutResponse, ReadError> {
     check_put(run, request)?;
+    run.tally.put(request);
     Ok(put_checked(run, request)?)
 }
 
@@ -36,6 +37,7 @@ pub(crate) fn delete_range(
     request: &pb::DeleteRangeRequest,
 ) -> Result<pb::DeleteRangeResponse, StorageError> {
     let mut room = run.part_bytes();
+    run.tally.delete(request);
     delete_up_to(run, request, &mut room)
 }
 
@@ -142,8 +144,9 @@ pub(crate) fn delete_keys(run: &mut Overlay<impl View>, keys: &[Bytes]) -> Resul
 /// Executes a transaction command.
 pub(crate) fn txn(run: &mut Overlay<impl View>, request: &pb::TxnRequest) -> Result<pb::TxnResponse, ReadError> {
     let mut path = Vec::with_capacity(1);
-    choose(run, request, &mut path)?;
+    let compared = choose(run, request, &mut path)?;
     check(run, run.revisions(), request, &mut path.iter().copied())?;
+    run.tally.write_txn(request, &path, compared);
     let apart = Changed::by(request, &mut path.iter().copied()).are_apart();
     let mut room = if apart { run.part_bytes() } else { usize::MAX };
     let mut response = execute(run, request, &mut path.into_iter(), &mut room)?;

@@ -1,6 +1,8 @@
 //! What the transport counts, under etcd's names: its dashboards and alerts read them.
 
-use prometheus::IntCounterVec;
+use std::time::Duration;
+
+use prometheus::{HistogramVec, IntCounterVec};
 
 use crate::metrics;
 
@@ -15,6 +17,8 @@ pub struct PeerMetrics {
     pub received_failures: IntCounterVec,
     /// What could not be sent: queue full, peer unknown, stream broken, no connection.
     pub sent_failures: IntCounterVec,
+    /// Seconds from a question to a peer until its answer.
+    pub round_trips: HistogramVec,
 }
 
 impl Default for PeerMetrics {
@@ -25,6 +29,7 @@ impl Default for PeerMetrics {
             received_bytes: metrics::PEER_RECEIVED_BYTES.clone(),
             received_failures: metrics::PEER_RECEIVE_FAILURES.clone(),
             sent_failures: metrics::PEER_SEND_FAILURES.clone(),
+            round_trips: metrics::PEER_ROUND_TRIP.clone(),
         }
     }
 }
@@ -40,6 +45,10 @@ impl PeerMetrics {
 
     pub(crate) fn not_received(&self, from: u64) {
         self.received_failures.with_label_values(&[&hex(from)]).inc();
+    }
+
+    pub(crate) fn answered(&self, from: u64, after: Duration) {
+        self.round_trips.with_label_values(&[&hex(from)]).observe(after.as_secs_f64());
     }
 
     pub(crate) fn failed(&self, to: u64) {

@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::Shared;
 use super::dial::{peer_client, words};
+use super::probe;
 use super::queue::Queue;
 use crate::metrics::{ACTIVE_PEERS, DISCONNECTED_PEERS};
 
@@ -160,7 +161,11 @@ async fn frames(id: u64, shared: &Arc<Shared>, queue: &Arc<Queue>, mut client: P
     let started = Instant::now();
     let over = CancellationToken::new();
     let _ends_with_this_call = over.clone().drop_guard();
-    let answer = client.frames(outgoing(id, shared.clone(), queue.clone(), over)).await;
+    let measured = probe::run(id, &shared.config.metrics, client.clone());
+    let answer = tokio::select! {
+        answer = client.frames(outgoing(id, shared.clone(), queue.clone(), over)) => answer,
+        never = measured => match never {},
+    };
     let lasted = started.elapsed() > MAX_BACKOFF;
     match answer {
         Ok(_) if queue.is_closed() => {

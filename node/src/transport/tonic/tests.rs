@@ -11,7 +11,7 @@ use balsa_proto::peer::{
     snapshot_chunk,
 };
 use parking_lot::Mutex;
-use prometheus::{IntCounterVec, Opts};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -108,6 +108,7 @@ fn metrics() -> PeerMetrics {
         received_bytes: counter("received", "From"),
         received_failures: counter("received_failures", "From"),
         sent_failures: counter("failures", "To"),
+        round_trips: HistogramVec::new(HistogramOpts::new("round_trips", "help"), &["To"]).unwrap(),
     }
 }
 
@@ -280,6 +281,21 @@ async fn a_peer_that_is_no_longer_listed_gets_what_is_queued_and_no_more() {
     // Its task ends, and nobody is told that a member was lost.
     drop(peers);
     assert_eq!(timeout(SOON, unreachable.recv()).await.expect("the task ends"), None);
+}
+
+#[tokio::test]
+async fn a_link_measures_how_long_its_peer_takes_to_answer() {
+    let listener = Running::at("127.0.0.1:0");
+    let (peers, _unreachable) = peers();
+    peers.update(&[(2, vec![listener.url.clone()])]);
+    let trips = peers.shared.config.metrics.round_trips.with_label_values(&["2"]);
+    let measured = async {
+        while trips.get_sample_count() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, measured).await.expect("an answer in time");
+    assert!(trips.get_sample_sum() > 0.0 && trips.get_sample_sum() < SOON.as_secs_f64());
 }
 
 #[tokio::test]

@@ -184,7 +184,7 @@ impl Machine {
         let view = self.key_space.view().unwrap();
         let answer = match read {
             ReadLine::Range(request) => range(&view, &request).map(|response| print::range(&response)),
-            ReadLine::Txn(request) => read_txn(&view, &request).map(|response| print::txn(&response, "")),
+            ReadLine::Txn(request) => read_txn(&view, &request).map(|(response, _)| print::txn(&response, "")),
             ReadLine::Changes { range, from, to, limit } => {
                 let most = Most { revisions: limit, ..Most::default() };
                 let wanted = Wanted { ranges: &[range], from, to, prev_kv: true, most };
