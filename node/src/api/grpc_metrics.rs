@@ -1,7 +1,6 @@
 //! Counts gRPC calls as etcd does, whatever service they are for, and gives a request that is too large the text that
 //! gRPC-Go gives it. Sits between the router and the services; sees frames, never messages.
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,6 +18,7 @@ use tonic::Status;
 use super::connection::Connection;
 use super::deadline;
 use super::request_stats;
+use super::socket::Remote;
 use super::spans::{Open, Tracing};
 use crate::metrics;
 use crate::service::metrics::{Grpc, Method};
@@ -70,7 +70,7 @@ struct Call {
     started: Instant,
     slow: Duration,
     span: Option<Open>,
-    remote: Option<SocketAddr>,
+    remote: Option<Remote>,
     done: bool,
 }
 

@@ -3,7 +3,6 @@
 //!
 //! A request is given away before anybody knows that it is slow, so a copy of it is kept: its keys and values are shared.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::Extensions;
@@ -12,6 +11,7 @@ use prost::Message;
 
 use super::connection::Connection;
 use super::request_text as text;
+use super::socket::Remote;
 use crate::config::log_line::timestamp;
 
 /// Bytes of the content that a line shows: a client chooses how long a request is, and not how long our lines are.
@@ -20,7 +20,7 @@ const SHOWN: usize = 4096;
 /// A call under way.
 pub(super) struct Stats {
     path: &'static str,
-    remote: Option<SocketAddr>,
+    remote: Option<Remote>,
     at: SystemTime,
     started: Instant,
     slow: Duration,
@@ -89,7 +89,7 @@ impl Stats {
 }
 
 /// A call of another kind was answered.
-pub(super) fn other(path: &str, remote: Option<SocketAddr>, spent: Duration, slow: Duration) {
+pub(super) fn other(path: &str, remote: Option<Remote>, spent: Duration, slow: Duration) {
     if is_told(spent, slow) {
         let messages = Messages { request: (-1, -1), response: (-1, -1), content: String::new() };
         tell(path, remote, SystemTime::now() - spent, spent, messages);
@@ -105,7 +105,7 @@ fn is_told(spent: Duration, slow: Duration) -> bool {
     spent > slow || tracing::enabled!(tracing::Level::DEBUG)
 }
 
-fn tell(path: &str, remote: Option<SocketAddr>, at: SystemTime, spent: Duration, messages: Messages) {
+fn tell(path: &str, remote: Option<Remote>, at: SystemTime, spent: Duration, messages: Messages) {
     let Messages { request, response, mut content } = messages;
     if content.len() > SHOWN {
         content.truncate(content.floor_char_boundary(SHOWN));
