@@ -14,6 +14,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use chrono::{DateTime, Local};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time};
@@ -252,15 +253,9 @@ fn compress(path: &Path) -> io::Result<()> {
 }
 
 /// How far the local time is ahead of UTC.
-#[allow(unsafe_code, reason = "the standard library knows no local time")]
 fn offset_from_utc(now: SystemTime) -> time::Duration {
-    let seconds = OffsetDateTime::from(now).unix_timestamp();
-    // SAFETY: a `tm` is of integers and a pointer, for all of which zero is a value.
-    let mut local: libc::tm = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers are of values that outlive the call, which keeps neither. It reads the variable TZ, which nothing
-    // in this process sets.
-    unsafe { libc::localtime_r(&seconds, &mut local) };
-    time::Duration::seconds(local.tm_gmtoff)
+    let local = DateTime::<Local>::from(now);
+    time::Duration::seconds(local.offset().local_minus_utc().into())
 }
 
 #[cfg(test)]
