@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value as Json, json};
 use serde_yaml::Value;
 
 /// (API group, resource, verb, where in the operator's source the call is made).
@@ -144,6 +145,68 @@ fn generated_golden_chart_files_are_copies() {
     generated(&format!("{chart}/files/rules.yaml"), &rules(CALLS));
     generated(&format!("{chart}/files/host-rules.yaml"), &rules(HOST_CALLS));
     generated(&format!("{chart}/files/lease-rules.yaml"), &rules(LEASE_CALLS));
+}
+
+/// What JSON Schema can say of a part of the CRD. A field that there is not would only be a warning of the API server, which
+/// drops it: with Helm it is an error. So each object that has fields has no others.
+fn for_helm(schema: &Json) -> Json {
+    let mut told = Map::new();
+    for key in ["enum", "required", "maxLength", "maxProperties"] {
+        told.extend(schema.get(key).map(|value| (key.to_owned(), value.clone())));
+    }
+    let kind = match schema["x-kubernetes-int-or-string"] == true {
+        true => json!(["integer", "string"]),
+        false if schema["nullable"] == true => json!([schema["type"], "null"]),
+        false => schema["type"].clone(),
+    };
+    told.insert("type".to_owned(), kind);
+    if let Some(fields) = schema["properties"].as_object() {
+        let fields = fields.iter().map(|(name, field)| (name.clone(), for_helm(field)));
+        told.insert("properties".to_owned(), fields.collect::<Map<_, _>>().into());
+        told.insert("additionalProperties".to_owned(), json!(false));
+    }
+    for key in ["items", "additionalProperties"] {
+        told.extend(schema.get(key).map(|schema| (key.to_owned(), for_helm(schema))));
+    }
+    told.into()
+}
+
+/// The fields of the spec; what only the API server's rules say of them, as far as Helm should know it; and the rest as it is.
+#[test]
+fn generated_golden_chart_of_a_cluster_has_the_fields_of_the_resource() {
+    let path = "charts/raft-cluster/values.schema.json";
+    let text = fs::read_to_string(root().join(path)).expect(path);
+    let mut schema: Json = serde_json::from_str(&text).expect("JSON");
+    let definition = serde_json::to_value(balsa_crds::raft_cluster_definition()).expect("JSON");
+    let resource = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+    let mut spec = for_helm(&resource["spec"]);
+    let replicas = &mut spec["properties"]["replicas"];
+    (replicas["minimum"], replicas["maximum"]) = (json!(1), json!(balsa_crds::MAX_REPLICAS));
+    spec["properties"]["image"]["minLength"] = json!(1);
+    schema["properties"]["spec"] = spec;
+    generated(path, &(serde_json::to_string_pretty(&schema).expect("JSON") + "\n"));
+}
+
+/// No object of the schema lets a field pass that the API server would drop.
+#[test]
+fn the_chart_of_a_cluster_knows_every_field_at_every_level() {
+    fn open(schema: &Json, at: &str, found: &mut Vec<String>) {
+        let fields = schema["properties"].as_object();
+        if fields.is_some() && schema["additionalProperties"] != false {
+            found.push(at.to_owned());
+        }
+        if fields.is_none() && schema["type"] == "object" && schema.get("additionalProperties").is_none() {
+            found.push(at.to_owned());
+        }
+        fields.into_iter().flatten().for_each(|(name, field)| open(field, &format!("{at}.{name}"), found));
+        ["items", "additionalProperties"].iter().for_each(|key| open(&schema[*key], &format!("{at}[]"), found));
+    }
+    let text = fs::read_to_string(root().join("charts/raft-cluster/values.schema.json")).expect("a schema");
+    let schema: Json = serde_json::from_str(&text).expect("JSON");
+    let mut found = Vec::new();
+    open(&schema["properties"]["spec"], "spec", &mut found);
+    assert_eq!(found, Vec::<String>::new());
+    assert!(schema["properties"]["spec"]["properties"]["storage"]["properties"]["retention"].is_object());
 }
 
 fn documents(text: &str) -> Vec<Value> {

@@ -43,6 +43,7 @@ async fn installed(cluster: &Cluster) -> anyhow::Result<()> {
     let only_here = rules_of_its_own(cluster).await?;
     ensure!(only_here, "m27: a namespaced install has a ClusterRoleBinding");
     let chart = format!("{CHARTS}/raft-cluster");
+    offline(&chart)?;
     let spec =
         "spec.storage.size=1Gi,spec.drainDelaySeconds=1,spec.imagePullPolicy=IfNotPresent,podMonitor.enabled=true";
     helm(&["install", NAME, &chart, "-n", namespace, "--set", spec])?;
@@ -62,6 +63,18 @@ async fn installed(cluster: &Cluster) -> anyhow::Result<()> {
     let volumes = cluster.volumes().list(&ListParams::default()).await?.items.len();
     ensure!(volumes == 4, "m1: {volumes} volumes outlive the uninstalled cluster of 4");
     helm(&["uninstall", OPERATOR, "-n", namespace, "--wait"])
+}
+
+/// Without a cluster Helm goes by the version of Kubernetes that it was built with, which the charts allow; and by the schema of
+/// the values, which knows every field of the spec.
+fn offline(chart: &str) -> anyhow::Result<()> {
+    let template = |set: &str| helm(&["template", NAME, chart, "--set", set]);
+    template("spec.storage.retention.whenScaled=Delete")?;
+    for (set, field) in [("spec.replicsa=5", "replicsa"), ("spec.storage.retention.whenScald=Delete", "whenScald")] {
+        let refused = template(set).err().map(|error| error.to_string()).unwrap_or_default();
+        ensure!(refused.contains(field), "{set} is not refused: {refused:?}");
+    }
+    Ok(())
 }
 
 fn helm(arguments: &[&str]) -> anyhow::Result<()> {
