@@ -15,7 +15,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use balsa_crds::RaftCluster;
+use balsa_crds::{RaftCluster, RaftClusterStatus};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
@@ -148,14 +148,24 @@ impl Context {
     }
 
     /// Remembers what became of a step. Where the object is not the one any more that the step was decided on nothing was
-    /// refused, and the next pass observes it.
+    /// refused, and the next pass observes it; unless that is said of the same object for so long that somebody answers so.
     fn note(&self, resource: &RaftCluster, observed: &Observed, step: &Step, failed: Option<&ExecuteError>) {
-        if failed.is_some_and(ExecuteError::is_stale) {
-            return;
-        }
         let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+        let cluster = (namespace.as_str(), name.as_str());
+        let stale = failed.is_some_and(ExecuteError::is_stale);
+        match written(step) {
+            Some(object) if stale => {
+                self.is_news(cluster, Topic::Changed, object);
+                if self.failures.said_for(cluster, Topic::Changed, (self.clock)()) < FAILING_SECONDS {
+                    return;
+                }
+            }
+            Some(object) => self.failures.is_over_of(cluster, Topic::Changed, object),
+            None if stale => return,
+            None => {}
+        }
         let failed = failed.map(ToString::to_string);
-        self.failures.note((&namespace, &name), observed, step, failed.as_deref(), (self.clock)());
+        self.failures.note(cluster, observed, step, failed.as_deref(), (self.clock)());
     }
 
     /// Whether it is to be said: the metrics count what is not.
@@ -168,8 +178,18 @@ impl Context {
     }
 }
 
+/// UID of what the step writes, of those steps that others need not wait for.
+fn written(step: &Step) -> Option<&str> {
+    match step {
+        Step::RestartPod { pod, .. } => Some(&pod.uid),
+        Step::LabelVolume { volume, .. } => Some(&volume.uid),
+        _ => None,
+    }
+}
+
 /// Runs passes for all clusters of `namespace` (of all namespaces if `None`) until `stop` is cancelled; a pass that
-/// has begun is finished. `watches` is a client whose calls may last, for watching.
+/// has begun is finished. `watches` is a client whose calls may last, for watching. It ends by itself when a watch cannot be
+/// begun anew: a process that has just started begins with a list.
 pub async fn run(context: Arc<Context>, watches: Client, namespace: Option<&str>, stop: CancellationToken) {
     fn api<K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>>(
         client: &Client,
@@ -178,8 +198,10 @@ pub async fn run(context: Arc<Context>, watches: Client, namespace: Option<&str>
         namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
     }
     let (closing, forgetting) = (Arc::clone(&context), Arc::clone(&context));
+    let over = stop.child_token();
+    let ending = over.clone();
     let ended = async move {
-        stop.cancelled().await;
+        ending.cancelled().await;
         closing.lanes.close();
     };
     let ours = watcher::Config::default().labels("app.kubernetes.io/managed-by=balsa-operator");
@@ -196,11 +218,21 @@ pub async fn run(context: Arc<Context>, watches: Client, namespace: Option<&str>
                 Err(controller::Error::ObjectNotFound(gone)) => {
                     forgetting.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
                 }
+                Err(controller::Error::QueueError(error)) if is_forgotten(&error) => {
+                    warn!(%error, "a watch cannot be begun anew");
+                    over.cancel();
+                }
                 Err(error) => debug!(%error, "pass ended with an error"),
             }
             std::future::ready(())
         })
         .await;
+}
+
+/// 410 as the answer to a watch, which the library asks again for ever with the same version. The API server itself says it
+/// within the watch, and then a list comes first.
+fn is_forgotten(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410)
 }
 
 /// A pod belongs to its StatefulSet, not to the resource: its labels tell which one.
@@ -416,7 +448,7 @@ async fn act(context: &Context, live: &Live, told: Told<'_>) -> Result<Action, R
     if executed && matches!(plan.step, Step::Bootstrap(_) | Step::DropFinalizer { .. }) {
         return Ok(Action::requeue(SOON));
     }
-    report(context, Seen { resource, cluster: Some(cluster), observed, plan: &plan, invalid }).await?;
+    let status = report(context, Seen { resource, cluster: Some(cluster), observed, plan: &plan, invalid }).await?;
     // A budget that refuses does not change its mind at once, and what is tried again after a pause waits for it.
     let refused = result.is_err() && plan.step == Step::Wait;
     let key = (resource.namespace().unwrap_or_default(), resource.name_any());
@@ -424,7 +456,8 @@ async fn act(context: &Context, live: &Live, told: Told<'_>) -> Result<Action, R
     if result.is_err() && failing >= FAILING_SECONDS {
         return Ok(Action::requeue(SLOW));
     }
-    Ok(Action::requeue(next_pass(observed, &plan, executed || (result.is_err() && !refused))))
+    let acted = executed || (result.is_err() && !refused);
+    Ok(Action::requeue(next_pass(observed, &plan, acted, status::is_coming_up(&status))))
 }
 
 /// The spec cannot be carried out: nothing is touched, and the first error is in the conditions (M29).
@@ -440,7 +473,7 @@ async fn refuse(
 }
 
 /// Status, metrics, and one warning when a plan begins to wait for something that does not pass by itself.
-async fn report(context: &Context, seen: Seen<'_>) -> Result<(), ReconcileError> {
+async fn report(context: &Context, seen: Seen<'_>) -> Result<RaftClusterStatus, ReconcileError> {
     let (resource, plan) = (seen.resource, seen.plan);
     let status = status::compute(seen);
     let reason = plan.blocked_by.as_ref().map(|blocked| blocked.reason.as_str()).unwrap_or_default();
@@ -459,7 +492,7 @@ async fn report(context: &Context, seen: Seen<'_>) -> Result<(), ReconcileError>
     {
         publish(context, resource, EventType::Warning, reason, "Wait", &blocked.message).await;
     }
-    Ok(())
+    Ok(status)
 }
 
 /// Of a wait that does not pass by itself, when it begins. One whose call is tried again and again comes and goes, as the
@@ -544,8 +577,9 @@ async fn add_finalizer(clusters: &Api<RaftCluster>, resource: &RaftCluster) -> R
     patched.map(|_| ()).map_err(|error| ReconcileError::Finalizer(Box::new(error)))
 }
 
-/// When to look again, if no watch tells earlier.
-fn next_pass(observed: &Observed, plan: &Plan, acted: bool) -> Duration {
+/// When to look again, if no watch tells earlier. Somebody may wait for a cluster that is `coming_up`, and no watch tells of its
+/// Service.
+fn next_pass(observed: &Observed, plan: &Plan, acted: bool, coming_up: bool) -> Duration {
     let learner = observed.members.iter().any(|list| list.members.values().any(|member| member.learner));
     let waits = plan.blocked_by.as_ref().map(|blocked| blocked.reason);
     let old = observed.now.saturating_sub(plan.since) > LONG;
@@ -554,6 +588,8 @@ fn next_pass(observed: &Observed, plan: &Plan, acted: bool) -> Duration {
     } else if learner && waits.is_some_and(|reason| LEARNER_WAITS.contains(&reason)) {
         // A stuck one too: the moment it has caught up it is promoted.
         SOON
+    } else if status::is_settled(plan) && coming_up {
+        if old { SLOW } else { POLL }
     } else if status::is_settled(plan) || waits.is_some_and(WaitReason::needs_human) {
         REST
     } else if learner {
@@ -588,10 +624,10 @@ mod tests {
         let mut observed = observed_three();
         observed.members.as_mut().expect("a list").members.get_mut(&3).expect("member 3").learner = true;
         for reason in [WaitReason::LearnerBehind, WaitReason::LearnerStuck] {
-            let delay = next_pass(&observed, &waiting(reason, observed.now - 3600), false);
+            let delay = next_pass(&observed, &waiting(reason, observed.now - 3600), false, false);
             assert!(delay <= Duration::from_millis(200), "{reason}: {delay:?}");
         }
-        assert!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now), true) <= SOON);
+        assert!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now), true, false) <= SOON);
     }
 
     #[test]
@@ -609,9 +645,13 @@ mod tests {
     #[test]
     fn stuck_and_settled_clusters_are_not_polled_fast() {
         let observed = observed_three();
-        assert_eq!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now), false), POLL);
-        assert_eq!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now - 61), false), SLOW);
-        assert_eq!(next_pass(&observed, &waiting(WaitReason::LeftoverVolume, observed.now), false), REST);
+        assert_eq!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now), false, false), POLL);
+        assert_eq!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now - 61), false, false), SLOW);
+        assert_eq!(next_pass(&observed, &waiting(WaitReason::LeftoverVolume, observed.now), false, false), REST);
+        let settled = |since| Plan { step: Step::Settled, blocked_by: None, ..waiting(WaitReason::Paused, since) };
+        assert_eq!(next_pass(&observed, &settled(observed.now), false, false), REST);
+        assert_eq!(next_pass(&observed, &settled(observed.now), false, true), POLL, "its Service leads nowhere yet");
+        assert_eq!(next_pass(&observed, &settled(observed.now - 61), false, true), SLOW);
     }
 
     #[test]

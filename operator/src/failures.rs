@@ -47,6 +47,8 @@ pub enum Topic {
     PassFailed,
     /// A pass that met a conflict.
     Conflicts,
+    /// An object was another one than the step was decided on, whenever it was tried.
+    Changed,
     /// A warning of this wait was published.
     Warned(WaitReason),
 }
@@ -86,6 +88,16 @@ impl Memory {
     pub fn is_over(&self, cluster: (&str, &str), topic: Topic) {
         let mut said = self.said();
         if let Some(topics) = said.get_mut(&(cluster.0.to_owned(), cluster.1.to_owned())) {
+            topics.remove(&topic);
+        }
+    }
+
+    /// As [`Memory::is_over`], if this is what was said.
+    pub fn is_over_of(&self, cluster: (&str, &str), topic: Topic, text: &str) {
+        let mut said = self.said();
+        if let Some(topics) = said.get_mut(&(cluster.0.to_owned(), cluster.1.to_owned()))
+            && topics.get(&topic).is_some_and(|(old, _)| old == text)
+        {
             topics.remove(&topic);
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Passes at once on each lane; more of them wait their turn. Each costs about ten reads, and three calls per node.
+/// Passes at once on each lane; more of them wait their turn. Each costs about fifteen reads, and three calls per node.
 pub const WIDTH: usize = 32;
 /// A pass that took longer has waited for somebody who did not answer.
 const QUICK: Duration = Duration::from_millis(500);

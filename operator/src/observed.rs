@@ -34,8 +34,13 @@ pub struct Observed {
     pub nodes: BTreeMap<u32, NodeReport>,
     /// The linearizable list of members; `None` if nobody gave one in this pass.
     pub members: Option<MemberList>,
+    /// Who told of another membership than `members`.
+    pub dissent: Option<Dissent>,
     /// The PodDisruptionBudget; `None` means that there is none.
     pub budget: Option<ObservedBudget>,
+    /// Whether the EndpointSlices of the client Service hold a ready member; `None` if they were not read. They are read only
+    /// before the cluster is Available for the first time, and nothing but that condition goes by them.
+    pub served: Option<bool>,
     /// Calls of earlier passes that brought nothing about: not read, and only for choosing when to try again.
     pub failures: Failures,
 }
@@ -77,6 +82,8 @@ pub struct ObservedResource {
     pub cluster_id: Option<u64>,
     /// Condition `Bootstrapped` is True; latched, never cleared.
     pub bootstrapped: bool,
+    /// Condition `Available` has been True.
+    pub was_available: bool,
     /// `status.plan` of the last pass that wrote it.
     pub plan: Option<PlanLatch>,
 }
@@ -144,6 +151,8 @@ pub struct ObservedPod {
     pub container: ContainerState,
     /// Condition Ready is True.
     pub ready: bool,
+    /// Since when condition Ready is what it is, by the clock of its host; 0 if that is not told.
+    pub ready_since: UnixSeconds,
     /// The typed code with which the node ended last (current or last termination), and its marker.
     pub exit: Option<NodeExit>,
     /// `metadata.deletionTimestamp`: when the grace period ends.
@@ -404,6 +413,15 @@ pub struct MemberList {
     pub removed: BTreeSet<u64>,
     /// The alarms that are raised, and by which member, in the order of their kinds.
     pub alarms: BTreeSet<(Alarm, u64)>,
+}
+
+/// Nodes that told of another membership than the list that is believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dissent {
+    /// Their ordinals; those of all who told of one where no majority decides.
+    pub pods: BTreeSet<u32>,
+    /// A majority of all the voters that anybody names gives the list. Else it is only the newest one, and nobody may go by it.
+    pub outvoted: bool,
 }
 
 /// An alarm that a member has raised for the whole cluster.

@@ -17,6 +17,8 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
 
+pub(crate) use self::conditions::was_available;
+
 use crate::apply::{FIELD_MANAGER, is_busy, is_conflict};
 use crate::brief::brief;
 use crate::names;
@@ -323,6 +325,11 @@ pub fn new_trouble<'a>(resource: &RaftCluster, status: &'a RaftClusterStatus) ->
     let before = resource.status.iter().flat_map(|status| &status.conditions).find(degraded);
     let same = before.is_some_and(|before| before.status == now.status && before.reason == now.reason);
     (named && !same).then_some((&now.reason, &now.message))
+}
+
+/// Whether the cluster has yet to be Available for the first time.
+pub fn is_coming_up(status: &RaftClusterStatus) -> bool {
+    !was_available(&status.conditions)
 }
 
 /// Whether a settled cluster looks as if it will stay so: used to choose how soon to look again.

@@ -383,6 +383,8 @@ named! {
         ForeignMember,
         /// A pod reports another cluster id than the latched one.
         ClusterIdMismatch,
+        /// Members tell of different memberships, for longer than a change lasts.
+        MembersDisagree,
         /// A volume of another cluster or of unclear origin is in the way.
         LeftoverVolume,
         /// A node runs on another member's disk.
@@ -427,6 +429,7 @@ impl WaitReason {
                 | Self::Paused
                 | Self::ForeignMember
                 | Self::ClusterIdMismatch
+                | Self::MembersDisagree
                 | Self::LeftoverVolume
                 | Self::WrongVolume
                 | Self::NodeUnreachable
@@ -457,6 +460,7 @@ impl WaitReason {
                 | Self::NodeUnreachable
                 | Self::DataLost
                 | Self::QuorumLost
+                | Self::MembersDisagree
                 | Self::DiskFailed
                 | Self::Fault
         )

@@ -5,11 +5,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
+use tokio::net::TcpStream;
 
 use crate::cluster::{Cluster, NAME};
 use crate::writer::Writer;
 
 pub(super) async fn create(cluster: Cluster) -> anyhow::Result<()> {
+    for replicas in [1, 3] {
+        usable_when_available(&cluster, replicas).await?;
+        remove(&cluster).await?;
+        cluster.volumes().delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+    }
     cluster.create(3, &json!({})).await?;
     let writer = Writer::start(cluster.endpoint().await?);
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -20,6 +26,26 @@ pub(super) async fn create(cluster: Cluster) -> anyhow::Result<()> {
     tokio::time::sleep(Duration::from_secs(4)).await;
     let after = cluster.clusters().get(NAME).await?.metadata.resource_version;
     ensure!(before == after, "a settled cluster's resource is written again and again");
+    Ok(())
+}
+
+/// `kubectl wait --for=condition=Available && etcdctl put`: a majority serves then, and the Service leads to it.
+async fn usable_when_available(cluster: &Cluster, replicas: i32) -> anyhow::Result<()> {
+    let started = Instant::now();
+    cluster.apply(&Cluster::resource(replicas, &json!({}))).await?;
+    cluster
+        .until("it is Available", |resource| {
+            let conditions = resource.status.iter().flat_map(|status| &status.conditions);
+            conditions.into_iter().any(|condition| condition.type_ == "Available" && condition.status == "True")
+        })
+        .await?;
+    let address = cluster.endpoint().await?.replace("http://", "");
+    let connected = tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(&address)).await;
+    let connected = connected.context("nobody takes the connection")?;
+    connected.with_context(|| format!("Available, and the Service at {address} leads nowhere"))?;
+    let ready = cluster.status().await?.ready_replicas;
+    ensure!(ready > replicas / 2, "Available with {ready} of {replicas} members");
+    println!("    the first Available of {replicas} after {:.1} s, with {ready}", started.elapsed().as_secs_f32());
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{
     ContainerStateTerminated, ContainerStatus, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec,
 };
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -19,6 +20,7 @@ use crate::observed::{
     ContainerState, ExitKind, Host, HostState, Marker, NodeExit, ObservedBudget, ObservedPod, ObservedResource,
     ObservedSet, ObservedVolume, PlanLatch, PodPhase, UnixSeconds,
 };
+use crate::status::was_available;
 
 /// Taint by which a person says that a node is down for good.
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
@@ -33,6 +35,7 @@ pub(super) fn resource(resource: &RaftCluster) -> ObservedResource {
         finalizer: resource.finalizers().iter().any(|finalizer| finalizer == FINALIZER),
         cluster_id: status.and_then(|status| names::parse_id(status.cluster_id.as_deref()?)),
         bootstrapped: status.is_some_and(latched),
+        was_available: status.is_some_and(|status| was_available(&status.conditions)),
         plan: status.and_then(|status| status.plan.as_ref()).map(|plan| PlanLatch {
             step: plan.step.clone(),
             reason: plan.blocked_by.as_ref().map(|blocked| blocked.reason.clone()),
@@ -103,6 +106,7 @@ pub(super) fn pod(pod: &Pod) -> ObservedPod {
         phase: phase(status.and_then(|status| status.phase.as_deref())),
         container: container.map(container_state).unwrap_or_default(),
         ready: condition("Ready").is_some_and(|condition| condition.status == "True"),
+        ready_since: condition("Ready").and_then(|c| c.last_transition_time.as_ref()).map(seconds).unwrap_or_default(),
         exit: container.and_then(exit),
         terminating: pod.metadata.deletion_timestamp.as_ref().map(seconds),
         orphan: !pod.owner_references().iter().any(|owner| owner.controller == Some(true)),
@@ -112,6 +116,12 @@ pub(super) fn pod(pod: &Pod) -> ObservedPod {
         // Without a time nothing says that it has lasted (P7).
         unschedulable: unplaced.map(|c| c.last_transition_time.as_ref().map_or(UnixSeconds::MAX, seconds)),
     }
+}
+
+/// Whether kube-proxy finds a ready member in it.
+pub(super) fn is_serving(slice: &EndpointSlice) -> bool {
+    let ready = |endpoint: &Endpoint| endpoint.conditions.as_ref().is_some_and(|now| now.ready == Some(true));
+    slice.endpoints.iter().any(ready)
 }
 
 /// The node's image.

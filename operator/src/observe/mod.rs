@@ -3,7 +3,9 @@
 //! Nothing is taken from a cache, because a step carries the identity of what it was decided on. What could not be
 //! read is unknown, never absent: a failed read of the API server ends the pass, a silent node is a value.
 
+mod claims;
 mod convert;
+mod lists;
 mod nodes;
 
 pub(crate) use convert::stateful_set;
@@ -16,6 +18,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Event, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, ServiceAccount,
 };
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
@@ -24,7 +27,10 @@ use thiserror::Error;
 use crate::apply::is_busy;
 use crate::members::Dial;
 use crate::names;
-use crate::observed::{Host, HostState, Observed, UnixSeconds};
+use crate::observed::{Host, HostState, Observed, ObservedResource, UnixSeconds};
+
+/// HTTP status of what the operator's role does not allow.
+const FORBIDDEN: u16 = 403;
 
 /// Why a pass could not observe.
 #[derive(Debug, Error)]
@@ -96,14 +102,15 @@ pub async fn observe(
         ..Observed::default()
     };
     live.addresses = nodes::addresses(&pods, &name);
-    let latched = observed.resource.cluster_id;
-    let (answers, unmade, ()) = tokio::join!(
+    let ObservedResource { cluster_id: latched, bootstrapped, was_available, .. } = observed.resource;
+    let (answers, unmade, served, ()) = tokio::join!(
         nodes::ask(dial, &live.addresses, &name, latched),
         unmade(client, live.stateful_set.as_ref(), &pods, &name),
+        served(client, &namespace, &name, bootstrapped && !was_available),
         hosts(client, &mut observed, &volumes, &name)
     );
-    (observed.nodes, observed.members) = answers;
-    observed.unmade = unmade;
+    (observed.nodes, observed.members, observed.dissent) = answers;
+    (observed.unmade, observed.served) = (unmade, served?);
     Ok((observed, live))
 }
 
@@ -119,11 +126,8 @@ async fn read(
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
     let services: Api<Service> = Api::namespaced(client.clone(), namespace);
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let volumes: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let ours = ListParams::default().labels(&names::selector(name));
-    // Claims are found by name: labels may be anything on a volume left over from another life. And they are read live, as all
-    // is: in a cache one that has not come yet is absent, and founding (B3) and the size of a new set (B2) rest on absence.
-    let all = ListParams::default();
     let (set_name, budget_name, config_name) =
         (names::stateful_set(name), names::budget(name), format!("{name}-config"));
     let (peer_name, client_name) = (names::peer_service(name), names::client_service(name));
@@ -135,7 +139,7 @@ async fn read(
         services.get_opt(&peer_name),
         services.get_opt(&client_name),
         pods.list(&ours),
-        volumes.list(&all),
+        claims.list(&ours),
     );
     let live = Live {
         stateful_set: stateful_set.map_err(failed("the StatefulSet"))?,
@@ -146,7 +150,11 @@ async fn read(
         client_service: client_service.map_err(failed("the client Service"))?,
         addresses: BTreeMap::new(),
     };
-    Ok((live, pods.map_err(failed("pods"))?.items, volumes.map_err(failed("volume claims"))?.items))
+    let (pods, mut volumes) = (pods.map_err(failed("pods"))?.items, volumes.map_err(failed("volume claims"))?.items);
+    let ordinals = claims::ordinals(live.stateful_set.as_ref(), &pods, name);
+    let unlisted = claims::unlisted(&claims, name, &volumes, ordinals).await;
+    volumes.extend(unlisted.map_err(failed("volume claims"))?);
+    Ok((live, pods, volumes))
 }
 
 fn failed(kind: &'static str) -> impl Fn(kube::Error) -> ObserveError {
@@ -176,6 +184,20 @@ async fn unmade(client: &Client, set: Option<&StatefulSet>, pods: &[Pod], name: 
     let failures = ListParams::default().fields(&format!("involvedObject.uid={uid},reason=FailedCreate"));
     let events = events.list(&failures).await.map(|list| list.items).unwrap_or_default();
     missing.into_iter().filter_map(|(k, pod)| Some((k, convert::failure(&events, &pod)?))).collect()
+}
+
+/// Whether clients find a ready member behind their Service. Without permission nobody knows, and nobody waits for it.
+async fn served(client: &Client, namespace: &str, name: &str, wanted: bool) -> Result<Option<bool>, ObserveError> {
+    if !wanted {
+        return Ok(None);
+    }
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), namespace);
+    let of_service = format!("kubernetes.io/service-name={}", names::client_service(name));
+    match slices.list(&ListParams::default().labels(&of_service)).await {
+        Ok(slices) => Ok(Some(slices.items.iter().any(convert::is_serving))),
+        Err(kube::Error::Api(status)) if status.code == FORBIDDEN => Ok(None),
+        Err(error) => Err(failed("EndpointSlices")(error)),
+    }
 }
 
 /// Learns what became of the Kubernetes nodes, where a proof may be needed: for pods that end or do not serve, and

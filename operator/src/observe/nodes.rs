@@ -10,14 +10,15 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use tonic::Code;
 
+use super::lists::{Told, believed};
 use crate::members::{Dial, Node, NodeError, OBSERVE_TIMEOUT};
 use crate::names;
-use crate::observed::{Alarm, Marker, Member, MemberList, NodeReport, NodeState, Progress, Settings};
+use crate::observed::{Alarm, Dissent, Marker, Member, MemberList, NodeReport, NodeState, Progress, Settings};
 
-type Answers = (BTreeMap<u32, NodeReport>, Option<MemberList>);
+type Answers = (BTreeMap<u32, NodeReport>, Option<MemberList>, Option<Dissent>);
 
-/// What each pod's node reports, and the best linearizable list. Takes at most the observation timeout, however many
-/// nodes are silent.
+/// What each pod's node reports, the list of members that is believed, and who tells otherwise. Takes at most the observation
+/// timeout, however many nodes are silent.
 pub(super) async fn ask(
     dial: &dyn Dial,
     addresses: &BTreeMap<u32, IpAddr>,
@@ -25,17 +26,12 @@ pub(super) async fn ask(
     latched: Option<u64>,
 ) -> Answers {
     let answers = join_all(addresses.iter().map(|(ordinal, ip)| async move {
-        let (state, list) = ask_one(dial, &names::pod(cluster, *ordinal), *ip, latched).await;
-        (*ordinal, state, list)
+        (*ordinal, ask_one(dial, &names::pod(cluster, *ordinal), *ip, latched).await)
     }))
     .await;
-    let mut reports = BTreeMap::new();
-    let mut lists = Vec::new();
-    for (ordinal, state, list) in answers {
-        reports.insert(ordinal, state);
-        lists.extend(list);
-    }
-    (reports, best(lists, latched))
+    let told: Told = answers.into_iter().collect();
+    let (list, dissent) = believed(&told, latched);
+    (told.into_iter().map(|(ordinal, (report, _))| (ordinal, report)).collect(), list, dissent)
 }
 
 /// Addresses of the pods that may have a process, by ordinal.
@@ -159,30 +155,9 @@ fn alarm(raised: &AlarmMember) -> Option<(Alarm, u64)> {
     Some((kind, raised.member_id))
 }
 
-/// Each list was linearizable when it was given; the one of the latched cluster, of the newest term, of the newest
-/// membership, and with the leader's view is the most useful.
-fn best(lists: Vec<MemberList>, latched: Option<u64>) -> Option<MemberList> {
-    lists.into_iter().max_by_key(|list| {
-        let ours = latched == Some(list.cluster_id);
-        let seen = list.members.values().filter(|member| member.progress.is_some()).count();
-        (ours, list.term, list.membership_index, seen)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn list(cluster_id: u64, term: u64, membership_index: u64) -> MemberList {
-        MemberList { cluster_id, term, membership_index, ..MemberList::default() }
-    }
-
-    #[test]
-    fn the_latched_clusters_newest_list_wins() {
-        let lists = vec![list(9, 99, 99), list(1, 2, 7), list(1, 3, 6), list(1, 3, 7)];
-        assert_eq!(best(lists, Some(1)), Some(list(1, 3, 7)));
-        assert_eq!(best(Vec::new(), Some(1)), None);
-    }
 
     #[test]
     fn a_pod_without_a_process_is_not_asked() {

@@ -103,6 +103,10 @@ fn ways_out(reason: WaitReason) -> &'static [&'static str] {
             "give {pod} the volume of this cluster back",
             "save what is needed from volume {claim}, then delete the claim and {pod}",
         ],
+        WaitReason::MembersDisagree => &[
+            "bring back the members that do not answer: their majority decides",
+            "look whether the volume of {pod} was put back to an older state; then annotate balsa.dev/replace-member={member}",
+        ],
         WaitReason::WrongVolume => &[
             "give {pod} its own volume back",
             "save what is needed from volume {claim}, then delete the claim and {pod}",

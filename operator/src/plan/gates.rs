@@ -1,8 +1,9 @@
 //! Rows G: they end the search. And the last row of all, which keeps `Settled` honest.
 
-use super::{Decision, NEXT, Notes, Row, View, delete};
-use crate::observed::ObservedVolume;
-use crate::step::WaitReason;
+use super::{Decision, LASTING_WAIT_SECONDS, Matter, NEXT, Notes, Row, View, aged, delete};
+use crate::names;
+use crate::observed::{Dissent, ObservedVolume};
+use crate::step::{Target, WaitReason};
 
 /// G1, G2: nothing else matters for a deleted or paused cluster.
 pub(super) fn deleted_or_paused(view: &View<'_>, notes: &mut Notes) -> Row {
@@ -62,6 +63,28 @@ pub(super) fn one_cluster(view: &View<'_>) -> Row {
         }
         _ => NEXT,
     }
+}
+
+/// G8: the nodes tell of one membership. While a change is being made they may differ, for a moment. What lasts is a member of
+/// another life, as by a volume that was put back to an older state; if the others outvote it they are gone by.
+pub(super) fn one_membership(view: &View<'_>, notes: &mut Notes) -> Row {
+    let Some(Dissent { pods, outvoted }) = &view.observed.dissent else { return NEXT };
+    let first = pods.first().copied().filter(|_| *outvoted);
+    let member = first.and_then(|k| view.node(k)?.marker).map(|marker| marker.raft_id);
+    let target = Target { ordinal: first, member };
+    let lasting = aged(view, Matter::Membership, target, LASTING_WAIT_SECONDS);
+    let reason = if lasting { WaitReason::MembersDisagree } else { WaitReason::ChangeInFlight };
+    let pods = pods.iter().map(|k| names::pod(&view.cluster.name, *k)).collect::<Vec<_>>().join(", ");
+    let message = match outvoted {
+        true => format!("what {pods} tells of the membership is not what a majority of the voters tells"),
+        false => format!("{pods} tell of different memberships, and no majority of the voters stands behind one"),
+    };
+    let wait = Decision { target, ..Decision::wait("G8", reason, message) };
+    if *outvoted {
+        notes.wait_last(wait);
+        return NEXT;
+    }
+    wait.now()
 }
 
 /// G6, G7: one change at a time, and only members that are ours.

@@ -113,6 +113,7 @@ fn search(view: &View<'_>, notes: &mut Notes) -> Row {
     gates::deleted_or_paused(view, notes)?;
     gates::kubernetes(view)?;
     gates::one_cluster(view)?;
+    gates::one_membership(view, notes)?;
     bootstrap::rows(view, notes)?;
     quorum::without_list(view, notes)?;
     gates::membership(view)?;
@@ -228,6 +229,7 @@ enum Matter {
     Rejoin,
     MoveLeader,
     Quorum,
+    Membership,
 }
 
 impl Matter {
@@ -245,6 +247,8 @@ impl Matter {
             Some(Self::MoveLeader)
         } else if is(&[WaitReason::NoQuorum, WaitReason::MembersUnknown, WaitReason::QuorumLost]) {
             Some(Self::Quorum)
+        } else if is(&[WaitReason::ChangeInFlight, WaitReason::MembersDisagree]) {
+            Some(Self::Membership)
         } else {
             None
         }

@@ -23,7 +23,8 @@ pub(super) fn quorum(voters: usize) -> usize {
 pub(super) struct View<'a> {
     pub(super) cluster: &'a ValidCluster,
     pub(super) observed: &'a Observed,
-    /// P1: the linearizable list, only if it is from the latched cluster.
+    /// P1: the linearizable list, only if it is from the latched cluster and nobody has told otherwise whom a majority does not
+    /// outvote.
     pub(super) list: Option<&'a MemberList>,
     /// Listed members by the ordinal of their peer URL.
     by_ordinal: BTreeMap<u32, u64>,
@@ -34,7 +35,8 @@ pub(super) struct View<'a> {
 impl<'a> View<'a> {
     pub(super) fn new(cluster: &'a ValidCluster, observed: &'a Observed) -> Self {
         let latched = observed.resource.cluster_id;
-        let list = observed.members.as_ref().filter(|list| Some(list.cluster_id) == latched);
+        let disputed = observed.dissent.as_ref().is_some_and(|dissent| !dissent.outvoted);
+        let list = observed.members.as_ref().filter(|list| Some(list.cluster_id) == latched && !disputed);
         let mut by_ordinal = BTreeMap::new();
         let mut foreign = Vec::new();
         for (id, member) in list.iter().flat_map(|list| &list.members) {

@@ -10,7 +10,7 @@
 //! - everything else edits what this one pass observes; `plan` plans on it. `plan refused` plans an eviction that the budget
 //!   refuses, and writes the status that the next pass reads. `plan invalid` plans for a spec that cannot be carried out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -18,8 +18,8 @@ use super::plan;
 use super::simulation::{Crash, World, latch};
 use crate::names;
 use crate::observed::{
-    Alarm, ContainerState, ExitKind, Failures, Host, HostState, Marker, Member, MemberList, NodeExit, NodeReport,
-    NodeState, Observed, ObservedPod, ObservedVolume, PlanLatch, PodPhase, Progress, Settings,
+    Alarm, ContainerState, Dissent, ExitKind, Failures, Host, HostState, Marker, Member, MemberList, NodeExit,
+    NodeReport, NodeState, Observed, ObservedPod, ObservedVolume, PlanLatch, PodPhase, Progress, Settings,
 };
 use crate::step::{BootstrapStep, Plan, Step, VolumeLabel};
 use crate::valid::Retention;
@@ -399,6 +399,8 @@ impl Script {
         match words {
             ["there"] => {}
             ["in-flight"] => list.change_in_flight = true,
+            ["disputed", k] => self.observed.dissent = dissent(k, false)?,
+            ["outvotes", k] => self.observed.dissent = dissent(k, true)?,
             ["alarm", kind, id] => {
                 list.alarms.insert((alarm(kind)?, number(id)?));
             }
@@ -486,6 +488,10 @@ impl Script {
         }
         Ok(())
     }
+}
+
+fn dissent(k: &str, outvoted: bool) -> Result<Option<Dissent>, String> {
+    Ok(Some(Dissent { pods: BTreeSet::from([number::<u32>(k)?]), outvoted }))
 }
 
 fn new_pod(k: u32) -> ObservedPod {

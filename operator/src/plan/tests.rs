@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 
 use super::plan;
 use super::simulation::{Crash, Dice, Pass, World};
-use crate::observed::{ContainerState, ExitKind, Host, HostState, Marker, MemberList, NodeExit, NodeReport, Observed};
+use crate::observed::{
+    ContainerState, Dissent, ExitKind, Host, HostState, Marker, MemberList, NodeExit, NodeReport, Observed,
+};
 use crate::step::{Plan, RestartMode, Step, StepName};
 
 const SETTLE_PASSES_MAX: usize = 400;
@@ -139,6 +141,18 @@ fn m2_nothing_is_destroyed_without_the_list() {
         let list = observed.members.as_ref().filter(|list| Some(list.cluster_id) == observed.resource.cluster_id);
         assert!(list.is_some() || !touches_the_cluster(plan), "{plan:?}");
     });
+}
+
+/// M2, G8: nor while members tell of different memberships and no majority stands behind one.
+#[test]
+fn m2_nothing_is_destroyed_while_members_disagree() {
+    for seed in 0..STRANGE_SEEDS {
+        let (world, mut observed) = strange(seed);
+        observed.dissent = Some(Dissent { pods: BTreeSet::from([0]), outvoted: false });
+        let plan = plan(&world.cluster, &observed);
+        let waits = plan.step.name() == StepName::Wait;
+        assert!(waits, "{seed}: {plan:?}");
+    }
 }
 
 /// M2: nor with an empty list, which no cluster has.

@@ -112,6 +112,7 @@ impl Stage {
         match (method.as_str(), plural.as_str(), name.as_str()) {
             ("GET", "pods", "") => Some((200, json!({"metadata": {}, "items": self.pods()}))),
             ("GET", "persistentvolumeclaims", "") => Some((200, json!({"metadata": {}, "items": self.volumes()}))),
+            ("GET", "endpointslices", "") => Some(self.endpoint_slices()),
             ("GET", "events", "") => {
                 let failure = |text: &String| json!({"metadata": {}, "involvedObject": {}, "message": text});
                 let items: Vec<Value> = self.failures.iter().map(failure).collect();
@@ -264,7 +265,7 @@ impl Stage {
     }
 
     /// The model's own judges look at these.
-    fn resource_changed(&mut self) {
+    pub(super) fn resource_changed(&mut self) {
         self.resource["metadata"]["resourceVersion"] = json!(self.world.next_text());
         let status = &self.resource["status"];
         self.world.resource.cluster_id = status["clusterId"].as_str().and_then(names::parse_id);

@@ -163,6 +163,7 @@ impl Node for Face {
                 role: role.into(),
                 leader: report.leader,
                 term: report.term,
+                membership_index: report.membership_index,
                 ready: report.ready,
                 stopping: report.stopping,
                 ..StateResponse::default()
@@ -174,7 +175,8 @@ impl Node for Face {
     async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
         self.ask(|stage, k| {
             let member = stage.world.listed(k).is_some_and(|(id, _)| stage.world.is_up(id));
-            let list = stage.world.list().filter(|_| member).ok_or_else(|| refusal(Refused::Node("NoLeader")))?;
+            let list = stage.lies.get(&k).cloned().or_else(|| stage.world.list().filter(|_| member));
+            let list = list.ok_or_else(|| refusal(Refused::Node("NoLeader")))?;
             let progress = list.members.iter().filter_map(|(id, member)| {
                 let known = member.progress?;
                 Some(Progress {

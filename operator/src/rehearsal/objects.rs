@@ -33,10 +33,7 @@ impl Stage {
             "raftclusters" => Some(self.resource.clone()).filter(|resource| !resource.is_null()),
             "statefulsets" => self.stateful_set(),
             "pods" => names::pod_ordinal(NAME, name).and_then(|k| self.pod(k)),
-            "persistentvolumeclaims" => {
-                let k = names::volume_ordinal(NAME, name)?;
-                self.world.volumes.get(&k).map(|volume| claim(k, &volume.object))
-            }
+            "persistentvolumeclaims" => names::volume_ordinal(NAME, name).and_then(|k| self.claim(k)),
             "nodes" => self.host(name),
             "persistentvolumes" => self.volume_behind(name),
             _ => self.objects.get(&(plural.to_owned(), name.to_owned())).cloned(),
@@ -94,8 +91,26 @@ impl Stage {
         Some(object)
     }
 
+    /// The claims that have the labels which the StatefulSet gives.
     pub(super) fn volumes(&self) -> Vec<Value> {
-        self.world.volumes.iter().map(|(k, volume)| claim(*k, &volume.object)).collect()
+        let labelled = self.world.volumes.keys().filter(|_| !self.bare_claims);
+        labelled.filter_map(|k| self.claim(*k)).collect()
+    }
+
+    fn claim(&self, k: u32) -> Option<Value> {
+        self.world.volumes.get(&k).map(|volume| claim(k, &volume.object))
+    }
+
+    /// What the EndpointSlice controller has made of the client Service and of the ready pods.
+    pub(super) fn endpoint_slices(&self) -> (u16, Value) {
+        if let Some(reply) = &self.endpoints_refused {
+            return (*reply, json!({"kind": "Status", "status": "Failure", "code": reply, "message": "no"}));
+        }
+        let leads = self.read("services", NAME).is_some_and(|service| !service["spec"]["selector"].is_null());
+        let pods = self.world.pods.values().filter(|_| leads && !self.endpoints_lag).map(|pod| &pod.object);
+        let endpoints: Vec<Value> =
+            pods.map(|pod| json!({"addresses": [address_of(&pod.uid)], "conditions": {"ready": pod.ready}})).collect();
+        (200, json!({"metadata": {}, "items": [{"metadata": {}, "addressType": "IPv4", "endpoints": endpoints}]}))
     }
 
     /// Hosts that the model does not know are in order.

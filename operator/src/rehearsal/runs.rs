@@ -117,7 +117,7 @@ impl Stage {
     }
 
     /// What must hold at every moment. With the cluster its data may go.
-    fn judge(&self) -> Result<(), String> {
+    pub(super) fn judge(&self) -> Result<(), String> {
         match self.world.violations.first() {
             Some(violation) => Err(violation.clone()),
             None if self.world.cluster.deleting => Ok(()),
@@ -233,6 +233,28 @@ fn real_passes_cut_off_at_any_write_are_picked_up() {
                 plain.sort();
                 assert_eq!(done, plain, "{name}, cut off after write {at} ({told})");
             }
+        }
+    });
+}
+
+/// Claims are the cluster's by their names, whatever became of their labels: so is every life that begins on them, ends over
+/// them, or goes on.
+#[test]
+fn claims_without_the_labels_of_their_set_are_found_by_name() {
+    block_on(async {
+        let adopted = changed(settled(3, &json!({})).await, |stage| {
+            stage.resource["status"] = Value::Null;
+            stage.resource_changed();
+        });
+        let lost_set = changed(settled(3, &json!({})).await, |stage| {
+            (stage.world.set, stage.world.pods) = (None, Default::default())
+        });
+        let ways = ways().await.into_iter().chain([("adopt", adopted), ("make a lost set", lost_set)]);
+        for (name, mut stage) in ways {
+            let (labelled, _) = run(stage.clone(), None).await.unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
+            stage.bare_claims = true;
+            let (bare, _) = run(stage, None).await.unwrap_or_else(|wrong| panic!("{name}, bare: {wrong}"));
+            assert_eq!(bare.writes, labelled.writes, "{name}");
         }
     });
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::build::FIXED_HASH;
 use crate::names;
+use crate::observed::MemberList;
 use crate::plan::simulation::{Refused, World};
 use crate::step::{PodRef, VolumeRef};
 
@@ -52,12 +53,20 @@ pub(super) struct Stage {
     pub(super) fuse: Option<(usize, Cut)>,
     /// The process has ended: none of its calls arrives any more.
     pub(super) dead: bool,
+    /// The lists that the nodes of these ordinals give, whatever there is.
+    pub(super) lies: BTreeMap<u32, MemberList>,
     /// Which cluster each pod's node was last said to belong to.
     pub(super) told: BTreeMap<u32, u64>,
     /// Between the reading and the writing of each pass the addresses of the pods become those of another cluster's.
     pub(super) strangers: bool,
     /// The pod that another hand changes before each write of it.
     pub(super) meddled: Option<u32>,
+    /// No volume claim has the labels that the StatefulSet gave it.
+    pub(super) bare_claims: bool,
+    /// The EndpointSlices tell of no pod yet.
+    pub(super) endpoints_lag: bool,
+    /// The HTTP status with which the EndpointSlices are refused.
+    pub(super) endpoints_refused: Option<u16>,
     /// The process may have lost its lease.
     pub(super) asleep: bool,
     /// Other processes change things meanwhile: the model's proofs need not hold when a write arrives.
@@ -105,8 +114,12 @@ impl Stage {
             fuse: None,
             dead: false,
             told: BTreeMap::new(),
+            lies: BTreeMap::new(),
             busy: false,
             asleep: false,
+            bare_claims: false,
+            endpoints_lag: false,
+            endpoints_refused: None,
             strangers: false,
             meddled: None,
         }

@@ -418,6 +418,34 @@ fn a_refused_label_and_a_refused_restart_hold_nothing_up() {
     });
 }
 
+/// A conflict is over with the next look. One that comes again and again on the same pod is somebody's answer, and nothing waits
+/// for it.
+#[test]
+fn a_pod_whose_deletion_conflicts_for_ever_holds_nothing_up() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        lock(&stage).edit(&json!({"image": "balsa.dev/balsa:broken"}));
+        lock(&stage).world.kill_pod(2);
+        pass_for(&operator, &stage, 30).await;
+        lock(&stage).contended = Some("pods");
+        lock(&stage).edit(&json!({"image": "balsa.dev/balsa:b", "config": {"extra": {"max-txn-ops": "8"}}}));
+        operator.pass().await.expect("a pass");
+        assert!(
+            !lock(&stage).planned().contains("RestartFails"),
+            "the next pass observes it: {}",
+            lock(&stage).planned()
+        );
+        pass_for(&operator, &stage, 60).await;
+        let serving = |k: &u32| lock(&stage).world.pods[k].settings.values["max-txn-ops"].clone();
+        assert_eq!([0, 1].map(|k| serving(&k)), ["8", "8"], "{}", lock(&stage).planned());
+        assert!(lock(&stage).planned().contains("RestartFails"), "{}", lock(&stage).planned());
+        assert_eq!(warnings(&stage, "RestartFails"), 1, "{:?}", lock(&stage).events);
+        lock(&stage).contended = None;
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+    });
+}
+
 /// A step that somebody refuses for ever is not tried ten times a second, with all that a pass reads.
 #[test]
 fn a_step_that_is_refused_for_long_is_no_hot_loop() {

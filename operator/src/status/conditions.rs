@@ -60,19 +60,63 @@ fn waits_for<'a>(seen: Seen<'a>, reasons: &[WaitReason]) -> Option<(WaitReason, 
     blocked(seen).filter(|(reason, _)| reasons.contains(reason))
 }
 
+/// Why a cluster is not Available for the first time yet. No other reason is given before, so that a look at the condition
+/// tells whether it has been.
+const COMING_UP: [&str; 3] = ["AwaitingBootstrap", "AwaitingVoters", "AwaitingEndpoints"];
+/// kube-proxy passes on what EndpointSlices tell at most once a second (`minSyncPeriod`), and a pod's times are whole seconds:
+/// one that is Ready for so long is reached by its Service.
+const REACHED_SECONDS: i64 = 3;
+
+/// Whether the condition Available has been True: it is False now for another reason than those of a cluster that comes up.
+pub(crate) fn was_available(conditions: &[Condition]) -> bool {
+    let available = conditions.iter().find(|condition| condition.type_ == "Available");
+    available.is_some_and(|condition| condition.status == "True" || !COMING_UP.contains(&condition.reason.as_str()))
+}
+
 fn available(seen: Seen<'_>, facts: &Facts) -> Verdict {
     let kind = "Available";
+    if !seen.observed.resource.was_available {
+        return first_available(seen, facts);
+    }
     if facts.available {
         return Verdict::new(kind, true, "LinearizableRead", "a majority of the voters serves");
     }
     let losses = [WaitReason::NoQuorum, WaitReason::MembersUnknown, WaitReason::DataLost, WaitReason::QuorumLost];
     match waits_for(seen, &losses) {
         Some((reason, message)) => Verdict::new(kind, false, reason.as_str(), message),
-        None if !seen.observed.resource.bootstrapped => {
-            Verdict::new(kind, false, "AwaitingBootstrap", "the cluster has not been founded yet")
-        }
         None => Verdict::new(kind, false, WaitReason::NoQuorum.as_str(), "no member gave a linearizable answer"),
     }
+}
+
+/// The first time, whoever waits for it begins to use the cluster: it has what the disruption budget will keep of it, the
+/// majority of the voters that are wanted, and its Service leads to one. Afterwards neither has to be proven again.
+fn first_available(seen: Seen<'_>, facts: &Facts) -> Verdict {
+    let (kind, [bootstrap, voters, endpoints]) = ("Available", COMING_UP);
+    if let Some((reason, message)) = waits_for(seen, &[WaitReason::DataLost, WaitReason::QuorumLost]) {
+        return Verdict::new(kind, false, reason.as_str(), message);
+    }
+    let silent = waits_for(seen, &[WaitReason::NoQuorum, WaitReason::MembersUnknown]).map(|(_, message)| message);
+    if !seen.observed.resource.bootstrapped {
+        return Verdict::new(kind, false, bootstrap, silent.unwrap_or("the cluster has not been founded yet"));
+    }
+    if !facts.available {
+        return Verdict::new(kind, false, voters, silent.unwrap_or("no member gave a linearizable answer"));
+    }
+    let want = seen.cluster.map_or(seen.resource.spec.replicas, |cluster| super::count(cluster.want));
+    if facts.ready_voters <= want / 2 {
+        let message = format!("{} of {want} members serve; a majority makes the cluster available", facts.ready_voters);
+        return Verdict::new(kind, false, voters, message);
+    }
+    if seen.observed.served == Some(false) || !is_reached(seen) {
+        return Verdict::new(kind, false, endpoints, "the Service of the clients has yet to lead to a member");
+    }
+    Verdict::new(kind, true, "LinearizableRead", "a majority of the voters serves")
+}
+
+/// A member has been Ready for long enough. Clocks may differ: a time to come says nothing, and nobody waits for it.
+fn is_reached(seen: Seen<'_>) -> bool {
+    let reached = |since: i64| !(0..REACHED_SECONDS).contains(&seen.observed.now.saturating_sub(since));
+    seen.observed.pods.values().any(|pod| pod.ready && pod.terminating.is_none() && reached(pod.ready_since))
 }
 
 fn progressing(seen: Seen<'_>) -> Verdict {
@@ -223,7 +267,8 @@ fn to_be_made_anew(seen: Seen<'_>, set: &ObservedSet) -> (&'static str, String) 
 
 fn consistent(seen: Seen<'_>) -> Verdict {
     let kind = "Consistent";
-    if let Some((reason, message)) = waits_for(seen, &[WaitReason::ClusterIdMismatch, WaitReason::ForeignMember]) {
+    let differs = [WaitReason::ClusterIdMismatch, WaitReason::ForeignMember, WaitReason::MembersDisagree];
+    if let Some((reason, message)) = waits_for(seen, &differs) {
         return Verdict::new(kind, false, reason.as_str(), message);
     }
     if let Some((alarm @ Alarm::Corrupt, message)) = alarm(seen) {

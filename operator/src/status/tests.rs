@@ -40,6 +40,52 @@ fn three_ready_voters_are_available_and_settled() {
     assert_eq!(condition(&status, "QuorumAdvice"), ("False", "OddReplicas"));
 }
 
+/// The first time, it is what whoever waited for it expects: a majority of what was asked for, and a Service that leads to it.
+/// Afterwards only a linearizable read is asked for, whatever becomes of the rest.
+#[test]
+fn the_first_available_is_a_majority_behind_a_service_and_the_later_ones_a_linearizable_read() {
+    let (resource, cluster, plan) = (minimal(), valid("{image: balsa}"), settled(100));
+    let told = |observed: &Observed, was_available: bool| {
+        let mut observed = observed.clone();
+        observed.resource.was_available = was_available;
+        let (observed, cluster) = (&observed, Some(&cluster));
+        let status = compute(Seen { resource: &resource, cluster, observed, plan: &plan, invalid: None });
+        assert_eq!(
+            super::was_available(&status.conditions),
+            was_available || condition(&status, "Available").0 == "True"
+        );
+        let (holds, reason) = condition(&status, "Available");
+        (holds.to_owned(), reason.to_owned())
+    };
+    let word = |holds: &str, reason: &str| (holds.to_owned(), reason.to_owned());
+    let available = word("True", "LinearizableRead");
+    let mut observed = observed_three();
+    observed.served = Some(true);
+    let ready = |observed: &mut Observed, count: u32| {
+        observed.pods.iter_mut().for_each(|(k, pod)| pod.ready = *k < count);
+    };
+    for (count, expected) in [(1, word("False", "AwaitingVoters")), (2, available.clone()), (3, available.clone())] {
+        ready(&mut observed, count);
+        assert_eq!(told(&observed, false), expected, "{count} ready");
+        assert_eq!(told(&observed, true), available, "{count} ready");
+    }
+    observed.served = Some(false);
+    assert_eq!(told(&observed, false), word("False", "AwaitingEndpoints"));
+    assert_eq!(told(&observed, true), available, "EndpointSlices are not asked again");
+    observed.served = None;
+    assert_eq!(told(&observed, false), available, "nobody knows, so nobody waits");
+    for (since, expected) in [(-2, "False"), (-3, "True"), (60, "True")] {
+        observed.pods.values_mut().for_each(|pod| pod.ready_since = observed.now + since);
+        assert_eq!(told(&observed, false).0, expected, "kube-proxy may not know yet: {since} s");
+        assert_eq!(told(&observed, true), available);
+    }
+    observed.members = None;
+    assert_eq!(told(&observed, false), word("False", "AwaitingVoters"), "still the first time");
+    assert_eq!(told(&observed, true), word("False", "NoQuorum"));
+    observed.resource.bootstrapped = false;
+    assert_eq!(told(&observed, false), word("False", "AwaitingBootstrap"));
+}
+
 #[test]
 fn the_planner_settles_on_the_same_observation() {
     let (cluster, observed) = (valid("{image: balsa}"), observed_three());
@@ -73,6 +119,7 @@ fn settled_writes_nothing_however_the_logs_and_the_clock_move() {
 #[test]
 fn without_a_list_it_is_unavailable_and_says_why() {
     let (resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
+    observed.resource.was_available = true;
     observed.members = None;
     let mut plan = settled(100);
     plan.step = Step::Wait;

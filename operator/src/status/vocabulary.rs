@@ -26,6 +26,7 @@ fn told_by(reason: WaitReason) -> &'static [&'static str] {
         R::RolloutStalled => &["Degraded", "Updated"],
         R::DisruptionBudget => &["Updated"],
         R::ForeignMember | R::ClusterIdMismatch => &["Consistent"],
+        R::MembersDisagree => &["Degraded", "Consistent"],
         R::LeftoverVolume | R::WrongVolume | R::LabelFails => &["VolumesReady"],
     }
 }
@@ -57,6 +58,7 @@ fn every_wait_reason_has_its_conditions() {
     let cluster = validate(&resource).expect("valid");
     // Nobody gives the list, and a pod is outdated: what the conditions tell where the plan gives them no reason.
     observed.members = None;
+    observed.resource.was_available = true;
     observed.pods.get_mut(&1).expect("pod 1").revision = Some("old".into());
     for reason in WaitReason::ALL {
         let plan = waiting(*reason);
@@ -154,9 +156,11 @@ fn the_phases_of_the_schema_are_those_that_are_told() {
 #[test]
 fn what_no_wait_tells_has_a_reason_too() {
     type Change = fn(&mut RaftCluster, &mut Observed);
-    let cases: [(Change, &str, (&str, &str)); 9] = [
+    let cases: [(Change, &str, (&str, &str)); 11] = [
         (|_, observed| *observed = Observed::default(), "Bootstrapped", ("False", "AwaitingPod")),
         (|_, observed| *observed = Observed::default(), "Available", ("False", "AwaitingBootstrap")),
+        (|_, observed| observed.pods.clear(), "Available", ("False", "AwaitingVoters")),
+        (|_, observed| observed.served = Some(false), "Available", ("False", "AwaitingEndpoints")),
         (|_, observed| observed.resource.bootstrapped = false, "Bootstrapped", ("False", "Intended")),
         (|_, _| {}, "Bootstrapped", ("True", "Bootstrapped")),
         (|resource, _| resource.spec.replicas = 5, "Degraded", ("True", "VotersMissing")),

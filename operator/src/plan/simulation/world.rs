@@ -433,6 +433,8 @@ impl World {
             nodes: self.pods.keys().map(|k| (*k, self.report(*k))).collect(),
             members: self.list(),
             budget: self.budget.clone(),
+            served: None,
+            dissent: None,
             failures: Failures::default(),
         };
         observed.remember(self.failures.clone());
@@ -470,6 +472,7 @@ impl World {
             voter,
             leader: self.raft.leader,
             term: self.raft.term,
+            membership_index: self.raft.index,
             stopping: self.pods.get(&k).is_some_and(|pod| pod.object.terminating.is_some() || pod.prepared),
             ready: self.pods.get(&k).is_some_and(|pod| pod.object.ready),
             settings: self.pods.get(&k).map(|pod| pod.settings.clone()),

@@ -1,0 +1,55 @@
+//! The volume claims of a cluster: known by their names, because labels may be anything on a volume left over from another life.
+//!
+//! A namespace may hold thousands of other claims, so those with the labels that a StatefulSet gives are listed, and each name
+//! that a member's may have and that is not among them is asked for. All of it is read live: in a cache one that has not come
+//! yet is absent, and founding (B3) and the size of a new set (B2) rest on absence.
+
+use std::collections::BTreeSet;
+
+use balsa_crds::MAX_REPLICAS;
+use futures::future::try_join_all;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::{Api, ResourceExt};
+
+use crate::names;
+
+/// The claims whose labels hide them, beside the `listed` ones, which may be of others.
+pub(super) async fn unlisted(
+    claims: &Api<PersistentVolumeClaim>,
+    name: &str,
+    listed: &[PersistentVolumeClaim],
+    ordinals: u32,
+) -> Result<Vec<PersistentVolumeClaim>, kube::Error> {
+    let known: BTreeSet<String> = listed.iter().map(ResourceExt::name_any).collect();
+    let names = (0..ordinals).map(|k| names::volume(name, k)).filter(|name| !known.contains(name));
+    let found = try_join_all(names.map(|name| async move { claims.get_opt(&name).await })).await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// How many ordinals may have a claim: those of the largest cluster, and of whatever somebody has made of the set or of the pods.
+pub(super) fn ordinals(set: Option<&StatefulSet>, pods: &[Pod], name: &str) -> u32 {
+    let replicas = set.and_then(|set| set.spec.as_ref()?.replicas).unwrap_or_default().max(MAX_REPLICAS);
+    let pods = pods.iter().filter_map(|pod| names::pod_ordinal(name, &pod.name_any())?.checked_add(1));
+    pods.chain(u32::try_from(replicas)).max().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, from_value, json};
+
+    use super::*;
+
+    #[test]
+    fn every_ordinal_that_may_have_a_claim_is_asked_for() {
+        let set = |replicas: Value| -> StatefulSet {
+            let spec = json!({"replicas": replicas, "selector": {}, "template": {}, "serviceName": ""});
+            from_value(json!({"metadata": {}, "spec": spec})).expect("a set")
+        };
+        let pod = |name: &str| -> Pod { from_value(json!({"metadata": {"name": name}})).expect("a pod") };
+        assert_eq!(ordinals(None, &[], "db"), 7);
+        assert_eq!(ordinals(Some(&set(json!(3))), &[pod("db-2"), pod("other-99")], "db"), 7);
+        assert_eq!(ordinals(Some(&set(json!(12))), &[], "db"), 12, "by hand");
+        assert_eq!(ordinals(None, &[pod("db-8")], "db"), 9, "its set is gone");
+    }
+}
