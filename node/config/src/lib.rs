@@ -94,6 +94,19 @@ pub struct Http2 {
     pub keepalive_timeout: Duration,
 }
 
+/// How the log is trimmed and history compacted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Housekeeping {
+    /// Applied entries after which the key space is flushed; none for bytes and time alone.
+    pub snapshot_count: Option<u64>,
+    /// Entries of the log that are kept for members that are behind.
+    pub snapshot_catchup_entries: u64,
+    /// Changes that one step of a compaction works off.
+    pub compaction_batch_limit: usize,
+    /// The pause between two such steps.
+    pub compaction_sleep_interval: Duration,
+}
+
 /// Where spans of calls go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tracing {
@@ -138,14 +151,8 @@ pub struct Config {
     pub warning_unary_request_duration: Duration,
     /// Entries that take longer to apply are logged, and reads that take longer.
     pub warning_apply_duration: Duration,
-    /// Applied entries after which the key space is flushed; none for bytes and time alone.
-    pub snapshot_count: Option<u64>,
-    /// Entries of the log that are kept for members that are behind.
-    pub snapshot_catchup_entries: u64,
-    /// Changes that one step of a compaction works off.
-    pub compaction_batch_limit: usize,
-    /// The pause between two such steps.
-    pub compaction_sleep_interval: Duration,
+    /// How the log is trimmed and history compacted.
+    pub housekeeping: Housekeeping,
     /// etcd's feature gates.
     pub gates: Gates,
     /// Origins whose pages may read answers; `*` for all.
@@ -272,22 +279,14 @@ impl Config {
         let gates = gates::read(raw, &mut warnings)?;
         let listen_client_urls = listened(raw, "listen-client-urls")?;
         let listen_peer_urls = listened(raw, "listen-peer-urls")?;
-        refuse_secure_sockets("listen-peer-urls", &listen_peer_urls)?;
         let listen_client_http_urls = listened(raw, "listen-client-http-urls")?;
         let listen_metrics_urls = listened(raw, "listen-metrics-urls")?;
-        if let Some(url) = listen_client_urls.iter().find(|url| listen_client_http_urls.contains(url)) {
-            let what = "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url";
-            return Err(invalid(format!("{what} {url}")));
-        }
-        if raw.is_set("listen-client-urls") && !raw.is_set("advertise-client-urls") {
-            return Err(invalid("--advertise-client-urls is required when --listen-client-urls is set"));
-        }
         let listened = Listened {
             client: &[&listen_client_urls[..], &listen_client_http_urls].concat(),
             peer: &listen_peer_urls,
             metrics: &listen_metrics_urls,
         };
-        refuse_shared_sockets(&listened)?;
+        check_listened(raw, &listened, &listen_client_urls, &listen_client_http_urls)?;
         let tls = Tls::check(raw, &listened, &mut warnings)?;
         let (auth_token, of_tokens) = auth_token::parse(raw.text("auth-token"))?;
         warnings.extend(of_tokens);
@@ -308,10 +307,7 @@ impl Config {
             tracing: tracing(raw)?,
             warning_unary_request_duration: warning_unary_request_duration(raw)?,
             warning_apply_duration: raw.duration("warning-apply-duration")?,
-            snapshot_count: snapshot_count(raw)?,
-            snapshot_catchup_entries: raw.number("snapshot-catchup-entries")?,
-            compaction_batch_limit: compaction_batch_limit(raw)?,
-            compaction_sleep_interval: compaction_sleep_interval(raw)?,
+            housekeeping: housekeeping(raw)?,
             lease_checkpoint_interval: lease_checkpoint_interval(raw, gates["LeaseCheckpoint"])?,
             gates,
             cors: set(raw.text("cors")),
@@ -400,6 +396,15 @@ fn warning_unary_request_duration(raw: &Raw) -> Result<Duration, ConfigError> {
     }
 }
 
+fn housekeeping(raw: &Raw) -> Result<Housekeeping, ConfigError> {
+    Ok(Housekeeping {
+        snapshot_count: snapshot_count(raw)?,
+        snapshot_catchup_entries: raw.number("snapshot-catchup-entries")?,
+        compaction_batch_limit: compaction_batch_limit(raw)?,
+        compaction_sleep_interval: compaction_sleep_interval(raw)?,
+    })
+}
+
 /// etcd's default is in many manifests, which mean nothing by it; so is 0.
 fn snapshot_count(raw: &Raw) -> Result<Option<u64>, ConfigError> {
     Ok(Some(raw.number("snapshot-count")?).filter(|count| !matches!(count, 0 | 10_000)))
@@ -462,12 +467,31 @@ fn listened(raw: &Raw, flag: &'static str) -> Result<Vec<Url>, ConfigError> {
     Ok(urls)
 }
 
+/// Whether one can listen so: on `urls`, of those of clients on these two.
+fn check_listened(raw: &Raw, urls: &Listened<'_>, client: &[Url], http: &[Url]) -> Result<(), ConfigError> {
+    refuse_secure_sockets("listen-peer-urls", urls.peer)?;
+    check_apart(client, http)?;
+    if raw.is_set("listen-client-urls") && !raw.is_set("advertise-client-urls") {
+        return Err(invalid("--advertise-client-urls is required when --listen-client-urls is set"));
+    }
+    refuse_shared_sockets(urls)
+}
+
 /// TLS between members is checked against the hosts that they come from, and a socket has none; etcd listens there without it.
 fn refuse_secure_sockets(flag: &str, urls: &[Url]) -> Result<(), ConfigError> {
     match urls.iter().find(|url| url.is_socket() && url.is_secure()) {
         Some(url) => {
             Err(invalid(format!("--{flag}: {url}: there is no TLS between members over a socket; use unix://")))
         }
+        None => Ok(()),
+    }
+}
+
+/// gRPC and plain HTTP have ports of their own, if the latter has any.
+fn check_apart(client: &[Url], http: &[Url]) -> Result<(), ConfigError> {
+    let what = "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url";
+    match client.iter().find(|url| http.contains(url)) {
+        Some(url) => Err(invalid(format!("{what} {url}"))),
         None => Ok(()),
     }
 }
