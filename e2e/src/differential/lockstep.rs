@@ -222,7 +222,11 @@ impl Lockstep {
             _ => Some(self.ask(at, sent).await),
         };
         let Some((etcd, balsa)) = replies else { return Ok(()) };
-        self.compare(at, sent, &etcd, &balsa)
+        self.compare(at, sent, &etcd, &balsa)?;
+        if matches!(sent.parts().1, Step::Frames(_)) {
+            self.read_revision().await;
+        }
+        Ok(())
     }
 
     /// Does what must be done before a step; false when the step is not sent.
@@ -337,7 +341,7 @@ impl Lockstep {
                 self.history.compact(request.revision);
             }
             // What decodes has no revision in it, so this compacted at 0.
-            (Step::Raw { path, .. }, Reply::Raw(Code::Ok)) if path.ends_with("/Compact") => {
+            (Step::Raw { path, .. }, Reply::Raw(Code::Ok, _)) if path.ends_with("/Compact") => {
                 self.compactions.insert(0);
             }
             (Step::Watch { stream, request }, Reply::Watch(answers)) => self.learn_watch(*stream, request, answers),

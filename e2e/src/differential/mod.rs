@@ -6,6 +6,7 @@
 
 pub mod allowed;
 pub mod call;
+pub mod frames;
 pub mod generate;
 pub mod history;
 pub mod lockstep;

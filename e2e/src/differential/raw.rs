@@ -20,9 +20,13 @@ impl RawClient {
         Self { grpc: Grpc::new(wire) }
     }
 
-    /// Sends one message as a unary call; how it ended.
-    pub async fn call(&mut self, path: &'static str, body: Bytes) -> Code {
-        self.unary(path, body).await.map_or_else(|status| status.code(), |_| Code::Ok)
+    /// Sends one message as a unary call; how it ended, and the text, unless it is that of a decoder.
+    pub async fn call(&mut self, path: &'static str, body: Bytes) -> (Code, String) {
+        match self.unary(path, body).await {
+            Ok(_) => (Code::Ok, String::new()),
+            Err(status) if status.code() == Code::Internal => (Code::Internal, String::new()),
+            Err(status) => (status.code(), status.message().to_owned()),
+        }
     }
 
     /// Sends one message as a unary call; the one that comes back.

@@ -7,6 +7,7 @@ use balsa_proto::etcdserverpb as pb;
 use pb::response_op::Response;
 use tonic::Code;
 
+use super::frames::Heard;
 use super::step::brief;
 
 /// An answer.
@@ -53,8 +54,10 @@ pub enum Reply {
         /// and the rest as text.
         rest: String,
     },
-    /// Of a raw message that was taken for a request: how it ended.
-    Raw(Code),
+    /// Of a raw message that was taken for a request: how it ended. What does not decode has no text: each decoder has its own.
+    Raw(Code, String),
+    /// Of a call by hand.
+    Heard(Heard),
     /// The call failed.
     Failed {
         /// With this code,
@@ -163,7 +166,7 @@ impl Identity {
                 reply.leases.sort_by_key(|lease| lease.id);
             }
             Reply::Call { header, .. } => self.header(header),
-            Reply::Progress(_) | Reply::Raw(_) | Reply::Failed { .. } | Reply::Silent => {}
+            Reply::Progress(_) | Reply::Raw(..) | Reply::Heard(_) | Reply::Failed { .. } | Reply::Silent => {}
         }
         reply
     }

@@ -266,7 +266,11 @@ impl Member {
                 answer(self.lease.lease_time_to_live(request).await, Reply::LeaseTimeToLive)
             }
             Step::LeaseLeases => answer(self.lease.lease_leases(pb::LeaseLeasesRequest {}).await, Reply::LeaseLeases),
-            Step::Raw { path, body } => Reply::Raw(self.raw.call(path, body).await),
+            Step::Frames(frames) => Reply::Heard(frames.send(&self.server.address).await),
+            Step::Raw { path, body } => {
+                let (code, text) = self.raw.call(path, body).await;
+                Reply::Raw(code, text)
+            }
             Step::Watch { stream, request } => self.streams.stream(stream).await.ask(request).await,
             Step::Call(_) | Step::As { .. } | Step::GiveUp { .. } | Step::Observe { .. } => {
                 unreachable!("others have taken them apart")

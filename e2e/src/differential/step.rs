@@ -7,6 +7,7 @@ use bytes::Bytes;
 use pb::request_op::Request;
 
 use super::call::Call;
+use super::frames::Frames;
 
 /// One request.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +70,8 @@ pub enum Step {
         /// The step.
         step: Box<Step>,
     },
+    /// A call by hand, as no client would make it.
+    Frames(Frames),
     /// Any bytes to any method.
     Raw {
         /// The method's path.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
@@ -16,23 +16,24 @@ use hyper::body::{Body as HttpBody, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::Status;
 
+use super::gateway::go_quoted;
+
 /// The header that bounds a call.
 pub(super) const TIMEOUT: &str = "grpc-timeout";
 /// The longest value, with its unit.
 const LONGEST: usize = 9;
-/// How much sooner than its time a call is over at most. etcd's client in Go sends a call again that is over before the
-/// client's own clock says so, a write too, but waits 20 ms and more before that.
-const MOST_AHEAD: Duration = Duration::from_millis(5);
+/// A shorter time is over before anything can be done. gRPC-Go looks at its clock once more before it begins.
+const LEAST: Duration = Duration::from_micros(1);
 
 /// Passes a call on for as long as its client gives it. One that may be answered with a stream has that time for all of it.
 pub(super) async fn keep(request: Request, next: Next, streams: bool) -> Response {
     let Some(value) = request.headers().get_all(TIMEOUT).iter().next_back() else { return next.run(request).await };
     let timeout = match parse(&String::from_utf8_lossy(value.as_bytes())) {
-        Ok(timeout) => ahead(timeout, MOST_AHEAD),
-        Err(reason) => return malformed(&reason),
+        Ok(timeout) => timeout,
+        Err(reason) => return Status::internal(format!("malformed grpc-timeout: {reason}")).into_http(),
     };
     let Some(deadline) = Instant::now().checked_add(timeout) else { return next.run(request).await };
-    if timeout.is_zero() {
+    if timeout < LEAST {
         return exceeded().into_http();
     }
     match timeout_at(deadline, next.run(request)).await {
@@ -45,11 +46,9 @@ pub(super) async fn keep(request: Request, next: Next, streams: bool) -> Respons
     }
 }
 
-/// How long a call may take that is given so long. The server around this one ends every request with such a header when its
-/// time is over, with the wrong status, and one that only gRPC's clients can read. So its time must never be the first to be
-/// over; `most` is how much sooner the call is over at most.
-pub(super) fn ahead(timeout: Duration, most: Duration) -> Duration {
-    timeout - (timeout / 10).min(most)
+/// The same for a port of which nothing is counted.
+pub(super) async fn keep_all(request: Request, next: Next) -> Response {
+    keep(request, next, true).await
 }
 
 /// How many nanoseconds a unit of the header is.
@@ -66,28 +65,22 @@ pub(super) fn nanoseconds(unit: &str) -> Option<u64> {
 }
 
 /// Reads the header as gRPC-Go does, or says why not in its words.
-fn parse(text: &str) -> Result<Duration, String> {
-    let shown = text.escape_debug();
+pub(super) fn parse(text: &str) -> Result<Duration, String> {
+    let shown = go_quoted(text.as_bytes());
     match text.len() {
-        0 | 1 => return Err(format!("transport: timeout string is too short: \"{shown}\"")),
+        0 | 1 => return Err(format!("transport: timeout string is too short: {shown}")),
         LONGEST.. if text.len() > LONGEST => {
-            return Err(format!("transport: timeout string is too long: \"{shown}\""));
+            return Err(format!("transport: timeout string is too long: {shown}"));
         }
         _ => {}
     }
-    let unknown = || format!("transport: timeout unit is not recognized: \"{shown}\"");
+    let unknown = || format!("transport: timeout unit is not recognized: {shown}");
     let (number, unit) = text.split_at_checked(text.len() - 1).ok_or_else(unknown)?;
     let unit = nanoseconds(unit).ok_or_else(unknown)?;
-    let syntax = |_| format!("strconv.ParseInt: parsing \"{}\": invalid syntax", number.escape_debug());
+    let syntax = |_| format!("strconv.ParseInt: parsing {}: invalid syntax", go_quoted(number.as_bytes()));
     let number: i64 = number.parse().map_err(syntax)?;
     // A time that has passed is a call that is over.
     Ok(Duration::from_nanos(u64::try_from(number).unwrap_or_default().saturating_mul(unit)))
-}
-
-fn malformed(reason: &str) -> Response {
-    let mut response = Status::internal(format!("malformed grpc-timeout: {reason}")).into_http();
-    *response.status_mut() = StatusCode::BAD_REQUEST;
-    response
 }
 
 fn exceeded() -> Status {
@@ -128,6 +121,7 @@ impl HttpBody for Bounded {
 #[cfg(test)]
 mod tests {
     use axum::Router;
+    use axum::http::StatusCode;
     use axum::middleware::from_fn;
     use tower::ServiceExt;
 
@@ -145,13 +139,20 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_answered_in_time_is_told_so() {
-        for time in ["20m", "0S", "-1H"] {
+        for time in ["20m", "1n", "0S", "-1H"] {
             let over = (StatusCode::OK, "4".to_owned(), "context%20deadline%20exceeded".to_owned());
             assert_eq!(unanswered(time).await, over, "{time}");
         }
-        let (code, status, message) = unanswered("1X").await;
-        assert_eq!((code, &*status), (StatusCode::BAD_REQUEST, "13"));
+        let (_, status, message) = unanswered("1X").await;
+        assert_eq!(status, "13");
         assert!(message.starts_with("malformed%20grpc-timeout"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn no_time_is_over_early() {
+        let begun = Instant::now();
+        unanswered("30m").await;
+        assert!(begun.elapsed() >= Duration::from_millis(30));
     }
 
     #[test]

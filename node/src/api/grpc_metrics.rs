@@ -1,5 +1,5 @@
-//! Counts gRPC calls as etcd does, whatever service they are for, and gives a request that is too large the text that
-//! gRPC-Go gives it. Sits between the router and the services; sees frames, never messages.
+//! Counts gRPC calls as etcd does, whatever service they are for. Sits between the router and the services; sees frames,
+//! never messages.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::HeaderMap;
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
@@ -45,8 +45,7 @@ pub async fn count(State(counting): State<Counting>, request: Request, next: Nex
     call.remote = request.extensions().get::<Connection>().map(|connection| connection.remote);
     let received = Observed::new(call.receiver());
     let streams = !call.method.is_unary;
-    let mut response = deadline::keep(request.map(|body| Body::new(received.over(body))), next, streams).await;
-    translate_oversize(response.headers_mut());
+    let response = deadline::keep(request.map(|body| Body::new(received.over(body))), next, streams).await;
     call.look_at(response.headers());
     response.map(|body| Body::new(Observed::new(Direction::Sent(call)).over(body)))
 }
@@ -210,23 +209,6 @@ impl Messages {
     }
 }
 
-/// How tonic begins its message about a request over the decoding limit, as it stands percent-encoded in the header.
-const OVERSIZE: &str = "Error,%20decoded%20message%20length%20too%20large:%20found%20";
-
-/// tonic says OutOfRange with a text of its own; etcd's clients know gRPC-Go's ResourceExhausted.
-fn translate_oversize(headers: &mut HeaderMap) {
-    let Some(message) = headers.get("grpc-message").and_then(|value| value.to_str().ok()) else { return };
-    let plain = message.replace("%20", " ");
-    let Some(rest) = plain.strip_prefix(&OVERSIZE.replace("%20", " ")) else { return };
-    let mut numbers = rest.split(|c: char| !c.is_ascii_digit()).filter(|part| !part.is_empty());
-    let (Some(found), Some(limit)) = (numbers.next(), numbers.next()) else { return };
-    let text = format!("grpc: received message larger than max ({found} vs. {limit})");
-    if let Ok(value) = HeaderValue::from_str(&text) {
-        headers.insert("grpc-message", value);
-        headers.insert("grpc-status", HeaderValue::from(tonic::Code::ResourceExhausted as i32));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,26 +223,5 @@ mod tests {
             let count: u64 = stream.chunks(size).map(|chunk| messages.count(chunk)).sum();
             assert_eq!(count, whole, "cut into {size}");
         }
-    }
-
-    #[test]
-    fn a_request_that_is_too_large_gets_the_text_of_grpc_go() {
-        let limit = 2_097_152;
-        let error =
-            format!("Error, decoded message length too large: found 9999999 bytes, the limit is: {limit} bytes");
-        let (parts, ()) = tonic::Status::out_of_range(error).into_http::<()>().into_parts();
-        let mut headers = parts.headers;
-        translate_oversize(&mut headers);
-        assert_eq!(headers["grpc-status"], "8");
-        assert_eq!(headers["grpc-message"], "grpc: received message larger than max (9999999 vs. 2097152)");
-    }
-
-    #[test]
-    fn other_errors_stay_as_they_are() {
-        let text = "etcdserver: mvcc: required revision has been compacted";
-        let (parts, ()) = tonic::Status::out_of_range(text).into_http::<()>().into_parts();
-        let mut headers = parts.headers.clone();
-        translate_oversize(&mut headers);
-        assert_eq!(headers, parts.headers);
     }
 }

@@ -5,31 +5,33 @@
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, Method, StatusCode, Version};
+use axum::http::{HeaderValue, Version};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tonic::Status;
 use tower::ServiceExt;
 
-/// How the content types of gRPC begin.
-const GRPC: &[u8] = b"application/grpc";
+use super::head::{self, GRPC};
 
 /// Passes calls on, and sends everything else to `plain`.
 pub async fn check(State(plain): State<Router>, request: Request, next: Next) -> Response {
     if !is_call(&request) {
         return plain.oneshot(request).await.into_response();
     }
-    let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    // gRPC-Web, for one, which etcd does not speak either.
-    if !matches!(kind.get(GRPC.len()), None | Some(b'+' | b';')) {
-        let text = format!("invalid gRPC request content-type \"{}\"", kind.escape_ascii());
-        return refused(&Status::invalid_argument(text), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+    let kind = head::answered_type(request.headers());
+    let mut response = match head::refusal(&request) {
+        Some((status, code)) => {
+            let mut response = status.into_http();
+            *response.status_mut() = code;
+            response
+        }
+        None => next.run(request).await,
+    };
+    if let Some(kind) = kind
+        && response.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes) == Some(GRPC)
+    {
+        response.headers_mut().insert(CONTENT_TYPE, kind);
     }
-    if request.method() != Method::POST {
-        let text = format!("Received a HEADERS frame with :method \"{}\" which should be POST", request.method());
-        return refused(&Status::internal(text), StatusCode::METHOD_NOT_ALLOWED);
-    }
-    next.run(request).await
+    response
 }
 
 /// Whether it means to be gRPC.
@@ -38,15 +40,10 @@ pub fn is_call(request: &Request) -> bool {
     request.version() == Version::HTTP_2 && kind.is_some_and(|kind| kind.as_bytes().starts_with(GRPC))
 }
 
-fn refused(status: &Status, code: StatusCode) -> Response {
-    let mut response = status.clone().into_http();
-    *response.status_mut() = code;
-    response
-}
-
 #[cfg(test)]
 mod tests {
     use axum::body::Body;
+    use axum::http::{Method, StatusCode};
     use axum::middleware::from_fn_with_state;
 
     use super::*;

@@ -1,25 +1,39 @@
 //! grpc.health.v1: whether this member serves, said for the whole process (service name ""), to whoever checks or watches.
 //! Other names are answered as by gRPC-Go: a check is told that there is none, a watch that there is none yet.
 
+use std::collections::HashMap;
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt as _, stream};
+use axum::http;
+use balsa_proto::raw::BytesCodec;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, Stream, StreamExt as _, future, stream};
+use prost::Message;
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
+use tonic::body::Body;
+use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tower::Service;
 
 use crate::service::{Member, health};
 
 /// How often it is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// The path of a method that etcd has from 3.7 on, and that the files of tonic-health do not describe.
+pub(super) const LIST: &str = "/grpc.health.v1.Health/List";
+
 /// The service. What it says stays true for as long as the process runs.
-pub fn service(member: Arc<Member>) -> HealthServer<HealthApi> {
+pub fn service(member: Arc<Member>) -> Listing<HealthServer<HealthApi>> {
     let (say, said) = watch::channel(of(&member));
     tokio::spawn(async move {
         loop {
@@ -28,7 +42,8 @@ pub fn service(member: Arc<Member>) -> HealthServer<HealthApi> {
             say.send_if_modified(|said| std::mem::replace(said, now) != now);
         }
     });
-    HealthServer::new(HealthApi { said })
+    let list = List { said: said.clone() };
+    Listing { service: HealthServer::new(HealthApi { said }), list }
 }
 
 fn of(member: &Member) -> ServingStatus {
@@ -63,5 +78,62 @@ impl Health for HealthApi {
             // It may be registered some day, so the stream stays open.
             None => stream::iter([answer(ServingStatus::ServiceUnknown)]).chain(stream::pending()).boxed(),
         }))
+    }
+}
+
+/// Answers List itself, and passes every other call on.
+#[derive(Clone)]
+pub struct Listing<S> {
+    service: S,
+    list: List,
+}
+
+impl<S: NamedService> NamedService for Listing<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<http::Request<Body>> for Listing<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if request.uri().path() != LIST {
+            return self.service.call(request).boxed();
+        }
+        let list = self.list.clone();
+        async move { Ok(Grpc::new(BytesCodec).unary(list, request).await) }.boxed()
+    }
+}
+
+/// The answer to List.
+#[derive(Clone, PartialEq, Message)]
+struct Listed {
+    #[prost(map = "string, message", tag = "1")]
+    statuses: HashMap<String, HealthCheckResponse>,
+}
+
+/// The method List: all names that a check knows, which is one.
+#[derive(Clone)]
+struct List {
+    said: watch::Receiver<ServingStatus>,
+}
+
+impl UnaryService<Bytes> for List {
+    type Response = Bytes;
+    type Future = future::Ready<Result<Response<Bytes>, Status>>;
+
+    fn call(&mut self, _request: Request<Bytes>) -> Self::Future {
+        let status = HealthCheckResponse { status: (*self.said.borrow()).into() };
+        let listed = Listed { statuses: HashMap::from([(String::new(), status)]) };
+        future::ready(Ok(Response::new(listed.encode_to_vec().into())))
     }
 }

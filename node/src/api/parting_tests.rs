@@ -10,7 +10,6 @@ use rustls::pki_types::ServerName;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
-use tonic::service::Routes;
 
 use super::*;
 use crate::api::server::{Closing, Listeners};
@@ -36,7 +35,7 @@ fn port(tls: Option<&Arc<Tls>>) -> (Listeners, SocketAddr) {
     let mut listeners = Listeners::new(limits, false);
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = Url::parse(&format!("{scheme}://127.0.0.1:0")).unwrap();
-    let bound = listeners.serve(&[url], tls, &Routes::from(Router::new()), Closing::Gracefully).unwrap();
+    let bound = listeners.serve(&[url], tls, &Router::new(), Closing::Gracefully).unwrap();
     (listeners, bound[0])
 }
 

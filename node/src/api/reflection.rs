@@ -11,7 +11,7 @@ use tonic_reflection::pb::v1alpha::{self, server_reflection_server as of_v1alpha
 use tonic_reflection::server::Builder;
 
 /// What is listed: what the client port serves, and not the other services of the contract.
-const SERVICES: [&str; 11] = [
+pub(super) const SERVICES: [&str; 11] = [
     auth_server::SERVICE_NAME,
     cluster_server::SERVICE_NAME,
     kv_server::SERVICE_NAME,
@@ -25,15 +25,13 @@ const SERVICES: [&str; 11] = [
     lock_server::SERVICE_NAME,
 ];
 
+/// The files in which they are described.
+pub(super) const FILES: [&[u8]; 4] =
+    [FILE_DESCRIPTOR_SET, tonic_health::pb::FILE_DESCRIPTOR_SET, v1::FILE_DESCRIPTOR_SET, v1alpha::FILE_DESCRIPTOR_SET];
+
 /// Both versions know the same.
 pub(super) fn builder() -> Builder<'static> {
-    let files = [
-        FILE_DESCRIPTOR_SET,
-        tonic_health::pb::FILE_DESCRIPTOR_SET,
-        v1::FILE_DESCRIPTOR_SET,
-        v1alpha::FILE_DESCRIPTOR_SET,
-    ];
     let builder = Builder::configure().include_reflection_service(false);
-    let builder = files.into_iter().fold(builder, Builder::register_encoded_file_descriptor_set);
+    let builder = FILES.into_iter().fold(builder, Builder::register_encoded_file_descriptor_set);
     SERVICES.into_iter().fold(builder, Builder::with_service_name)
 }

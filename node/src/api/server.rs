@@ -14,6 +14,8 @@ use balsa_proto::etcdserverpb as pb;
 use balsa_proto::v3electionpb::election_server::ElectionServer;
 use balsa_proto::v3lockpb::lock_server::LockServer;
 use balsa_proto::{node as wire, peer};
+use hyper_util::rt::TokioExecutor;
+use hyper_util::server::conn::auto::Builder;
 use pb::auth_server::AuthServer;
 use pb::cluster_server::ClusterServer;
 use pb::kv_server::KvServer;
@@ -26,19 +28,19 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
-use tonic::transport::Server;
 use wire::node_server::NodeServer;
 
 use super::access::{self, Access};
 use super::auth::AuthApi;
 use super::clean_path;
 use super::cluster::ClusterApi;
+use super::deadline;
 use super::decode_limit::DecodeLimit;
 use super::election::ElectionApi;
 use super::forward::GrpcLeader;
+use super::framing::{self, Framing};
 use super::gateway::{self, Gateway};
 use super::gather::Gathered;
 use super::grpc_metrics::{self, Counting};
@@ -51,12 +53,14 @@ use super::leftover;
 use super::listener;
 use super::lock::LockApi;
 use super::maintenance::MaintenanceApi;
+use super::methods::{self, Methods};
 use super::node::NodeApi;
 use super::parting::Partings;
 use super::peer::PeerApi;
 use super::peer_http;
 use super::ping_guard::Guarded;
 use super::reflection;
+use super::serve;
 use super::socket::Listener;
 use super::spans::Tracing;
 use super::unread::{self, Bounded};
@@ -102,9 +106,9 @@ pub enum BuildError {
     /// By the reflection service.
     #[error(transparent)]
     Reflection(#[from] tonic_reflection::server::Error),
-    /// By the gateway.
+    /// By the gateway, or whoever looks for methods.
     #[error(transparent)]
-    Gateway(#[from] DescriptorError),
+    Contract(#[from] DescriptorError),
 }
 
 /// A service that takes messages up to a limit, compressed or not, and how it answers who compresses. What sets that has the
@@ -179,7 +183,7 @@ impl Services {
     ///
     /// # Errors
     /// Reflection or the gateway cannot be built from the contract's descriptors.
-    pub fn client_routes(&self) -> Result<(Routes, Routes), BuildError> {
+    pub fn client_routes(&self) -> Result<(Router, Router), BuildError> {
         let grpc = self.grpc()?;
         let http = self.plain_http(grpc.clone())?;
         let plain = match self.split_http {
@@ -187,7 +191,7 @@ impl Services {
             false => http.clone(),
         };
         let client = grpc.fallback_service(plain.clone()).layer(from_fn_with_state(plain, grpc_only::check));
-        Ok((client.into(), http.into()))
+        Ok((client, http))
     }
 
     /// The services of the client port.
@@ -229,7 +233,9 @@ impl Services {
         let methods = self.metrics.grpc();
         let unread = Bounded { methods: methods.clone(), bound: self.unread };
         let counting = Counting { methods, slow: self.slow_call, tracing: self.tracing.clone() };
-        let routes = routes.into_axum_router().layer(from_fn_with_state(unread, unread::end_unread));
+        let framing = Framing { methods: Arc::new(Methods::of_clients()?), max_request_bytes: limit() };
+        let routes = routes.into_axum_router().layer(from_fn_with_state(framing, framing::check));
+        let routes = routes.layer(from_fn_with_state(unread, unread::end_unread));
         Ok(routes.layer(from_fn_with_state(counting, grpc_metrics::count)))
     }
 
@@ -244,7 +250,7 @@ impl Services {
     }
 
     /// The peer port: the peer and node services, etcd's membership calls for members that pass them on, and a little HTTP.
-    pub fn peer_routes(&self) -> Routes {
+    pub fn peer_routes(&self) -> Router {
         let leader = Arc::new(GrpcLeader::new(self.dialer.clone(), self.watch.election_timeout));
         let member = self.member.clone();
         let peers = PeerService::new(&self.data_dir, Arc::new(move || member.handle()));
@@ -254,12 +260,13 @@ impl Services {
             .add_service(ClusterServer::new(ClusterApi::of_peers(self.member.clone(), leader)));
         let plain = peer_http::routes(self.member.clone()).fallback(|request| not_grpc(None, request));
         let plain = plain.layer(from_fn(clean_path::redirect));
-        routes.into_axum_router().layer(from_fn_with_state(plain, grpc_only::check)).into()
+        let routes = routes.into_axum_router().layer(from_fn(deadline::keep_all));
+        routes.layer(from_fn_with_state(plain, grpc_only::check))
     }
 
     /// HTTP of the metrics port.
-    pub fn metrics_routes(&self) -> Routes {
-        http::probes(self.member.clone(), self.metrics.clone()).layer(from_fn(clean_path::redirect)).into()
+    pub fn metrics_routes(&self) -> Router {
+        http::probes(self.member.clone(), self.metrics.clone()).layer(from_fn(clean_path::redirect))
     }
 }
 
@@ -274,8 +281,8 @@ pub enum Closing {
 
 /// Servers that run until they are told to close.
 pub struct Listeners {
-    servers: JoinSet<Result<(), tonic::transport::Error>>,
-    until_exit: JoinSet<Result<(), tonic::transport::Error>>,
+    servers: JoinSet<()>,
+    until_exit: JoinSet<()>,
     closing: CancellationToken,
     partings: Partings,
     clients: Http2,
@@ -299,7 +306,7 @@ impl Listeners {
         &mut self,
         urls: &[Url],
         tls: Option<&Arc<Tls>>,
-        routes: &Routes,
+        routes: &Router,
         closing: Closing,
     ) -> io::Result<Vec<SocketAddr>> {
         let mut bound = Vec::with_capacity(urls.len());
@@ -316,12 +323,13 @@ impl Listeners {
             let incoming = listener::incoming(listener, tls.filter(|_| url.is_secure()).cloned(), unread, partings);
             let served = move |stream| Gathered::new(Guarded::new(stream, limits.ping_min_time));
             let incoming = incoming.map(move |accepted| accepted.map(served));
-            let server = server(closing, limits).add_routes(routes.clone());
+            let (routes, builder) = (routes.clone(), builder(closing, limits));
             match closing {
-                Closing::AtExit => self.until_exit.spawn(server.serve_with_incoming(incoming)),
+                Closing::AtExit => {
+                    self.until_exit.spawn(serve::serve(incoming, builder, routes, CancellationToken::new()))
+                }
                 Closing::Gracefully => {
-                    let closed = self.closing.clone().cancelled_owned();
-                    self.servers.spawn(server.serve_with_incoming_shutdown(incoming, closed))
+                    self.servers.spawn(serve::serve(incoming, builder, routes, self.closing.clone()))
                 }
             };
         }
@@ -336,8 +344,7 @@ impl Listeners {
             else => return std::future::pending().await,
         };
         match ended {
-            Ok(Ok(())) => "a listener ended".to_owned(),
-            Ok(Err(error)) => error.to_string(),
+            Ok(()) => "a listener ended".to_owned(),
             Err(error) => error.to_string(),
         }
     }
@@ -359,7 +366,7 @@ impl Listeners {
 /// What no path of `http.rs` serves: the gateway's paths, `Unimplemented` for gRPC, 404 for anything else.
 async fn not_grpc(gateway: Option<Gateway>, request: Request) -> Response {
     if grpc_only::is_call(&request) {
-        return Status::unimplemented("").into_http();
+        return methods::of_no_service(request.uri()).into_http();
     }
     match (gateway, request.uri().path()) {
         (Some(_), "/v3") => clean_path::to(&request, "/v3/"),
@@ -369,20 +376,13 @@ async fn not_grpc(gateway: Option<Gateway>, request: Request) -> Response {
     }
 }
 
-fn server(closing: Closing, limits: Http2) -> Server {
+fn builder(closing: Closing, limits: Http2) -> Builder<TokioExecutor> {
     let (stream_window, connection_window) = match closing {
         Closing::AtExit => (tonic_peers::STREAM_WINDOW, tonic_peers::CONNECTION_WINDOW),
         Closing::Gracefully => (STREAM_WINDOW, CONNECTION_WINDOW),
     };
     let metadata = (closing == Closing::Gracefully).then_some(METADATA);
-    Server::builder()
-        .accept_http1(true)
-        .http2_max_header_list_size(metadata)
-        .max_concurrent_streams(limits.max_concurrent_streams)
-        .initial_stream_window_size(stream_window)
-        .initial_connection_window_size(connection_window)
-        .http2_keepalive_interval(limits.keepalive_interval)
-        .http2_keepalive_timeout(Some(limits.keepalive_timeout))
+    serve::builder(limits, serve::Bounds { stream_window, connection_window, metadata })
 }
 
 #[cfg(test)]

@@ -19,7 +19,6 @@ use balsa_proto::etcdserverpb as pb;
 use bytes::Bytes;
 use prost::Message as _;
 use tonic::Status;
-use tonic::service::Routes;
 use tower::ServiceExt as _;
 
 use super::arguments::{Asked, Command, Flag, Given, Kind};
@@ -290,8 +289,8 @@ impl GrpcProxy {
         &self,
         listeners: &mut Listeners,
         tls: &Option<Arc<Tls>>,
-        routes: &Routes,
-        metrics: &Routes,
+        routes: &Router,
+        metrics: &Router,
     ) -> std::io::Result<Vec<SocketAddr>> {
         let scheme = if tls.is_some() { "https" } else { "http" };
         let url = |address: &str| {
@@ -379,7 +378,7 @@ fn most(given: &Given, flag: &str) -> usize {
 }
 
 /// What the port serves, and what the further one for metrics does.
-fn routes(calls: &Arc<Calls>, own: health::Own) -> (Routes, Routes) {
+fn routes(calls: &Arc<Calls>, own: health::Own) -> (Router, Router) {
     let own = Arc::new(own);
     let plain = Router::new()
         .route("/health", get(health::of_cluster))
@@ -390,7 +389,7 @@ fn routes(calls: &Arc<Calls>, own: health::Own) -> (Routes, Routes) {
     let all = plain.clone().fallback(pass_on_or_404);
     let calls = calls.clone();
     let all = all.layer(axum::Extension(calls));
-    (all.into(), plain.fallback(not_found).into())
+    (all, plain.fallback(not_found))
 }
 
 async fn pass_on_or_404(axum::Extension(calls): axum::Extension<Arc<Calls>>, request: Request) -> Response {

@@ -42,6 +42,7 @@ async fn compressed_requests_are_taken_and_answered_compressed() {
     // Small on the wire, too large in memory.
     let error = kv.put(put(50_000_000)).await.expect_err("too large");
     assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+    assert_eq!(error.message(), "grpc: received message after decompression larger than max 2097152");
     // A watch's large messages are put together elsewhere.
     let mut watch = member.watch().send_compressed(Gzip).accept_compressed(Gzip);
     let mut answers = watch.watch(watching("a", 2)).await.expect("a stream").into_inner();

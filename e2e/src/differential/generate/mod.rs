@@ -5,6 +5,7 @@
 
 mod auth;
 mod bad;
+mod frames;
 mod kv;
 mod lease;
 mod lock;
@@ -97,7 +98,8 @@ impl Draw {
         match self.rng.u32(0..1000) {
             // With users, not all watchers can be waited for: see `start_revision`.
             0..8 if self.theme != Theme::Users => self.in_passing(),
-            0..220 => Step::Range(self.range()),
+            0..190 => Step::Range(self.range()),
+            190..220 => self.frames(),
             220..240 => self.range_stream(),
             240..430 => Step::Put(self.put()),
             430..450 => self.raw(),

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
-use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
-use base64::{DecodeError, Engine};
 use tonic::Code;
 
 use super::call::Failed;
 use crate::api::deadline;
+use crate::api::head::corrupt_at;
 
 /// Headers with this prefix are metadata without it.
 const PREFIX: &str = "grpc-metadata-";
@@ -40,16 +39,10 @@ pub(super) fn incoming(headers: &HeaderMap) -> Result<HeaderMap, Failed> {
 }
 
 fn check_binary(name: &HeaderName, text: &[u8]) -> Result<(), Failed> {
-    let decoded = if text.len().is_multiple_of(4) { STANDARD.decode(text) } else { STANDARD_NO_PAD.decode(text) };
-    decoded.map(drop).map_err(|error| {
-        let at = match error {
-            DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
-            DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => text.len(),
-        };
-        let name = canonical(name);
-        let text = format!("invalid binary header {name}: illegal base64 data at input byte {at}");
-        Failed::new(Code::InvalidArgument, text)
-    })
+    let Some(at) = corrupt_at(text) else { return Ok(()) };
+    let name = canonical(name);
+    let text = format!("invalid binary header {name}: illegal base64 data at input byte {at}");
+    Err(Failed::new(Code::InvalidArgument, text))
 }
 
 /// The time that `Grpc-Timeout` gives the call.

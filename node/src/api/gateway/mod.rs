@@ -20,7 +20,6 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -34,23 +33,19 @@ use prost_reflect::{DescriptorError, DynamicMessage, MessageDescriptor};
 use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
-use super::deadline::ahead;
 use super::decode_limit::decode_limit;
 use crate::engine::Limit;
 
 use self::call::{Failed, Reply, framed};
 use self::paths::Method;
 use self::scan::Values;
+pub(super) use self::text::go_quoted;
 
 /// Where the document of the gateway is; etcd serves none.
 pub const OPENAPI_PATH: &str = "/openapi.json";
 
 /// How much longer a message may be as JSON than on the wire: base64 and names, escapes and white space, with room.
 const JSON_FACTOR: usize = 4;
-
-/// How much sooner than its time a call is over at most. To a client of JSON the status of the server around this one would
-/// be a good answer without a body.
-const MOST_AHEAD: Duration = Duration::from_millis(50);
 
 /// The gateway of one router.
 #[derive(Clone)]
@@ -105,8 +100,7 @@ impl Gateway {
     }
 
     async fn call(&self, method: &Method, headers: &HeaderMap, pieces: Pieces) -> Result<Response, Failed> {
-        let deadline =
-            metadata::timeout(headers)?.and_then(|timeout| Instant::now().checked_add(ahead(timeout, MOST_AHEAD)));
+        let deadline = metadata::timeout(headers)?.and_then(|timeout| Instant::now().checked_add(timeout));
         let call = async {
             let metadata = metadata::incoming(headers)?;
             let body = self.request_body(method, pieces).await?;

@@ -68,7 +68,7 @@ fn invalid(escape: &[u8]) -> Fault {
 }
 
 /// As Go's `%q` writes bytes, which need not be text: not as JSON does.
-fn go_quoted(bytes: &[u8]) -> String {
+pub(in crate::api) fn go_quoted(bytes: &[u8]) -> String {
     let mut out = String::from("\"");
     // Writing to a string cannot fail.
     for piece in bytes.utf8_chunks() {
