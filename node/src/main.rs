@@ -10,7 +10,7 @@ use balsa_node::engine::{failpoint, gofail};
 use balsa_node::process::{self, StopSignals, Termination, end_by, failed};
 use balsa_node::proxy;
 use balsa_node::service::{settings, stop};
-use balsa_node::storage::marker;
+use balsa_node::storage::marker::{self, Owner};
 use balsa_node::transport::tonic::Dialer;
 use balsa_node::wiring;
 
@@ -32,7 +32,7 @@ fn main() {
     };
     match start(&config) {
         Ok(signal) => end_by(signal),
-        Err(termination) => termination.of(marker::read(&config.data_dir).ok().flatten().as_ref()).end(),
+        Err(termination) => termination.of(marker::read(&config.data_dir).ok().and_then(Owner::marker).as_ref()).end(),
     }
 }
 

@@ -65,7 +65,7 @@ pub(crate) fn point_of(applied: &AppliedPoint) -> SnapshotPoint {
 }
 
 /// Writes the first state of a founder's disk, or of one of the members that found a cluster together: a snapshot point,
-/// so that whoever joins later can only start from a snapshot. Repeating it before the marker exists does no harm.
+/// so that whoever joins later can only start from a snapshot. Repeating it before the marker names a member does no harm.
 pub(crate) fn found(config: &NodeConfig, membership: &Membership) -> Result<(), StartError> {
     let layout = Layout(config.data_dir.clone());
     let directory = layout.key_spaces().join(FIRST);
@@ -88,7 +88,7 @@ pub(crate) fn found(config: &NodeConfig, membership: &Membership) -> Result<(), 
     Ok(log.write(write)?)
 }
 
-/// Removes what a disk without a marker may hold: it was never a member.
+/// Removes what a founding left that was cut before its marker: the disk was never a member.
 pub(crate) fn clear(config: &NodeConfig) -> Result<(), StartError> {
     let layout = Layout(config.data_dir.clone());
     remove(&layout.key_spaces())?;

@@ -31,6 +31,7 @@ mod start_error;
 pub mod status;
 mod stuck_disk;
 pub mod supervisor;
+mod vacancy;
 mod waiters;
 pub mod watch;
 

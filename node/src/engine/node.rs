@@ -19,6 +19,7 @@ use super::listings::{
 use super::member;
 use super::start_error::StartError;
 use super::supervisor;
+use super::vacancy::check_vacant;
 use super::watch::WatchOptions;
 use super::{Failure, Handle, Housekeeping, Limit};
 use crate::domain::command::{Command, Outcome};
@@ -120,7 +121,7 @@ impl Node {
     pub async fn open(config: NodeConfig, fatal: Fatal) -> Result<Arc<Self>, StartError> {
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|error| StartError::Disk(format!("create {}: {error}", config.data_dir.display())))?;
-        let marker = marker::read(&config.data_dir)?;
+        let marker = check_vacant(&config.data_dir, marker::read(&config.data_dir)?)?;
         let bootstrap = config.bootstrap.clone();
         let (running, becoming) = (RwLock::new(None), tokio::sync::Mutex::new(()));
         let node = Arc::new(Self { config, fatal, running, becoming, listening: watch::Sender::new(false) });
@@ -212,8 +213,10 @@ impl Node {
         }
     }
 
-    /// The founding data come first and the marker last: a disk without a marker was never a member.
+    /// The founding data come first and the marker last, so that a founding that was cut is none. What is written until then
+    /// is told from a member's data that lost its marker by the announcement before it.
     async fn found(&self, membership: &Membership, member_id: u64) -> Result<Marker, StartError> {
+        marker::announce_founding(&self.config.data_dir)?;
         member::found(&self.config, membership)?;
         super::failpoint::hit("found-before-marker")?;
         let marker = Marker {

@@ -7,6 +7,7 @@ use balsa_proto::log::Marker;
 use super::member::{self, Layout};
 use super::node::{random, static_membership};
 use super::start_error::StartError;
+use super::vacancy::is_empty;
 use super::{Bootstrap, NodeConfig, Store};
 use crate::domain::apply::ApplyError;
 use crate::domain::mvcc::{self, HashKv, ReadError};
@@ -73,14 +74,6 @@ pub fn restore<E: Into<StartError>>(
     let format_version = FORMAT_VERSION;
     marker::write(&layout.0, &Marker { format_version, cluster_id, member_id, incarnation, seeds: Vec::new() })?;
     Ok(Restored { cluster_id, member_id, revision })
-}
-
-fn is_empty(directory: &Path) -> Result<bool, StartError> {
-    match std::fs::read_dir(directory) {
-        Ok(mut entries) => Ok(entries.next().is_none()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(StartError::Disk(format!("read {}: {error}", directory.display()))),
-    }
 }
 
 /// What the files of a snapshot hold.

@@ -1,8 +1,9 @@
 //! What a disk says of itself: the file MARKER of the data directory.
 //!
-//! The marker is written and synced before anything else, and says which member of which cluster the disk is. Its one
-//! promise: a marker that was ever written is never taken for "no marker", because an empty disk may join a cluster
-//! and a member's disk must not. So only an absent file is `None`; whatever else cannot be read is an error.
+//! The file is written and synced before anything else of the disk, and says which member of which cluster it is, or that
+//! a founding has begun. Its one promise: a marker that was ever written is never taken for "no marker", because an empty
+//! disk may join a cluster and a member's disk must not. So only an absent file is `Nobody`; whatever else cannot be read is
+//! an error.
 //!
 //! Format: magic (8 bytes), length of the body (4, little endian), crc32c of the body (4, little endian), body (an
 //! encoded [`log::Marker`]).
@@ -25,20 +26,46 @@ const MAGIC: &[u8; 8] = b"BALSAMRK";
 /// What the file holds while a restore makes the disk: it is nobody's yet, and not empty either.
 const RESTORING: &[u8] = b"BALSARST";
 
+/// What the file holds while a node writes the first state of its disk: what lies beside it is nobody's, and the founding
+/// may be repeated. Without it such a disk would look like a member's whose marker was lost.
+const FOUNDING: &[u8] = b"BALSAFND";
+
 /// Bytes before the body.
 const HEADER_BYTES: usize = MAGIC.len() + 4 + 4;
 
-/// Reads the marker of the data directory `directory`; `None` when there is no such file (or directory).
+/// Whose a data directory is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Owner {
+    /// There is no such file (or directory).
+    Nobody,
+    /// A founding began and has not come to its end.
+    Founder,
+    /// A member's.
+    Member(Marker),
+}
+
+impl Owner {
+    /// The marker of the member, if it is one's.
+    pub fn marker(self) -> Option<Marker> {
+        match self {
+            Owner::Nobody | Owner::Founder => None,
+            Owner::Member(marker) => Some(marker),
+        }
+    }
+}
+
+/// Reads the marker of the data directory `directory`.
 ///
 /// # Errors
 /// `Failed` when the file cannot be read, `Corrupt` when it is not what [`write`] left.
-pub fn read(directory: &Path) -> Result<Option<Marker>> {
+pub fn read(directory: &Path) -> Result<Owner> {
     let path = directory.join(FILE_NAME);
     match fs::read(&path) {
+        Ok(bytes) if bytes == FOUNDING => Ok(Owner::Founder),
         Ok(bytes) => decode(&bytes)
-            .map(Some)
+            .map(Owner::Member)
             .map_err(|what| StorageError::Corrupt { what: format!("{}: {what}", path.display()) }),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Owner::Nobody),
         Err(error) => Err(StorageError::from_io("read of", &path, &error)),
     }
 }
@@ -51,6 +78,15 @@ pub fn read(directory: &Path) -> Result<Option<Marker>> {
 pub fn write(directory: &Path, marker: &Marker) -> Result<()> {
     durable::create_directory(directory)?;
     durable::replace_file(&directory.join(FILE_NAME), &encode(marker))
+}
+
+/// Says that a node begins to write the first state of the disk in `directory`, which [`write`] ends.
+///
+/// # Errors
+/// `Failed` when the disk refuses.
+pub fn announce_founding(directory: &Path) -> Result<()> {
+    durable::create_directory(directory)?;
+    durable::replace_file(&directory.join(FILE_NAME), FOUNDING)
 }
 
 /// Says that a restore begins to make a disk of `directory`. Until [`write`] says whose it is, no member starts on it: it
@@ -109,8 +145,8 @@ mod tests {
     #[test]
     fn no_file_and_no_directory_are_an_empty_disk() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(read(directory.path()).unwrap(), None);
-        assert_eq!(read(&directory.path().join("absent")).unwrap(), None);
+        assert_eq!(read(directory.path()).unwrap(), Owner::Nobody);
+        assert_eq!(read(&directory.path().join("absent")).unwrap(), Owner::Nobody);
     }
 
     #[test]
@@ -118,10 +154,24 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let below = directory.path().join("data");
         write(&below, &marker()).unwrap();
-        assert_eq!(read(&below).unwrap(), Some(marker()));
+        assert_eq!(read(&below).unwrap(), Owner::Member(marker()));
         let other = Marker { member_id: 4, ..marker() };
         write(&below, &other).unwrap();
-        assert_eq!(read(&below).unwrap(), Some(other));
+        assert_eq!(read(&below).unwrap(), Owner::Member(other));
+    }
+
+    #[test]
+    fn a_founding_is_nobodys_until_its_marker_is_written_and_a_cut_announcement_is_no_empty_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        announce_founding(directory.path()).unwrap();
+        assert_eq!(read(directory.path()).unwrap(), Owner::Founder);
+        assert_eq!(Owner::Founder.marker(), None);
+        for length in 0..FOUNDING.len() {
+            fs::write(directory.path().join(FILE_NAME), &FOUNDING[..length]).unwrap();
+            assert!(matches!(read(directory.path()), Err(StorageError::Corrupt { .. })), "cut to {length} bytes");
+        }
+        write(directory.path(), &marker()).unwrap();
+        assert_eq!(read(directory.path()).unwrap().marker(), Some(marker()));
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl Etcd {
         let _ = self.processes[index].wait();
     }
 
+    /// The data directory of one member.
+    pub(crate) fn data(&self, index: usize) -> PathBuf {
+        self.directory.path().join(format!("m{index}"))
+    }
+
     /// What the first member has logged.
     pub(crate) fn log_text(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("m0.log")).unwrap_or_default()

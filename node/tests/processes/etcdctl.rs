@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
 use crate::cluster::{Cluster, Member};
+use crate::etcd::Etcd;
 
 fn etcdctl(cluster: &Cluster) -> Command {
     let endpoints: Vec<String> = cluster.members.iter().map(Member::client_url).collect();
@@ -96,4 +97,28 @@ async fn etcdctl_locks_and_elects() {
     candidate.interrupt();
     drop(observer);
     assert_eq!(run(&cluster, &["get", "--prefix", "post/"]), "", "the candidacy has ended");
+}
+
+/// The way that a node names which is started on etcd's own data.
+#[tokio::test(flavor = "multi_thread")]
+async fn make_mirror_copies_the_keys_of_a_running_etcd() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let of_etcd = || {
+        let mut command = Command::new("etcdctl");
+        command.arg(format!("--endpoints=127.0.0.1:{}", etcd.port)).stdin(Stdio::null());
+        command
+    };
+    let put = |key: &str, value: &str| assert!(of_etcd().args(["put", key, value]).status().expect("runs").success());
+    put("before", "1");
+    let cluster = Cluster::start(1).await;
+    let (member, to) = (&cluster.members[0], format!("127.0.0.1:{}", cluster.members[0].client_port));
+    let mirror = of_etcd().args(["make-mirror", &to]).stdout(Stdio::null()).spawn().expect("etcdctl runs");
+    let _mirror = Holding(mirror);
+    let has = async |key: &str, value: &str| member.get(key).await.is_ok_and(|found| found.as_deref() == Some(value));
+    cluster.eventually("what was there is copied", || has("before", "1")).await;
+    put("before", "2");
+    put("after", "3");
+    cluster
+        .eventually("what changes is copied", || async { has("before", "2").await && has("after", "3").await })
+        .await;
 }

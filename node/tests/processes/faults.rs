@@ -7,6 +7,7 @@ use std::time::Duration;
 use balsa_proto::etcdserverpb as pb;
 
 use crate::cluster::Cluster;
+use crate::etcd::Etcd;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_on_either_port_harms_nobody() {
@@ -72,6 +73,85 @@ async fn a_damaged_marker_is_not_taken_for_an_empty_disk() {
     cluster.restart(0);
     assert_eq!(cluster.members[0].wait_for_exit().code(), Some(73), "Corrupt\n{}", cluster.logs());
     assert!(cluster.members[0].log_text().contains("MARKER"), "the file is named");
+}
+
+/// What is left could be a member's whole data, so no flag and no operator makes a new member of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_without_its_marker_is_refused_and_left_as_it_is() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.members[0].put("kept", "yes").await.expect("a write");
+    cluster.members[0].kill();
+    let marker = cluster.members[0].data.join("MARKER");
+    let aside = cluster.directory.path().join("aside");
+    std::fs::rename(&marker, &aside).expect("moved");
+    let all = cluster.initial_cluster();
+    for (state, bootstrap) in [("new", "static"), ("existing", "static"), ("new", "operator")] {
+        cluster.run_with(0, &all, state, &[("BALSA_BOOTSTRAP", bootstrap)]);
+        assert_eq!(
+            cluster.members[0].wait_for_exit().code(),
+            Some(73),
+            "Corrupt, {state} {bootstrap}\n{}",
+            cluster.logs()
+        );
+    }
+    let log = cluster.members[0].log_text();
+    let told = format!("{} is missing beside {}/log", marker.display(), cluster.members[0].data.display());
+    assert_eq!(log.lines().filter(|line| line.contains("\"message\"") && line.contains(&told)).count(), 3, "{log}");
+    std::fs::rename(&aside, &marker).expect("moved");
+    cluster.restart(0);
+    cluster.serves(0).await;
+    assert_eq!(cluster.members[0].get("kept").await.expect("a read").as_deref(), Some("yes"));
+}
+
+/// Whoever changes the program and keeps the flags is told so, instead of getting an empty store.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_of_etcd_is_refused_and_left_as_it_is() {
+    let Some(mut etcd) = Etcd::start().await else { return };
+    etcd.kill(0);
+    let mut cluster = Cluster::unstarted(1);
+    cluster.members[0].data = etcd.data(0);
+    let all = cluster.initial_cluster();
+    for (state, bootstrap) in [("new", "static"), ("existing", "static"), ("new", "operator")] {
+        cluster.run_with(0, &all, state, &[("BALSA_BOOTSTRAP", bootstrap)]);
+        assert_eq!(cluster.members[0].wait_for_exit().code(), Some(1), "{state} {bootstrap}\n{}", cluster.logs());
+    }
+    let log = cluster.members[0].log_text();
+    let place = etcd.data(0);
+    let told = format!("data-dir {} is one of etcd ({}/member/snap is there)", place.display(), place.display());
+    assert_eq!(log.lines().filter(|line| line.contains("\"message\"") && line.contains(&told)).count(), 3, "{log}");
+    let left: Vec<_> = std::fs::read_dir(&place).expect("reads").map(|entry| entry.expect("one").file_name()).collect();
+    assert_eq!(left, ["member"], "nothing was made there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_that_cannot_be_made_is_named() {
+    let mut cluster = Cluster::unstarted(1);
+    let file = cluster.directory.path().join("file");
+    std::fs::write(&file, b"mine").expect("written");
+    for data in [file.clone(), file.join("below")] {
+        cluster.members[0].data = data.clone();
+        cluster.restart(0);
+        assert_eq!(cluster.members[0].wait_for_exit().code(), Some(74), "DiskFailed\n{}", cluster.logs());
+        let told = format!("create {}: ", data.display());
+        assert!(cluster.members[0].log_text().contains(&told), "{told}\n{}", cluster.logs());
+    }
+    assert_eq!(std::fs::read(&file).expect("still a file"), b"mine");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_another_process_has_is_named() {
+    let mut cluster = Cluster::unstarted(1);
+    let member = &cluster.members[0];
+    for (port, url) in [(member.client_port, member.client_url()), (member.peer_port, member.peer_url())] {
+        let taken = std::net::TcpListener::bind(("127.0.0.1", port)).expect("free until now");
+        cluster.restart(0);
+        assert_eq!(cluster.members[0].wait_for_exit().code(), Some(1), "{url}\n{}", cluster.logs());
+        let told = format!("listen on {url}");
+        assert!(cluster.members[0].log_text().contains(&told), "{told}\n{}", cluster.logs());
+        drop(taken);
+    }
+    cluster.restart(0);
+    cluster.serves(0).await;
 }
 
 /// The others say whose place it is. (The disk of another member of the same cluster knows it by itself: `damage.rs`.)
