@@ -13,6 +13,9 @@ use crate::engine::Store;
 use crate::storage::{LogWrite, SnapshotPoint};
 use crate::transport::tonic::{PeerMetrics, TonicPeers, TonicPeersConfig};
 
+/// Where a client's outcome arrives.
+type Answer = oneshot::Receiver<Result<crate::domain::command::Outcome, crate::engine::Failure>>;
+
 /// Notes what goes to the others.
 #[derive(Default)]
 struct Sent(Mutex<Vec<(u64, Body)>>);
@@ -112,11 +115,52 @@ impl Alone {
         membership.members.retain(|member| member.id != leaving);
         let membership = Arc::new(membership);
         Arc::make_mut(&mut self.driver.ports.status.write()).membership = membership.clone();
-        let term = self.driver.replica.role().term;
-        let (changes, membership) = (Vec::new(), Some(membership));
-        let conf_changes = vec![change];
-        let report = Report { index: 3, term, conf_changes, changes, membership, bytes: 0, installed: false };
-        self.turn(vec![Input::Applied(report)]);
+        self.applied(3, vec![change], Some(membership), 0);
+    }
+
+    /// The state machine has everything up to `index`, and of what was committed `bytes` more.
+    fn applied(
+        &mut self,
+        index: u64,
+        conf_changes: Vec<ConfChange>,
+        membership: Option<Arc<Membership>>,
+        bytes: usize,
+    ) {
+        let (term, changes) = (self.driver.replica.role().term, Vec::new());
+        self.turn(vec![Input::Applied(Report {
+            index,
+            term,
+            conf_changes,
+            changes,
+            membership,
+            bytes,
+            installed: false,
+        })]);
+    }
+
+    /// Leads, and has applied the empty entry of its term at 2.
+    fn leads(&mut self) -> u64 {
+        let term = self.elected();
+        self.hear(MessageType::MsgAppendResponse, 2);
+        self.applied(2, Vec::new(), None, 0);
+        term
+    }
+
+    /// A client of its own asks for something; the answer must be kept for as long as the client waits.
+    fn ask(&mut self, sequence: u64, data: &Bytes) -> Answer {
+        let answer = self.driver.ports.waiters.register(sequence, data.clone());
+        self.turn(vec![Input::Propose { sequence, data: data.clone() }]);
+        answer
+    }
+
+    /// What was refused, to whom and why.
+    fn refusals(&self) -> Vec<(u64, Vec<u64>, peer::RefusalReason)> {
+        let sent = self.sent.0.lock();
+        let refusals = sent.iter().filter_map(|(to, body)| match body {
+            Body::Refusal(refusal) => Some((*to, refusal.sequences.clone(), refusal.reason())),
+            _ => None,
+        });
+        refusals.collect()
     }
 
     /// The next tick is due.
@@ -227,6 +271,66 @@ async fn what_callers_gave_up_is_not_kept_while_there_is_no_leader() {
     assert_eq!((queued, alone.driver.reads.kept()), (vec![2], 1), "of those that still wait, all is kept");
     assert_eq!(waiters.take_back(2, 0), None, "it was sent to nobody");
     drop(answers);
+}
+
+/// A state machine that is slower than the log must make clients wait, and not fill the memory with what is committed.
+#[tokio::test]
+async fn proposals_wait_while_too_much_is_committed_and_not_applied() {
+    let mut alone = Alone::new(&[]);
+    alone.leads();
+    let large = Bytes::from(vec![7; 200_000]);
+    let _answers = [1, 2].map(|sequence| alone.ask(sequence, &large));
+    assert_eq!(alone.log_after(2).len(), 2);
+    assert_eq!(alone.driver.unapplied_bytes, 0, "nothing of it is committed");
+    alone.hear(MessageType::MsgAppendResponse, 4);
+    assert_eq!(alone.driver.unapplied_bytes, 400_000);
+    // The rest of the bound is more than a test should write.
+    alone.driver.unapplied_bytes += MAX_UNAPPLIED_BYTES - 400_000;
+    let _third = alone.ask(3, &large);
+    assert_eq!(alone.log_after(4).len(), 1, "up to the bound they go on");
+    alone.driver.unapplied_bytes += 1;
+    let _more = [4, 5].map(|sequence| alone.ask(sequence, &Bytes::from(vec![sequence as u8])));
+    alone.tick();
+    assert_eq!((alone.log_after(5).len(), alone.driver.queue.len()), (0, 2), "above it they wait");
+    alone.applied(3, Vec::new(), None, 200_000);
+    assert_eq!(alone.log_after(5), [Bytes::from_static(&[4, 5])], "and then go into the log in their order");
+    assert_eq!(alone.driver.unapplied_bytes, MAX_UNAPPLIED_BYTES + 1 - 200_000);
+}
+
+/// Applying runs beside the log: what is committed is handed over, and nobody waits until it is applied.
+#[tokio::test]
+async fn the_log_goes_on_while_the_state_machine_is_busy() {
+    let mut alone = Alone::new(&[]);
+    alone.leads();
+    while alone.applier.try_recv().is_ok() {}
+    let mut answers = Vec::new();
+    for sequence in 1..=3u8 {
+        let data = Bytes::from(vec![sequence]);
+        answers.push(alone.ask(u64::from(sequence), &data));
+        alone.hear(MessageType::MsgAppendResponse, 2 + u64::from(sequence));
+        let Ok(Work::Apply(entries)) = alone.applier.try_recv() else { panic!("{sequence} is not handed over") };
+        assert_eq!(entries.into_iter().map(|entry| entry.data).collect::<Vec<_>>(), [data], "in order, each once");
+    }
+    assert!(answers.iter_mut().all(|answer| answer.try_recv().is_err()), "nothing is answered before it is applied");
+}
+
+/// What others forward is bounded too while the leader takes nothing: they are told, and may send it again.
+#[tokio::test]
+async fn what_a_peer_forwards_beyond_the_bound_is_refused_as_full() {
+    let mut alone = Alone::new(&[]);
+    let term = alone.leads();
+    alone.driver.unapplied_bytes = MAX_UNAPPLIED_BYTES + 1;
+    let batch = Bytes::from(vec![7; 1 << 20]);
+    let forwarded = |sequences: std::ops::RangeInclusive<u64>| {
+        let proposals = sequences.map(|sequence| peer::ForwardedProposal { sequence, batch: batch.clone() });
+        Body::Forward(peer::Forward { term, proposals: proposals.collect() })
+    };
+    alone.frame(1, forwarded(1..=60));
+    alone.frame(3, forwarded(1..=4));
+    assert_eq!((alone.refusals(), alone.driver.queue.len()), (Vec::new(), 64));
+    alone.frame(3, forwarded(5..=6));
+    assert_eq!(alone.refusals(), [(3, vec![5, 6], peer::RefusalReason::RefusalFull)]);
+    assert_eq!(alone.driver.queue.len(), 64, "what was taken stays");
 }
 
 fn queued(data: &[u8]) -> Queued {

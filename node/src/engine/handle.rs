@@ -505,6 +505,15 @@ mod tests {
     }
 
     #[test]
+    fn proposals_beyond_the_bound_are_refused_until_one_has_its_outcome() {
+        let pending = AtomicU64::new(0);
+        let mut counted: Vec<_> = (0..32_768).map(|_| Counted::new(&pending).expect("there is room")).collect();
+        assert!(matches!(Counted::new(&pending), Err(Failure::TooManyRequests)));
+        counted.pop();
+        assert!(Counted::new(&pending).is_ok(), "the refused one was not counted");
+    }
+
+    #[test]
     fn a_command_without_an_outcome_blames_the_leader_that_was_lost_just_after_it_was_asked_for() {
         let (asked, second) = (Instant::now(), Duration::from_secs(1));
         let after = |millis| Some(asked + Duration::from_millis(millis));

@@ -122,3 +122,35 @@ impl Inbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(queue: &str) -> u64 {
+        metrics::QUEUE_FULL.with_label_values(&[queue]).get()
+    }
+
+    /// A log that is slow must make clients wait and peers repeat, and not fill the memory.
+    #[test]
+    fn a_full_inbox_refuses_requests_drops_frames_and_takes_reports() {
+        let inbox = Inbox::default();
+        let ask = || inbox.request(Input::Propose { sequence: 1, data: Bytes::new() });
+        let hear = |bytes| inbox.frame(peer::Frame::default(), bytes);
+        let before = [refused("requests"), refused("frames")];
+        for _ in 0..16_384 {
+            ask().expect("there is room");
+        }
+        assert!(matches!(ask(), Err(Failure::TooManyRequests)));
+        assert!(hear(128 << 20), "frames have room of their own");
+        assert!(!hear(1));
+        assert_eq!([refused("requests") - before[0], refused("frames") - before[1]], [1, 1]);
+        inbox.report(Input::Flushed(7));
+
+        let mut taken = Vec::new();
+        inbox.drain(Instant::now(), &mut taken);
+        assert_eq!((taken.len(), inbox.len()), (16_384 + 1 + 1, 0));
+        assert!(matches!(taken.last(), Some(Input::Flushed(7))), "what the engine reports is never refused");
+        assert!(ask().is_ok() && hear(128 << 20), "what was drained has left room");
+    }
+}

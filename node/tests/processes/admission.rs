@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Extensions, Request, Status};
 
 use crate::cluster::{Cluster, Member};
+use crate::gateway::http;
 
 /// Services with their methods, one message there and one back.
 const UNARY: [(&str, &str); 8] = [
@@ -97,6 +98,11 @@ async fn a_learner_serves_its_status_ranges_of_its_own_and_snapshots() {
     let streamed = learner.kv().range_stream(own).await.expect_err("a stream");
     assert_eq!((streamed.code(), streamed.message()), (Code::FailedPrecondition, text));
     assert!(learner.status().await.expect("a status").is_learner);
+    // A Service must not send clients to it, and nobody must restart it for that.
+    let ready = http::Request::get("/readyz").send(learner.client_port).await;
+    let body = String::from_utf8_lossy(&ready.body).into_owned();
+    assert!(ready.status == 503 && body.contains("[-]non_learner failed: not supported for learner"), "{body}");
+    assert_eq!(http::Request::get("/livez").send(learner.client_port).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,11 @@
 //! A process that dies between any two steps of its work, and comes back.
 
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 
 use balsa_proto::etcdserverpb as pb;
 
-use crate::cluster::{Cluster, free_port};
+use crate::cluster::{Cluster, Member, free_port};
 use crate::gateway::http::Request;
 use crate::writer::Writers;
 
@@ -67,6 +68,35 @@ async fn add_learner(cluster: &Cluster, url: String) -> u64 {
 async fn remove(cluster: &Cluster, id: u64) {
     let leader = &cluster.members[cluster.leader().await];
     leader.cluster().member_remove(pb::MemberRemoveRequest { id }).await.expect("removed");
+}
+
+/// Syncs of the log so far.
+async fn syncs(member: &Member) -> u64 {
+    let answer = Request::get("/metrics").send(member.client_port).await;
+    let text = String::from_utf8(answer.body).expect("text");
+    let count = text.lines().find_map(|line| line.strip_prefix("etcd_disk_wal_fsync_duration_seconds_count "));
+    count.expect("it is counted").parse().expect("a number")
+}
+
+/// What arrives while the disk is busy is one batch with one sync; with a sync each, 100 would take 20 s of this disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_that_come_together_share_a_sync() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.members[0].kill();
+    cluster.restart_to_fail(0, "raft-before-persist=sleep(200)");
+    cluster.serves(0).await;
+    let member = &cluster.members[0];
+    let before = syncs(member).await;
+    let client = member.kv();
+    let puts = (0..100).map(|number| {
+        let mut client = client.clone();
+        async move { client.put(pb::PutRequest { key: format!("{number}").into(), ..Default::default() }).await }
+    });
+    let revisions = futures::future::try_join_all(puts).await.expect("all are taken");
+    let revisions: BTreeSet<i64> = revisions.into_iter().map(|put| put.into_inner().header.unwrap().revision).collect();
+    assert_eq!(revisions.len(), 100, "each is a change of its own");
+    let took = syncs(member).await - before;
+    assert!((1..=10).contains(&took), "{took} syncs");
 }
 
 /// Raft takes one change at a time, and hears of one that is applied a little later than the data does.

@@ -11,6 +11,7 @@ use tonic::transport::Endpoint;
 
 use crate::cluster::{Cluster, Member, PATIENCE};
 use crate::etcd::Etcd;
+use crate::gateway::http::Request;
 
 const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
 
@@ -51,6 +52,11 @@ async fn a_full_quota_refuses_puts_until_space_is_given_back_and_the_alarm_clear
         let error = put_value(member, "other", 10).await.expect_err("refused on every member");
         assert_eq!(error.message(), NO_SPACE);
         assert_eq!(member.get("k").await.expect("reads go on").map(|value| value.is_empty()), Some(false));
+    }
+    // Reads and deletes are served, so a Service goes on sending clients here.
+    for member in &cluster.members {
+        let is_ready = || async { Request::get("/readyz").send(member.client_port).await.status == 200 };
+        cluster.eventually("it is ready while the alarm is raised", is_ready).await;
     }
     let delete = pb::DeleteRangeRequest { key: "none".into(), ..Default::default() };
     writer.kv().delete_range(delete).await.expect("deletes go on");

@@ -13,6 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use wire::node_client::NodeClient;
 
 use crate::cluster::{Cluster, PATIENCE};
+use crate::gateway::http::Request;
 
 const GOLDEN: &str = include_str!("../../proto/trace/1-3-1.txt");
 const REFUSALS: &str = include_str!("../../proto/trace/refusals.txt");
@@ -34,6 +35,25 @@ async fn what_would_harm_the_cluster_is_refused_and_what_is_done_is_answered_aga
     // Back on the disk of a removed member.
     start(&mut cluster, 1);
     assert_eq!(cluster.members[1].wait_for_exit().code(), Some(71), "MemberRemoved\n{}", cluster.logs());
+}
+
+/// The startup probe of a pod rests on it: a node may wait for the operator for as long as it takes, and gets no clients.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_waits_to_be_told_what_it_is_is_alive_and_not_ready() {
+    let mut cluster = Cluster::unstarted(1);
+    start(&mut cluster, 0);
+    answers(&cluster, 0).await;
+    let port = cluster.members[0].client_port;
+    assert_eq!(Request::get("/livez").send(port).await.status, 200);
+    let ready = Request::get("/readyz").send(port).await;
+    let body = String::from_utf8_lossy(&ready.body).into_owned();
+    assert!(ready.status == 503 && body.contains("[-]linearizable_read failed"), "{body}");
+
+    let urls = vec![cluster.members[0].peer_url()];
+    let bootstrap = wire::BootstrapRequest { cluster_id: 7, peer_urls: urls, ..Default::default() };
+    client(&cluster, 0).bootstrap(bootstrap).await.expect("founded");
+    let is_ready = || async { Request::get("/readyz").send(port).await.status == 200 };
+    cluster.eventually("a founder is ready", is_ready).await;
 }
 
 /// Three nodes after all calls of a trace, and how many there were.
