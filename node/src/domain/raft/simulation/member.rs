@@ -2,13 +2,14 @@
 //! the keeper of `engine/` do, in their order, but one step at a time, and it may be cut off before or after every
 //! durable write.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use balsa_proto::etcdserverpb::PutRequest;
 use balsa_proto::log::{self, membership_change::Change};
 use prost::Message as _;
-use raft::eraftpb::{ConfChange, Entry, Message, MessageType};
+use raft::eraftpb::{ConfChange, Entry, EntryType, Message, MessageType};
 
 use super::super::recovery::repair;
 use super::super::validate::Invalid;
@@ -24,6 +25,25 @@ use crate::storage::{KeySpace, LogStore, LogWrite, SnapshotPoint};
 pub(super) const ELECTION_TICKS: usize = 10;
 /// Ticks after which a read is asked again.
 const REPEAT_READ_TICKS: u64 = 4;
+/// Where a process may be cut off: around every durable write, and before what it did is known outside.
+pub(super) const CRASH_POINTS: [&str; 9] = [
+    // A batch: before and after its write of the log, and after its messages.
+    "log-before",
+    "log-after",
+    "batch-sent",
+    // The same write where it switches to a received snapshot.
+    "switch-before",
+    "switch-after",
+    // Entries are applied, nobody answered.
+    "applied",
+    // The key space is durable, the log not trimmed.
+    "flushed",
+    // A checkpoint is made, not offered.
+    "checkpoint-made",
+    // A snapshot's files are there, Raft not told.
+    "snapshot-received",
+];
+
 /// Name of the first key space of a disk.
 const FIRST: &str = "first";
 
@@ -293,7 +313,7 @@ impl Process {
     pub(super) fn take(&mut self, from: u64, body: Body) -> Result<(), Stop> {
         match body {
             // A correct peer's message may be refused only where `validate` says so; Raft repeats what matters.
-            Body::Raft(message) => match self.replica.step(*message) {
+            Body::Raft(message) => match self.replica.step(self.mutated(*message)) {
                 // The driver ends the process for this one: no sound disk may ever meet it.
                 Err(error @ Invalid::CommitBeyondLog { .. }) if self.mutation == Mutation::None => {
                     return Err(Stop::Broken(error.to_string()));
@@ -305,6 +325,14 @@ impl Process {
             Body::Snapshot { term, point, store } => return self.install(from, term, &point, store),
         }
         self.turn()
+    }
+
+    fn mutated(&self, mut message: Message) -> Message {
+        let of_vote = [MessageType::MsgRequestVoteResponse, MessageType::MsgRequestPreVoteResponse];
+        if self.mutation == Mutation::CountRefusedVotes && of_vote.contains(&message.get_msg_type()) {
+            message.reject = false;
+        }
+        message
     }
 
     /// A transfer of a snapshot ended.
@@ -443,22 +471,23 @@ impl Process {
         if self.mutation == Mutation::SendBeforeWrite {
             self.send(std::mem::take(&mut batch.send_after));
         }
-        self.crash_point()?;
-        let installing = batch.install.is_some().then(|| self.install_name.take()).flatten();
-        if batch.install.is_some() && installing.is_none() {
+        let switches = batch.install.is_some();
+        self.crash_point(if switches { "switch-before" } else { "log-before" })?;
+        let installing = switches.then(|| self.install_name.take()).flatten();
+        if switches && installing.is_none() {
             return Err(Stop::Broken("a snapshot was taken that no transfer brought".to_owned()));
         }
         if batch.writes() {
             let mut write = batch.as_write(installing.as_deref());
             write.sync &= self.mutation != Mutation::NoSync;
             self.log.write(write)?;
-            self.crash_point()?;
+            self.crash_point(if switches { "switch-after" } else { "log-after" })?;
         }
         if let Some(name) = installing {
             self.work.push_back(Work::Install(name));
         }
         self.send(std::mem::take(&mut batch.send_after));
-        self.crash_point()?;
+        self.crash_point("batch-sent")?;
         self.queue_work(std::mem::take(&mut batch.committed))?;
         for state in std::mem::take(&mut batch.reads) {
             let of = |read: &&mut Read| read.attempt.as_ref().is_some_and(|(context, _)| *context == state.request_ctx);
@@ -479,9 +508,10 @@ impl Process {
         Ok(())
     }
 
-    fn crash_point(&mut self) -> Result<(), Stop> {
+    fn crash_point(&mut self, name: &'static str) -> Result<(), Stop> {
+        debug_assert!(CRASH_POINTS.contains(&name));
         match &mut self.fuse {
-            Some(0) => Err(Stop::Crashed),
+            Some(0) => Err(Stop::Crashed(name)),
             Some(left) => {
                 *left -= 1;
                 Ok(())
@@ -573,15 +603,26 @@ impl Process {
             }
         }
         let before = self.machine.applied().index;
-        let effects = self.machine.apply(&entries)?;
+        let effects = self.machine.apply(&self.passed_over(&entries))?;
         self.seen.applied.extend(entries.into_iter().filter(|entry| entry.index > before));
-        self.crash_point()?;
+        self.crash_point("applied")?;
         for (id, outcome) in effects.outcomes {
             self.answer(id, outcome);
         }
         let (index, term, conf_changes) = (effects.index, effects.term, effects.conf_changes);
         self.reports.push_back(Report { index, term, conf_changes, installed: false });
         Ok(())
+    }
+
+    /// What the state machine is given of `entries`: all of it, if it is built as it is.
+    fn passed_over<'a>(&self, entries: &'a [Entry]) -> Cow<'a, [Entry]> {
+        if self.mutation != Mutation::SkipEntries || self.id != 1 {
+            return Cow::Borrowed(entries);
+        }
+        let skipped = |entry: &Entry| entry.get_entry_type() == EntryType::EntryNormal && entry.index % 10 == 0;
+        let mut entries = entries.to_vec();
+        entries.iter_mut().filter(|entry| skipped(entry)).for_each(|entry| entry.data.clear());
+        Cow::Owned(entries)
     }
 
     fn answer(&mut self, id: ProposalId, outcome: Result<Outcome, crate::domain::refusal::Refusal>) {
@@ -613,7 +654,9 @@ impl Process {
 
     /// The driver takes the next report.
     pub(super) fn report(&mut self) -> Result<(), Stop> {
-        let Some(report) = self.reports.pop_front() else { return Ok(()) };
+        let Some(report) = self.reports.pop_front().filter(|_| self.mutation != Mutation::NeverReport) else {
+            return Ok(());
+        };
         self.applied = report.index;
         self.replica.applied(report.index, &report.conf_changes);
         self.answer_reads();
@@ -638,7 +681,7 @@ impl Process {
     /// Makes the key space durable and trims the log, keeping `keep` entries.
     pub(super) fn flush(&mut self, keep: u64) -> Result<(), Stop> {
         self.store.flush()?;
-        self.crash_point()?;
+        self.crash_point("flushed")?;
         let flushed = self.machine.flushed_index()?;
         self.trim(flushed, keep)
     }
@@ -664,7 +707,7 @@ impl Process {
     pub(super) fn make_checkpoint(&mut self) -> Result<(), Stop> {
         self.wants_checkpoint = false;
         let store = self.store.fork()?;
-        self.crash_point()?;
+        self.crash_point("checkpoint-made")?;
         let point = point_of(&StateMachine::open(Arc::new(store.clone()))?);
         self.replica.tail().offer(Some(point.clone()));
         self.checkpoint = Some(Checkpoint { point, store });
@@ -687,7 +730,7 @@ impl Process {
         self.disk.names += 1;
         let name = format!("{}-{}", self.incarnation, self.disk.names);
         self.disk.key_spaces.insert(name.clone(), store.fork()?);
-        self.crash_point()?;
+        self.crash_point("snapshot-received")?;
         self.install_name = Some(name);
         // Refused or not, the next batch says whether it was taken.
         let _ = self.replica.step_snapshot(from, term, point);

@@ -12,10 +12,12 @@ mod regressions;
 mod schedule;
 mod world;
 
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::checker::Violation;
+use self::member::CRASH_POINTS;
 use self::network::Mutation;
 use self::schedule::run;
 
@@ -28,11 +30,12 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().and_then(|value| value.parse().ok())
 }
 
-/// Runs seeds on all cores; panics with the first that fails.
-fn run_seeds(first: u64, count: u64) {
+/// Runs seeds on all cores; panics with the first that fails. Returns the crash points at which processes ended.
+fn run_seeds(first: u64, count: u64) -> BTreeSet<&'static str> {
     let next = AtomicU64::new(first);
     let failed: Mutex<Option<String>> = Mutex::new(None);
     let (acknowledged, reads) = (AtomicU64::new(0), AtomicU64::new(0));
+    let ended_at = Mutex::new(BTreeSet::new());
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -45,6 +48,7 @@ fn run_seeds(first: u64, count: u64) {
             };
             acknowledged.fetch_add(run.acknowledged as u64, Ordering::Relaxed);
             reads.fetch_add(run.reads as u64, Ordering::Relaxed);
+            ended_at.lock().unwrap().extend(run.ended_at);
             if let Some((violation, recent)) = run.violation {
                 let text = format!("seed {seed} (BALSA_SEED={seed} repeats it): {violation:?}\n{recent}");
                 *failed.lock().unwrap() = Some(text);
@@ -59,14 +63,17 @@ fn run_seeds(first: u64, count: u64) {
     let (acknowledged, reads) = (acknowledged.into_inner(), reads.into_inner());
     println!("{count} seeds from {first}: {acknowledged} writes acknowledged, {reads} reads answered");
     assert!(acknowledged > 0 && reads > 0, "nothing happened");
+    ended_at.into_inner().unwrap()
 }
 
 #[test]
 fn simulation_of_a_hostile_world_keeps_every_acknowledged_write() {
-    match number("BALSA_SEED") {
-        Some(seed) => run_seeds(seed, 1),
-        None => run_seeds(1, number("BALSA_SEEDS").unwrap_or(SEEDS)),
+    if let Some(seed) = number("BALSA_SEED") {
+        run_seeds(seed, 1);
+        return;
     }
+    let ended_at = run_seeds(1, number("BALSA_SEEDS").unwrap_or(SEEDS));
+    assert_eq!(ended_at, BTreeSet::from(CRASH_POINTS), "processes die around every durable write");
 }
 
 #[test]
@@ -118,4 +125,19 @@ fn simulation_finds_commands_sent_again_on_a_stale_refusal() {
 #[test]
 fn simulation_finds_commands_sent_again_that_a_snapshot_holds() {
     finds(Mutation::ForgetSnapshots, |violation| matches!(violation, Violation::AppliedTwice(_)));
+}
+
+#[test]
+fn simulation_finds_a_member_that_passes_over_entries() {
+    finds(Mutation::SkipEntries, |violation| matches!(violation, Violation::StatesDiffer(_)));
+}
+
+#[test]
+fn simulation_finds_two_leaders_in_a_term() {
+    finds(Mutation::CountRefusedVotes, |violation| matches!(violation, Violation::TwoLeaders(_)));
+}
+
+#[test]
+fn simulation_finds_a_cluster_that_does_not_go_on() {
+    finds(Mutation::NeverReport, |violation| matches!(violation, Violation::Stuck(_)));
 }

@@ -23,13 +23,19 @@ pub(super) enum Mutation {
     AnyRefusal,
     /// Commands that may be part of an installed snapshot are sent again.
     ForgetSnapshots,
+    /// One member passes over some of what it applies.
+    SkipEntries,
+    /// A refused vote counts as one.
+    CountRefusedVotes,
+    /// What was applied is never reported to Raft.
+    NeverReport,
 }
 
 /// Why a process does not go on.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// It was cut off, as planned.
-    Crashed,
+    /// It was cut off, as planned, at this crash point.
+    Crashed(&'static str),
     /// Something that never happens in a correct implementation.
     Broken(String),
 }

@@ -1,6 +1,8 @@
 //! The seeded scheduler: decides what happens next, from one number. Hostile for a while, then it heals everything and
 //! demands that the cluster goes on.
 
+use std::collections::BTreeSet;
+
 use super::checker::Violation;
 use super::member::ELECTION_TICKS;
 use super::network::Mutation;
@@ -81,6 +83,8 @@ pub(super) struct Run {
     pub(super) acknowledged: usize,
     /// Reads that were answered.
     pub(super) reads: usize,
+    /// Crash points at which a process was cut off.
+    pub(super) ended_at: BTreeSet<&'static str>,
     /// What was wrong, with the last events.
     pub(super) violation: Option<(Violation, String)>,
 }
@@ -92,7 +96,8 @@ pub(super) fn run(seed: u64, mutation: Mutation) -> Run {
     let mut world = match World::found(seed, voters, mutation) {
         Ok(world) => world,
         Err(violation) => {
-            return Run { trace: 0, acknowledged: 0, reads: 0, violation: Some((violation, String::new())) };
+            let violation = Some((violation, String::new()));
+            return Run { trace: 0, acknowledged: 0, reads: 0, ended_at: BTreeSet::new(), violation };
         }
     };
     let hostility = Hostility::drawn(&mut random);
@@ -102,6 +107,7 @@ pub(super) fn run(seed: u64, mutation: Mutation) -> Run {
         trace: world.trace(),
         acknowledged: world.checker.acknowledged.len(),
         reads: world.checker.reads,
+        ended_at: world.ended_at.clone(),
         violation: result.err().map(|violation| (violation, world.recent())),
     }
 }

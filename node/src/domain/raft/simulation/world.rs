@@ -38,6 +38,8 @@ pub(super) struct World {
     pub(super) checker: Checker,
     /// Checks states after every event instead of where the caller says.
     pub(super) compare_states: bool,
+    /// Crash points at which a process was cut off.
+    pub(super) ended_at: BTreeSet<&'static str>,
     keys: u64,
     reads: u64,
     hash: DefaultHasher,
@@ -61,6 +63,7 @@ impl World {
             cut: BTreeSet::new(),
             checker: Checker::default(),
             compare_states: false,
+            ended_at: BTreeSet::new(),
             keys: 0,
             reads: 0,
             hash: DefaultHasher::new(),
@@ -146,7 +149,10 @@ impl World {
         self.flights.extend(seen.sent);
         match result {
             Ok(()) => {}
-            Err(Stop::Crashed) => return self.crash(id, 0),
+            Err(Stop::Crashed(point)) => {
+                self.ended_at.insert(point);
+                return self.crash(id, 0);
+            }
             Err(Stop::Broken(what)) => return Err(Violation::Broken(format!("member {id}: {what}"))),
         }
         if removed {
