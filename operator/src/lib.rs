@@ -1,7 +1,8 @@
 //! The control plane: reconciles `RaftCluster` resources into running Balsa clusters.
 //!
 //! Each module is a step of the reconcile: observe → validate → build → apply → plan → execute → status.
-//! `observed`, `valid`, `names`, `plan` and `step` are pure and know no Kubernetes client.
+//! `observed`, `valid`, `validate`, `names`, `build`, `plan`, `step`, `brief`, `failures` and `status/conditions` are pure: no
+//! client, no clock, no file. `operator/tests/layers.rs` keeps them so.
 
 pub mod apply;
 pub mod arguments;
