@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
@@ -33,10 +34,11 @@ pub(super) async fn kill_process(cluster: Cluster) -> anyhow::Result<()> {
     let writer = Writer::start(cluster.endpoint().await?);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let leader = cluster.leader().await?;
-    let pid = process_of(&cluster.namespace, &leader).context("the leader's process is not on this machine")?;
-    println!("    kill -9 of {leader}, process {pid}");
-    ensure!(std::process::Command::new("kill").arg("-9").arg(pid.to_string()).status()?.success());
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    let pod = cluster.pods().get(&leader).await?;
+    let killed = kill_process_of(&cluster, &leader)?;
+    let now = serves_again(&cluster, &leader, &pod).await?;
+    ensure!(now.uid() == pod.uid(), "a killed process takes its pod along");
+    killed.is_another().await?;
     cluster.settled(3).await?;
     let history = writer.finish().await?;
     ensure!(history.longest_pause < Duration::from_secs(8), "writes paused for {:?}", history.longest_pause);
@@ -72,11 +74,16 @@ pub(super) async fn all_pods(cluster: Cluster) -> anyhow::Result<()> {
     let (ids, volumes) = (cluster.raft_ids().await?, volume_uids(&cluster).await?);
     let writer = Writer::start(cluster.endpoint().await?);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    for (name, _) in cluster.pods_by_name().await? {
+    let pods = cluster.pods_by_name().await?;
+    ensure!(pods.len() == 3, "there are {} pods", pods.len());
+    for name in pods.keys() {
         let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-        cluster.pods().delete(&name, &now).await?;
+        cluster.pods().delete(name, &now).await?;
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    for (name, pod) in &pods {
+        let now = serves_again(&cluster, name, pod).await?;
+        ensure!(now.uid() != pod.uid(), "{name} was not deleted");
+    }
     cluster.settled(3).await?;
     writer.finish().await?;
     ensure!(cluster.raft_ids().await? == ids, "m5: the same members come back");
@@ -128,6 +135,26 @@ impl Killed<'_> {
         }
         Ok(())
     }
+}
+
+/// Waits until a pod of that name is ready with another process than `old` had: another pod, or its container anew.
+async fn serves_again(cluster: &Cluster, name: &str, old: &Pod) -> anyhow::Result<Pod> {
+    let life = |pod: &Pod| (pod.uid(), container(pod).map(|container| container.restart_count));
+    let deadline = Instant::now() + Duration::from_secs(90);
+    loop {
+        let pod = cluster.pods().get_opt(name).await?;
+        let again = |pod: &Pod| life(pod) != life(old) && container(pod).is_some_and(|container| container.ready);
+        if let Some(pod) = pod.filter(again) {
+            return Ok(pod);
+        }
+        ensure!(Instant::now() < deadline, "{name} does not come back with another process");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// What Kubernetes says of the node's container.
+fn container(pod: &Pod) -> Option<&ContainerStatus> {
+    pod.status.as_ref()?.container_statuses.as_ref()?.first()
 }
 
 /// The process of a pod's node, by the command line that only it has.
