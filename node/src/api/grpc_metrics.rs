@@ -47,7 +47,7 @@ pub async fn count(State(counting): State<Counting>, request: Request, next: Nex
     let streams = !call.method.is_unary;
     let response = deadline::keep(request.map(|body| Body::new(received.over(body))), next, streams).await;
     call.look_at(response.headers());
-    response.map(|body| Body::new(Observed::new(Direction::Sent(call)).over(body)))
+    response.map(|body| Body::new(Observed::new(Direction::Sent(Box::new(call))).over(body)))
 }
 
 /// The metadata in which clients say which version of the API they use.
@@ -120,7 +120,7 @@ impl Drop for Call {
 /// Which way a body goes.
 enum Direction {
     Received(Arc<Method>),
-    Sent(Call),
+    Sent(Box<Call>),
 }
 
 /// A body whose messages are counted.
