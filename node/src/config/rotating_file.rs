@@ -146,10 +146,10 @@ impl Names {
 
     /// The name of this moment, or of the next one that no file has yet.
     fn free_aside(&self, now: SystemTime, local: bool) -> PathBuf {
-        let taken = |path: &PathBuf| path.exists() || compressed(path).exists();
+        let is_free = |path: &PathBuf| !path.exists() && !compressed(path).exists();
         let later =
             (0..MOST_IN_A_MOMENT).map(|milliseconds| self.aside(now + Duration::from_millis(milliseconds), local));
-        later.skip_while(taken).next().unwrap_or_else(|| self.aside(now, local))
+        later.find(is_free).unwrap_or_else(|| self.aside(now, local))
     }
 
     /// When the file of this name was put aside, if it is one of these.
