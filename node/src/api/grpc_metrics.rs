@@ -40,7 +40,7 @@ pub async fn count(State(counting): State<Counting>, request: Request, next: Nex
         return deadline::keep(request, next, true).await;
     };
     count_client(&method, request.headers());
-    let span = counting.tracing.as_ref().and_then(|tracing| tracing.begin(&request));
+    let span = counting.tracing.as_ref().and_then(|tracing| tracing.begin(&request)).map(Box::new);
     let mut call = Call::start(method, counting.slow, span);
     call.remote = request.extensions().get::<Connection>().map(|connection| connection.remote);
     let received = Observed::new(call.receiver());
@@ -68,13 +68,14 @@ struct Call {
     method: Arc<Method>,
     started: Instant,
     slow: Duration,
-    span: Option<Open>,
+    /// On the heap, where there is one: a call without it stays small.
+    span: Option<Box<Open>>,
     remote: Option<Remote>,
     done: bool,
 }
 
 impl Call {
-    fn start(method: Arc<Method>, slow: Duration, span: Option<Open>) -> Self {
+    fn start(method: Arc<Method>, slow: Duration, span: Option<Box<Open>>) -> Self {
         method.started.inc();
         Self { method, started: Instant::now(), slow, span, remote: None, done: false }
     }
