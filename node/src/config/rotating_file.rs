@@ -147,7 +147,7 @@ impl Names {
     /// The name of this moment, or of the next one that no file has yet.
     fn free_aside(&self, now: SystemTime, local: bool) -> PathBuf {
         let is_free = |path: &PathBuf| !path.exists() && !compressed(path).exists();
-        let later =
+        let mut later =
             (0..MOST_IN_A_MOMENT).map(|milliseconds| self.aside(now + Duration::from_millis(milliseconds), local));
         later.find(is_free).unwrap_or_else(|| self.aside(now, local))
     }
