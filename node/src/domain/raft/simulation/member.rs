@@ -619,7 +619,8 @@ impl Process {
         if self.mutation != Mutation::SkipEntries || self.id != 1 {
             return Cow::Borrowed(entries);
         }
-        let skipped = |entry: &Entry| entry.get_entry_type() == EntryType::EntryNormal && entry.index % 10 == 0;
+        let skipped =
+            |entry: &Entry| entry.get_entry_type() == EntryType::EntryNormal && entry.index.is_multiple_of(10);
         let mut entries = entries.to_vec();
         entries.iter_mut().filter(|entry| skipped(entry)).for_each(|entry| entry.data.clear());
         Cow::Owned(entries)
