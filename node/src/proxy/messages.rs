@@ -101,6 +101,11 @@ impl HttpBody for Messages {
             }
         }
     }
+
+    /// An answer that is an error alone has no messages, and says so with its head: it must not come as one that breaks off.
+    fn is_end_stream(&self) -> bool {
+        self.held.is_empty() && self.inner.is_end_stream()
+    }
 }
 
 /// One message, and that the call has come to a good end.
@@ -167,6 +172,12 @@ mod tests {
             let expected = [message("aa"), message(""), message("cccccc")].concat();
             assert_eq!(passed(&bytes, piece, Some(double.clone())).await.unwrap(), expected, "{piece}");
         }
+    }
+
+    #[test]
+    fn an_answer_without_messages_ends_with_its_head() {
+        let of = |body| Messages::of(body, 10, None, Trouble::default());
+        assert!(of(Body::empty()).is_end_stream() && !of(Body::from("x")).is_end_stream());
     }
 
     #[tokio::test]
