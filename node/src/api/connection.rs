@@ -36,7 +36,7 @@ impl Connection {
 }
 
 /// Hands the bytes of a connection to whoever will go on with them in another protocol, once the server lets go of them:
-/// after an answer with status 101 it does. (hyper's own way is not open to users of tonic's server.)
+/// after an answer with status 101 it does.
 #[derive(Clone, Default)]
 pub struct Takeover(Arc<Mutex<Option<oneshot::Sender<Stream>>>>);
 
