@@ -302,7 +302,10 @@ fn text_of(flag: Flag, value: &Value) -> Result<Option<String>, &'static str> {
         (Kind::Text(_), Value::Number(_) | Value::Bool(_)) => return Err("a text is needed: put it in quotes"),
         (Kind::Bool(_), Value::String(text)) => plain_yes_or_no(text).to_owned(),
         // Durations of a file are whole nanoseconds.
-        (Kind::Duration(_), Value::Number(nanoseconds)) => format!("{}ns", plain(nanoseconds)),
+        (Kind::Duration(_), Value::Number(nanoseconds)) => match plain(nanoseconds) {
+            fraction if fraction.contains('.') => return Err("whole nanoseconds are needed"),
+            whole => format!("{whole}ns"),
+        },
         (Kind::Duration(_), Value::String(text)) if text.parse::<i64>().is_ok() => format!("{text}ns"),
         (_, Value::Number(number)) => plain(number),
         (_, Value::String(text)) => text.clone(),
