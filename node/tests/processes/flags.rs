@@ -344,7 +344,7 @@ const ALIKE: &[(Origin, Ends, &str)] = &[
         "--election-timeout[50001ms] is too long, and should be set less than 50000ms",
     ),
     // Tracing: nobody need be there.
-    (Args(&["--experimental-enable-distributed-tracing", "--distributed-tracing-address=127.0.0.1:1"]), SERVES, ""),
+    (Args(&["--enable-distributed-tracing", "--distributed-tracing-address=127.0.0.1:1"]), SERVES, ""),
     (
         Args(&["--enable-distributed-tracing", "--distributed-tracing-sampling-rate=-1"]),
         REFUSED,
