@@ -88,6 +88,10 @@ impl Call {
         let time = self.started.elapsed();
         self.method.handled(code);
         self.method.took(time);
+        if self.method.is_unary {
+            // One message, as the library that etcd counts by says even of a refusal, which has none.
+            self.method.sent(1, 0);
+        }
         if self.method.is_unary && !request_stats::has_content(&self.method.path) {
             request_stats::other(&self.method.path, self.remote, time, self.slow);
         }
@@ -147,7 +151,7 @@ impl Observed {
             let bytes = data.len() as u64;
             match &self.direction {
                 Direction::Received(method) => method.received(messages, bytes),
-                Direction::Sent(call) => call.method.sent(messages, bytes),
+                Direction::Sent(call) => call.method.sent(if call.method.is_unary { 0 } else { messages }, bytes),
             }
         } else if let (Some(trailers), Direction::Sent(call)) = (frame.trailers_ref(), &mut self.direction) {
             call.look_at(trailers);

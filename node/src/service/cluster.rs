@@ -1,6 +1,7 @@
 //! etcd's membership calls. They share the engine's one way of changing the membership with the node service, and keep
 //! etcd's errors and habits: no fence, the strict check, removal of the leader hands leadership over first.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use super::member::{Member, header};
 use super::reconfigure;
 use crate::config::url;
 use crate::domain::membership;
+use crate::domain::refusal::Refusal;
 use crate::engine::handle::Change;
 use crate::engine::status::Progress;
 use crate::engine::{Failure, Handle};
@@ -185,7 +187,7 @@ impl Cluster {
                 Ok(_) => metrics::PROMOTED.inc(),
                 // Another member is asked then.
                 Err(Error::Failed(Failure::NotLeader { .. })) => {}
-                Err(error) => metrics::NOT_PROMOTED.with_label_values(&[&error.row().text]).inc(),
+                Err(error) => metrics::NOT_PROMOTED.with_label_values(&[&*inner_words(error)]).inc(),
             }
             promoted
         };
@@ -321,4 +323,15 @@ pub fn member(member: &log::Member) -> pb::Member {
 
 fn members(membership: &log::Membership) -> Vec<pb::Member> {
     membership.members.iter().map(member).collect()
+}
+
+/// What etcd calls a failure inside of itself, which its metric shows.
+fn inner_words(error: &Error) -> Cow<'static, str> {
+    match error {
+        Error::Failed(Failure::Refused(Refusal::MemberNotFound(_))) => "membership: ID not found".into(),
+        Error::Failed(Failure::Refused(Refusal::NotLearner(_))) => {
+            "membership: can only promote a learner member".into()
+        }
+        other => other.row().text,
+    }
 }
