@@ -203,7 +203,7 @@ mod tests {
         }
         let error = run("restore f --name=x --initial-cluster=y=http://localhost:1").unwrap_err();
         assert_eq!(error.exit_code, 1);
-        assert!(error.message.contains("--initial-cluster"), "{}", error.message);
+        assert!(error.message.contains("find local name \"x\" in the initial cluster"), "{}", error.message);
         assert_eq!(run("status /nonexistent").unwrap_err().exit_code, 1);
     }
 }
