@@ -190,7 +190,7 @@ impl Services {
             true => Router::new().fallback(|request| not_grpc(None, request)),
             false => http.clone(),
         };
-        let client = grpc.fallback_service(plain.clone()).layer(from_fn_with_state(plain, grpc_only::check));
+        let client = grpc.fallback(no_service).layer(from_fn_with_state(plain, grpc_only::check));
         Ok((client, http))
     }
 
@@ -363,10 +363,15 @@ impl Listeners {
     }
 }
 
+/// What a call is answered of a service that there is not, also where plain HTTP has something under this path.
+async fn no_service(request: Request) -> Response {
+    methods::of_no_service(request.uri()).into_http()
+}
+
 /// What no path of `http.rs` serves: the gateway's paths, `Unimplemented` for gRPC, 404 for anything else.
 async fn not_grpc(gateway: Option<Gateway>, request: Request) -> Response {
     if grpc_only::is_call(&request) {
-        return methods::of_no_service(request.uri()).into_http();
+        return no_service(request).await;
     }
     match (gateway, request.uri().path()) {
         (Some(_), "/v3") => clean_path::to(&request, "/v3/"),
