@@ -74,7 +74,7 @@ async fn told(port: u16) -> Vec<String> {
     let tokens: Vec<(&str, Value)> = vec![
         ("alice", token(port, "alice", "pw").await["token"].clone()),
         ("root", token(port, "root", "pw").await["token"].clone()),
-        ("void", json!("prefix.999999999")),
+        ("void", json!("prefix.1")),
         ("none", json!("x")),
     ];
     for (path, body) in CALLS {
