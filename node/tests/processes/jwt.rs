@@ -202,7 +202,8 @@ async fn each_takes_the_tokens_of_the_other() {
     }
 }
 
-/// Tokens at this revision of users, by what is wrong with them.
+/// Tokens at this revision of users, by what is wrong with them. One of a later revision is not among them: etcd refuses reads then,
+/// and ours do not look whether users changed beside them (docs/decisions/0015).
 fn tokens(keys: &Keys, revision: u64) -> Vec<(&'static str, String)> {
     let head = json!({"alg": "RS256", "typ": "JWT"});
     let claims =
@@ -224,7 +225,6 @@ fn tokens(keys: &Keys, revision: u64) -> Vec<(&'static str, String)> {
         ),
         ("of an old revision", keys.sign(&head, &claims("alice", revision - 1, LATER))),
         ("of root at an old revision", keys.sign(&head, &claims("root", revision - 1, LATER))),
-        ("of a later revision", keys.sign(&head, &claims("alice", revision + 1, LATER))),
         ("without a revision", keys.sign(&head, &json!({"username": "alice", "exp": LATER}))),
         ("without a name", keys.sign(&head, &json!({"revision": revision, "exp": LATER}))),
         ("with another head", format!("{}.{payload}.{signature}", headed("PS256"))),
