@@ -72,8 +72,13 @@ fn simulation_of_a_hostile_world_keeps_every_acknowledged_write() {
         run_seeds(seed, 1);
         return;
     }
-    let ended_at = run_seeds(1, number("BALSA_SEEDS").unwrap_or(SEEDS));
-    assert_eq!(ended_at, BTreeSet::from(CRASH_POINTS), "processes die around every durable write");
+    let count = number("BALSA_SEEDS").unwrap_or(SEEDS);
+    let ended_at = run_seeds(1, count);
+    if count >= SEEDS {
+        assert_eq!(ended_at, BTreeSet::from(CRASH_POINTS), "processes die around every durable write");
+    } else {
+        println!("processes ended at {ended_at:?}");
+    }
 }
 
 #[test]
