@@ -700,7 +700,7 @@ fn a_member_that_restarts_is_not_asked_what_cluster_it_founds() {
         let place = TempDir::new().expect("a directory");
         let (client, peer) = (free_port(), free_port());
         let (client, peer) = (format!("127.0.0.1:{client}"), format!("127.0.0.1:{peer}"));
-        let mut start = |more: &[&str]| {
+        let start = |more: &[&str]| {
             let mut command = Command::new(&program);
             command.current_dir(place.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             command.args(["--name=m", "--data-dir=data"].map(str::to_owned));
