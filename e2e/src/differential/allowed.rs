@@ -91,7 +91,7 @@ pub const TABLE: &[Row] = &[
         "etcd does not answer it as long as the connection lasts; Balsa says `EOF`, as both do when the end comes in a frame of its own",
     ),
     (
-        "times with a sign or without digits; several messages, or none, to a method that answers with a stream",
+        "times with a sign or with letters among the digits; several messages, or none, to a method that answers with a stream",
         "not sent",
         "3.7 refuses signs, and has a text for each of the others; 3.6 and Balsa take a sign, read one message, and say `EOF` of none",
     ),
