@@ -378,7 +378,7 @@ async fn who_observes_an_election_or_watches_the_past_must_be_able_to_read_it() 
     })
     .await;
     for said in [
-        "rita  observe b/post: Unknown: nothing is heard",
+        "rita  observe b/post: Unknown: the stream ended",
         "rita  watch a: true false \"\" 0, false false \"\" 1",
         "carol watch b: true true \"rpc error: code = PermissionDenied desc = etcdserver: permission denied\" 0",
     ] {
