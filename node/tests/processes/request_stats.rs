@@ -36,6 +36,8 @@ fn told(log: &str) -> Vec<BTreeMap<String, Value>> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let stats = lines.filter(|line| line["msg"] == "request stats");
     let stats = stats.filter(|line| line["request content"] != "" || line["request count"] == -1);
+    // Whoever started the member asked whether it is up.
+    let stats = stats.skip_while(|line| line["request content"] == "");
     stats
         .map(|line| {
             for field in ["ts", "caller", "start time", "time spent", "remote", "response size"] {
