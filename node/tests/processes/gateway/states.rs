@@ -37,7 +37,8 @@ fn shown(answer: &Answer) -> String {
     if !text.starts_with('[') {
         return normal(answer);
     }
-    let mut lines: Vec<&str> = text.lines().filter(|line| !OURS.iter().any(|name| line.contains(name))).collect();
+    let of_etcd = |line: &&str| !line.is_empty() && !OURS.iter().any(|name| line.contains(name));
+    let mut lines: Vec<&str> = text.lines().filter(of_etcd).collect();
     lines.sort_unstable();
     format!("{} {}", answer.status, lines.join(" "))
 }
