@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use balsa_operator::step::WaitReason;
 use serde_json::{Map, Value as Json, json};
 use serde_yaml::Value;
 
@@ -299,4 +300,17 @@ fn the_chart_installs_the_image_and_limits_of_the_manifest() {
     assert_eq!(container["image"].as_str(), Some(image.as_str()));
     assert_eq!(container["resources"], values["resources"]);
     assert_eq!(deployment["spec"]["replicas"], values["replicas"]);
+}
+
+/// What does not pass by itself is told to somebody: all but a pause, which somebody asked for.
+#[test]
+fn every_wait_for_a_human_raises_the_alert() {
+    let text = fs::read_to_string(root().join("manifests/prometheus/rules.yaml")).expect("the shipped rules");
+    let rules: Value = serde_yaml::from_str(&text).expect("YAML");
+    let expression = rules["groups"][0]["rules"][0]["expr"].as_str().expect("an expression");
+    let (_, listed) = expression.split_once("reason=~\"").expect("a list of reasons");
+    let (listed, _) = listed.split_once('"').expect("its end");
+    let listed: BTreeSet<&str> = listed.split('|').collect();
+    let human = WaitReason::ALL.iter().filter(|reason| reason.needs_human() && **reason != WaitReason::Paused);
+    assert_eq!(listed, human.map(|reason| reason.as_str()).collect());
 }
