@@ -1,12 +1,11 @@
 //! etcd's own monitoring mixin, as it stands, on what the shipped scrape job brings: every panel of its dashboard shows every
-//! member, its alerts are silent on a cluster that is well, and those on lost members are raised and go again.
+//! member, and its alerts on health are silent on a cluster that is well.
 
 use std::process::Command;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use super::loss::process_of;
 use super::metrics::Server;
 use crate::cluster::{Cluster, NAME};
 
@@ -60,47 +59,4 @@ pub(super) fn is_of_time(rule: &Value) -> bool {
 /// Of the targets of one cluster, as the shipped scrape job names it.
 pub(super) fn job(cluster: &Cluster) -> String {
     format!("etcd-{}-{NAME}", cluster.namespace)
-}
-
-/// One member that does not answer is told of, two of three are told of as a loss of the majority, and all is quiet after.
-pub(super) async fn alerts_tell_of_lost_members(server: &Server, cluster: &Cluster) -> anyhow::Result<()> {
-    let firing = |alert: &str| format!("count(ALERTS{{alertname=\"{alert}\",job=\"{}\"}}) or vector(0)", job(cluster));
-    let leader = cluster.leader().await?;
-    let pods: Vec<String> = cluster.pods_by_name().await?.into_keys().filter(|name| *name != leader).collect();
-    let first = Stopped::pod(cluster, &pods[0])?;
-    server.expect(1, &firing("etcdMembersDown")).await?;
-    server.expect(0, &firing("etcdInsufficientMembers")).await?;
-    server.expect(0, &firing("etcdNoLeader")).await?;
-    let second = Stopped::pod(cluster, &pods[1])?;
-    server.expect(1, &firing("etcdInsufficientMembers")).await?;
-    // The leader that nobody follows any more steps down, and says so.
-    server.expect(1, &firing("etcdNoLeader")).await?;
-    drop((first, second));
-    server.expect(0, &firing("etcdInsufficientMembers")).await?;
-    server.expect(0, &firing("etcdNoLeader")).await?;
-    cluster.settled(3).await
-}
-
-/// A member that is there and does nothing, until this is dropped.
-struct Stopped(u32);
-
-impl Stopped {
-    fn pod(cluster: &Cluster, pod: &str) -> anyhow::Result<Self> {
-        let pid = process_of(&cluster.namespace, pod).context("the member runs on this machine")?;
-        signal(pid, "-STOP")?;
-        Ok(Self(pid))
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        // It may have been killed meanwhile, for not answering its probes.
-        let _ = signal(self.0, "-CONT");
-    }
-}
-
-fn signal(pid: u32, signal: &str) -> anyhow::Result<()> {
-    let sent = Command::new("kill").arg(signal).arg(pid.to_string()).status()?;
-    ensure!(sent.success(), "kill {signal} {pid}");
-    Ok(())
 }
