@@ -1,10 +1,12 @@
 //! What stands around a message: compression, a client's time, metadata, and what only looks like a call of gRPC.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use balsa_e2e::differential::frames::{End, Frames, message};
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::v3lockpb::LockRequest;
-use futures::{Stream, StreamExt, stream};
+use futures::{StreamExt, stream};
+use prost::Message;
 use tokio::time::timeout;
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::{Code, Request};
@@ -14,18 +16,10 @@ use crate::etcd::Etcd;
 use crate::flags::Single;
 use crate::gateway::http::{self, healthy};
 
-/// With the time that its server is told.
-fn within<T>(message: T, time: &str) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("grpc-timeout", time.parse().expect("a value"));
-    request
-}
-
-/// Watches a key, and goes on.
-fn watching(key: &str, start_revision: i64) -> impl Stream<Item = pb::WatchRequest> + Send + 'static {
+/// Asks for the events of a key.
+fn created(key: &str, start_revision: i64) -> pb::WatchRequest {
     let create = pb::WatchCreateRequest { key: key.to_owned().into(), start_revision, ..Default::default() };
-    let create = pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) };
-    tokio_stream::once(create).chain(stream::pending())
+    pb::WatchRequest { request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,7 +39,7 @@ async fn compressed_requests_are_taken_and_answered_compressed() {
     assert_eq!(error.message(), "grpc: received message after decompression larger than max 2097152");
     // A watch's large messages are put together elsewhere.
     let mut watch = member.watch().send_compressed(Gzip).accept_compressed(Gzip);
-    let mut answers = watch.watch(watching("a", 2)).await.expect("a stream").into_inner();
+    let mut answers = watch.watch(tokio_stream::once(created("a", 2)).chain(stream::pending())).await.expect("a stream").into_inner();
     let event = async {
         loop {
             let answer = answers.message().await.expect("no error").expect("no end");
@@ -61,33 +55,22 @@ async fn compressed_requests_are_taken_and_answered_compressed() {
     assert_eq!(answer.metadata().get("grpc-encoding"), None);
 }
 
-/// tonic's client counts the same time, so it may be the first to say that it is over, with its own code.
+/// A client that does not count itself: tonic's gives up by its own clock, with its own code.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_whose_time_is_over_ends_with_its_deadline() {
     let cluster = Cluster::start(1).await;
     let member = &cluster.members[0];
-    let lock = |name: &str| LockRequest { name: name.to_owned().into(), lease: 0 };
-    member.lock().lock(lock("l")).await.expect("held");
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let error = member.lock().lock(within(lock("l"), "1S")).await.expect_err("it waits");
-        if error.code() == Code::DeadlineExceeded {
-            assert_eq!(error.message(), "context deadline exceeded");
-            break;
-        }
-        assert!(Instant::now() < deadline, "{error}");
+    let address = format!("127.0.0.1:{}", member.client_port);
+    let lock = LockRequest { name: "l".into(), lease: 0 };
+    member.lock().lock(lock.clone()).await.expect("held");
+    let waiting = Frames::new("/v3lockpb.Lock/Lock", message(0, &lock.encode_to_vec()));
+    let watching = Frames::new("/etcdserverpb.Watch/Watch", message(0, &created("w", 0).encode_to_vec()));
+    for call in [waiting, watching.ending(End::Open)] {
+        let sent = Instant::now();
+        let heard = call.with("grpc-timeout", "1S").send(&address).await;
+        assert_eq!(heard.ended, Some((Code::DeadlineExceeded, "context deadline exceeded".to_owned())), "{heard:?}");
+        assert!(sent.elapsed() >= Duration::from_secs(1), "before its time");
     }
-    let requests = within(watching("w", 0), "2S");
-    let mut answers = member.watch().watch(requests).await.expect("a stream").into_inner();
-    let ended = async {
-        loop {
-            if let Err(error) = answers.message().await {
-                return error;
-            }
-        }
-    };
-    let error = timeout(PATIENCE, ended).await.expect("the stream ends with its time");
-    assert_eq!((error.code(), error.message()), (Code::DeadlineExceeded, "context deadline exceeded"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
