@@ -79,14 +79,15 @@ async fn eventually(log: impl Fn() -> String) -> Vec<BTreeMap<String, Value>> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_debug_each_call_has_etcds_line() {
-    let cluster = Cluster::start_with(1, &["--log-level=debug"]).await;
+    // Of a call that takes long the line has another level.
+    let cluster = Cluster::start_with(1, &["--log-level=debug", "--warning-unary-request-duration=1h"]).await;
     let member = &cluster.members[0];
     calls(&member.client_url(), member.client_port).await;
     let ours = eventually(|| member.log_text()).await;
     assert_eq!(ours[0]["request content"], r#"key:"a" value_size:3"#);
     for release in RELEASES {
         let Some(program) = program(release) else { continue };
-        let etcd = Etcd::run(&program, 1, &["--log-level=debug".to_owned()]);
+        let etcd = Etcd::run(&program, 1, &["--log-level=debug".to_owned(), "--warning-unary-request-duration=1h".to_owned()]);
         calls(&format!("http://127.0.0.1:{}", etcd.port), etcd.port).await;
         assert_eq!(ours, eventually(|| etcd.log_text()).await, "the second is {release}'s");
     }

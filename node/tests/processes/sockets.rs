@@ -179,7 +179,9 @@ fn members_reach_each_other_by_sockets() {
             })
             .collect();
         let endpoint = |index: usize| format!("--endpoints=unix://{}/localhost:2{index}", folder.display());
-        members[0].healthy(&folder.join("localhost:20"));
+        for (index, member) in members.iter().enumerate() {
+            member.healthy(&folder.join(format!("localhost:2{index}")));
+        }
         let mut said = vec![etcdctl(&[&endpoint(0), "put", "a", "b"])];
         said.extend((0..3).map(|index| etcdctl(&[&endpoint(index), "get", "a"])));
         said

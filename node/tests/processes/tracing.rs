@@ -155,10 +155,9 @@ async fn at_a_rate_of_none_only_traces_of_others_are_kept_and_a_stop_loses_none(
     let single = Single::start(|_| flags(&address, 0));
     healthy(single.client).await;
     calls(single.client).await;
-    let began = Instant::now();
+    // Whatever it has not sent by its end nobody sends.
     single.stop().await;
     let spans = collector.spans(1).await;
-    assert!(began.elapsed() < Duration::from_secs(5), "the usual time of a batch");
     assert_eq!(spans.len(), 1, "{spans:?}");
     assert_eq!(spans[0].name, "etcdserverpb.KV/Range");
     assert!(!spans[0].parent_span_id.is_empty());
