@@ -10,6 +10,9 @@ use crate::gateway::http::Request;
 /// Histograms of which the alerts take the 99th percentile over five minutes.
 const TIMED: [&str; 2] = ["etcd_disk_wal_fsync_duration_seconds", "etcd_disk_backend_commit_duration_seconds"];
 
+/// By the member that something was meant for.
+const FAILURES: &str = "etcd_network_peer_sent_failures_total";
+
 /// What a panel shows a rate of, so it has to grow.
 const GROWING: [&str; 4] = [
     "etcd_network_client_grpc_received_bytes_total",
@@ -74,7 +77,7 @@ async fn what_etcds_alerts_read_is_quiet_on_a_healthy_cluster_and_tells_of_a_los
     for member in &cluster.members {
         let seen = Seen::of(member).await;
         is_well(&seen);
-        for name in ["etcd_network_peer_sent_failures_total", "etcd_network_peer_round_trip_time_seconds_count"] {
+        for name in [FAILURES, "etcd_network_peer_round_trip_time_seconds_count"] {
             assert_eq!(seen.by_label(name).len(), 2, "{name}: a series for each of the others");
         }
         let put = [r#"grpc_method="Put""#, r#"grpc_type="unary""#, r#"grpc_service="etcdserverpb.KV""#];
@@ -105,12 +108,16 @@ async fn what_etcds_alerts_read_is_quiet_on_a_healthy_cluster_and_tells_of_a_los
     };
     cluster.eventually("every member measures every other, whoever leads", all_measured).await;
     let id = cluster.members[lost].status().await.and_then(|status| status.header).expect("a header").member_id;
+    // While all three were starting, something for any of them may have failed.
+    let at_start = Seen::of(&cluster.members[leader]).await;
     cluster.members[lost].kill();
     let begun = Instant::now();
     loop {
         let failures = Seen::of(&cluster.members[leader]).await;
-        let failures = failures.by_label("etcd_network_peer_sent_failures_total");
-        let failing: Vec<&str> = failures.iter().filter(|(_, count)| *count >= 3.0).map(|(peer, _)| *peer).collect();
+        let failures: Vec<(&str, f64)> = failures.by_label(FAILURES);
+        let earlier: BTreeMap<&str, f64> = at_start.by_label(FAILURES).into_iter().collect();
+        let has_failed = |(peer, count): &&(&str, f64)| count - earlier.get(peer).copied().unwrap_or_default() >= 3.0;
+        let failing: Vec<&str> = failures.iter().filter(has_failed).map(|(peer, _)| *peer).collect();
         if failing == [format!("{id:x}")] {
             break;
         }
