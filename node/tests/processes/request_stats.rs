@@ -87,7 +87,8 @@ async fn at_debug_each_call_has_etcds_line() {
     assert_eq!(ours[0]["request content"], r#"key:"a" value_size:3"#);
     for release in RELEASES {
         let Some(program) = program(release) else { continue };
-        let etcd = Etcd::run(&program, 1, &["--log-level=debug".to_owned(), "--warning-unary-request-duration=1h".to_owned()]);
+        let etcd =
+            Etcd::run(&program, 1, &["--log-level=debug".to_owned(), "--warning-unary-request-duration=1h".to_owned()]);
         calls(&format!("http://127.0.0.1:{}", etcd.port), etcd.port).await;
         assert_eq!(ours, eventually(|| etcd.log_text()).await, "the second is {release}'s");
     }

@@ -39,7 +39,8 @@ async fn compressed_requests_are_taken_and_answered_compressed() {
     assert_eq!(error.message(), "grpc: received message after decompression larger than max 2097152");
     // A watch's large messages are put together elsewhere.
     let mut watch = member.watch().send_compressed(Gzip).accept_compressed(Gzip);
-    let mut answers = watch.watch(tokio_stream::once(created("a", 2)).chain(stream::pending())).await.expect("a stream").into_inner();
+    let mut answers =
+        watch.watch(tokio_stream::once(created("a", 2)).chain(stream::pending())).await.expect("a stream").into_inner();
     let event = async {
         loop {
             let answer = answers.message().await.expect("no error").expect("no end");
