@@ -1,7 +1,6 @@
 //! Users and permissions as clients meet them. One script of etcdctl commands runs against etcd and against a member of
 //! ours, and every line that it prints must be the same; what etcd's 3.6.8 still leaves open is tested by name.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use crate::cluster::{Cluster, Member, PATIENCE};
+use crate::cluster::{Cluster, Member, PATIENCE, free_port};
 
 /// Cheap hashes: these tests are about who may do what.
 const CHEAP: &[&str] = &["--bcrypt-cost=4"];
@@ -138,10 +137,7 @@ pub(crate) struct Etcd {
 impl Etcd {
     pub(crate) fn start(program: &str) -> Self {
         let data = TempDir::new().expect("a directory");
-        let url = || {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-            format!("http://{}", listener.local_addr().expect("an address"))
-        };
+        let url = || format!("http://127.0.0.1:{}", free_port());
         let (client, peer) = (url(), url());
         let process = Command::new(program)
             .arg(format!("--data-dir={}", data.path().display()))

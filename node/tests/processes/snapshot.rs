@@ -62,7 +62,10 @@ async fn restored(path: &Path, further: &[&str]) -> Cluster {
     for index in 0..3 {
         cluster.run(index, &initial_cluster, "new");
     }
-    cluster.leader().await;
+    // A quorum has a leader before the third has begun to listen.
+    for index in 0..3 {
+        cluster.serves(index).await;
+    }
     cluster
 }
 
