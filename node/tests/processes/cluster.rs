@@ -342,6 +342,17 @@ impl Cluster {
         }
     }
 
+    /// Has a member lead. Who could not hand over in time, or was not told by whom it is followed yet, is asked once more.
+    pub(crate) async fn lead(&self, index: usize) {
+        let id = self.members[index].status().await.and_then(|status| status.header).expect("a header").member_id;
+        let leads = || async {
+            let leader = self.leader().await;
+            let moved = pb::MoveLeaderRequest { target_id: id };
+            leader == index || self.members[leader].maintenance().move_leader(moved).await.is_ok()
+        };
+        self.eventually("it leads", leads).await;
+    }
+
     /// Waits until a member answers linearizable reads.
     pub(crate) async fn serves(&self, index: usize) {
         let member = &self.members[index];

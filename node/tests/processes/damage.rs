@@ -202,9 +202,7 @@ async fn a_slow_disk_slows_writes_and_loses_none() {
     let slow = &cluster.members[leader];
     all.eventually("the slow one takes part", || async { slow.get("a").await.is_ok_and(|value| value.is_some()) })
         .await;
-    let id = slow.status().await.and_then(|status| status.header).expect("a header").member_id;
-    let moved = pb::MoveLeaderRequest { target_id: id };
-    cluster.members[next].maintenance().move_leader(moved).await.expect("the slow one leads");
+    cluster.lead(leader).await;
     let writers = Writers::start(&cluster, 4);
     for number in 0..10 {
         cluster.members[number % 3].put(&format!("slow/{number}"), "v").await.expect("a write");

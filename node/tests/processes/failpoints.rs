@@ -179,14 +179,9 @@ async fn a_leader_that_dies_with_a_checkpoint_made_leaves_a_joiner_to_the_next()
     let leader = cluster.leader().await;
     cluster.members[leader].kill();
     cluster.restart_to_fail(leader, "checkpoint-made=return");
-    let next = cluster.leader().await;
     let member = &cluster.members[leader];
     cluster.eventually("it is back", || async { member.get("a").await.is_ok() }).await;
-    let id = member.status().await.and_then(|status| status.header).expect("a header").member_id;
-    if next != leader {
-        let moved = pb::MoveLeaderRequest { target_id: id };
-        cluster.members[next].maintenance().move_leader(moved).await.expect("moved");
-    }
+    cluster.lead(leader).await;
     let index = cluster.add_unstarted("joiner");
     let joiner = add_learner(&cluster, cluster.members[index].peer_url()).await;
     let all = cluster.initial_cluster();

@@ -131,12 +131,7 @@ async fn a_leader_that_dies_between_two_parts_of_the_end_of_a_lease_leaves_it_to
     let grant = pb::LeaseGrantRequest { id: LEASE, ttl: 6000 };
     member.lease().lease_grant(grant).await.expect("granted");
     fill(member, LEASE).await;
-    let id = cluster.members[0].status().await.and_then(|status| status.header).expect("a header").member_id;
-    let leader = cluster.leader().await;
-    if leader != 0 {
-        let moved = pb::MoveLeaderRequest { target_id: id };
-        cluster.members[leader].maintenance().move_leader(moved).await.expect("moved");
-    }
+    cluster.lead(0).await;
     let (_requests, mut answers) = watch(&cluster.members[2]).await;
     let revoke = pb::LeaseRevokeRequest { id: LEASE };
     let _ = cluster.members[1].lease().lease_revoke(revoke).await;
