@@ -55,7 +55,7 @@ async fn nobody_is_refused_before_the_drain_delay_is_over() {
     use std::os::unix::process::ExitStatusExt;
     const DELAY: Duration = Duration::from_secs(3);
 
-    let mut cluster = Cluster::start_with(3, &["--drain-delay=3s"]).await;
+    let mut cluster = Cluster::start_with(3, &["--drain-delay=3s", "--election-timeout=3000"]).await;
     let leader = cluster.leader().await;
     assert_eq!(readiness(&cluster.members[leader]).await.0, 200);
     let mut watched = watch(&cluster.members[leader]).await;
@@ -100,7 +100,7 @@ async fn nobody_is_refused_before_the_drain_delay_is_over() {
 async fn a_second_signal_cuts_the_delay_short_and_nothing_else() {
     use std::os::unix::process::ExitStatusExt;
 
-    let mut cluster = Cluster::start_with(3, &["--drain-delay=600s"]).await;
+    let mut cluster = Cluster::start_with(3, &["--drain-delay=600s", "--election-timeout=3000"]).await;
     let writers = Writers::start(&cluster, 6);
     let leader = cluster.leader().await;
     let mut watched = watch(&cluster.members[leader]).await;

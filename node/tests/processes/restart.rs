@@ -19,8 +19,8 @@ async fn killing_the_leader_loses_no_acknowledged_write() {
         cluster.restart(leader);
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
+    writers.have_written(100).await;
     let history = writers.finish().await;
-    assert!(history.count(Fate::Acknowledged) > 100, "{}", cluster.logs());
     history.check(&cluster).await;
     cluster.assert_hashes_agree().await;
     // An election takes one to two election time-outs; with detection and the first write it stays below this.
@@ -31,13 +31,13 @@ async fn killing_the_leader_loses_no_acknowledged_write() {
 async fn all_members_killed_at_once_come_back_with_everything_acknowledged() {
     let mut cluster = Cluster::start(3).await;
     let writers = Writers::start(&cluster, 4);
-    tokio::time::sleep(Duration::from_millis(800)).await;
+    writers.have_written(40).await;
     cluster.members.iter_mut().for_each(crate::cluster::Member::kill);
     let history = writers.finish().await;
     for index in 0..3 {
         cluster.restart(index);
     }
-    assert!(history.count(Fate::Acknowledged) > 20);
+    assert!(history.count(Fate::Acknowledged) >= 40);
     history.check(&cluster).await;
     cluster.assert_hashes_agree().await;
 }
@@ -46,7 +46,8 @@ async fn all_members_killed_at_once_come_back_with_everything_acknowledged() {
 async fn a_terminated_leader_hands_over_and_ends_by_the_signal() {
     use std::os::unix::process::ExitStatusExt;
 
-    let mut cluster = Cluster::start(3).await;
+    // So long nobody is elected, unless the leader hands over.
+    let mut cluster = Cluster::start_with(3, &["--election-timeout=5000"]).await;
     let writers = Writers::start(&cluster, 4);
     tokio::time::sleep(Duration::from_millis(500)).await;
     let leader = cluster.leader().await;
@@ -57,12 +58,16 @@ async fn a_terminated_leader_hands_over_and_ends_by_the_signal() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     let history = writers.finish().await;
     history.check(&cluster).await;
-    assert!(history.longest_pause < Duration::from_secs(1), "writes paused for {:?}", history.longest_pause);
+    assert!(history.longest_pause < Duration::from_secs(4), "writes paused for {:?}", history.longest_pause);
 }
+
+/// A leader that is starved for an election time-out loses what it has not committed, and nobody can say of what; that is no
+/// part of a stop. Who hands nothing over is still followed by another leader before a writer gives up.
+const UNDISTURBED: &[&str] = &["--election-timeout=3000"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_stops_answers_every_call_that_it_took_up() {
-    let cluster = Cluster::start(3).await;
+    let cluster = Cluster::start_with(3, UNDISTURBED).await;
     let writers = Writers::start(&cluster, 24);
     each_stops_and_nobody_is_left_in_doubt(cluster, writers).await;
 }
@@ -70,7 +75,7 @@ async fn a_member_that_stops_answers_every_call_that_it_took_up() {
 /// Most of them come to a port that is about to close, or has not begun with them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_stops_answers_those_that_are_connecting() {
-    let cluster = Cluster::start(3).await;
+    let cluster = Cluster::start_with(3, UNDISTURBED).await;
     let writers = Writers::start_connecting(&cluster, 24);
     each_stops_and_nobody_is_left_in_doubt(cluster, writers).await;
 }

@@ -2,7 +2,7 @@
 //! not, every unknown one may be either. A key is never written twice.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use balsa_proto::etcdserverpb as pb;
@@ -10,7 +10,7 @@ use balsa_proto::etcdserverpb::kv_client::KvClient;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, PATIENCE};
 
 /// What became of one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,7 @@ enum Connections {
 
 pub(crate) struct Writers {
     stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicUsize>,
     tasks: Vec<JoinHandle<Vec<Written>>>,
 }
 
@@ -60,11 +61,23 @@ impl Writers {
     }
 
     fn start_as(cluster: &Cluster, count: usize, connections: Connections) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let urls: Vec<String> = cluster.members.iter().map(crate::cluster::Member::client_url).collect();
-        let tasks =
-            (0..count).map(|writer| tokio::spawn(write(writer, urls.clone(), connections, stop.clone()))).collect();
-        Self { stop, tasks }
+        let begin = |writer| {
+            let (urls, stop, acknowledged) = (urls.clone(), stop.clone(), acknowledged.clone());
+            tokio::spawn(async move { write(writer, urls, connections, &stop, &acknowledged).await })
+        };
+        let tasks = (0..count).map(begin).collect();
+        Self { stop, acknowledged, tasks }
+    }
+
+    /// Waits until so many writes were acknowledged.
+    pub(crate) async fn have_written(&self, count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.acknowledged.load(Ordering::Relaxed) < count {
+            assert!(Instant::now() < deadline, "{} of {count} writes", self.acknowledged.load(Ordering::Relaxed));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(crate) async fn finish(self) -> History {
@@ -106,7 +119,13 @@ impl History {
     }
 }
 
-async fn write(writer: usize, urls: Vec<String>, connections: Connections, stop: Arc<AtomicBool>) -> Vec<Written> {
+async fn write(
+    writer: usize,
+    urls: Vec<String>,
+    connections: Connections,
+    stop: &AtomicBool,
+    acknowledged: &AtomicUsize,
+) -> Vec<Written> {
     let connect = |url: &String| {
         let endpoint = Endpoint::from_shared(url.clone()).expect("a URL").connect_timeout(Duration::from_millis(500));
         KvClient::new(endpoint.connect_lazy())
@@ -131,7 +150,9 @@ async fn write(writer: usize, urls: Vec<String>, connections: Connections, stop:
             Err(_) => (Fate::Unknown, Some("no answer".to_owned())),
         };
         all.push(Written { key, fate, at: Instant::now(), error });
-        if fate != Fate::Acknowledged {
+        if fate == Fate::Acknowledged {
+            acknowledged.fetch_add(1, Ordering::Relaxed);
+        } else {
             turn += 1;
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
