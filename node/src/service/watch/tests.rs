@@ -78,6 +78,9 @@ impl Admission for ButSecrets {
 
 type Requests = BoxStream<'static, Result<pb::WatchRequest, &'static str>>;
 
+/// Three of these without a leader cut a stream off: long beside what a busy machine holds a test up for.
+const ELECTION_TIMEOUT: Duration = Duration::from_millis(400);
+
 /// A client, the session that serves it, and the strings that the test pulls.
 struct Scene {
     hub: Arc<WatchHub>,
@@ -97,7 +100,7 @@ fn open(status: Arc<Status>, progress_ms: u64, require_leader: bool) -> Result<S
     let (requests, incoming) = unbounded();
     let settings = WatchSettings {
         progress_interval: Duration::from_millis(progress_ms),
-        election_timeout: Duration::from_millis(30),
+        election_timeout: ELECTION_TIMEOUT,
     };
     let member = FakeMember { hub: hub.clone(), status };
     let stopping = CancellationToken::new();
@@ -137,7 +140,11 @@ impl Scene {
     }
 
     async fn silent(&mut self) -> bool {
-        timeout(Duration::from_millis(50), self.session.next()).await.is_err()
+        self.silent_for(Duration::from_millis(50)).await
+    }
+
+    async fn silent_for(&mut self, time: Duration) -> bool {
+        timeout(time, self.session.next()).await.is_err()
     }
 }
 
@@ -268,7 +275,8 @@ async fn progress_is_reported_to_those_who_want_it_unless_events_have_told_it() 
     scene.hub.publish(&[put("a", 6)]);
     assert_eq!(scene.told().await, "0 at 6 a@6");
     assert_eq!(scene.told().await, "0 at 6");
-    assert!(since.elapsed() >= Duration::from_millis(190), "the report after the events is left out");
+    // Between one time and two, for a report may be late.
+    assert!(since.elapsed() >= Duration::from_millis(150), "the report after the events is left out");
 }
 
 #[tokio::test]
@@ -278,16 +286,18 @@ async fn a_stream_that_requires_a_leader_is_refused_or_cut_without_one_and_other
     assert!(relaxed.silent().await);
 
     let mut scene = open(led_by(1, 1), 600_000, true).expect("a session");
+    // More than half of the time, so that two such breaks would be too much together.
+    let (time, most) = (ELECTION_TIMEOUT * 3, ELECTION_TIMEOUT * 7 / 4);
     scene.leader.send_replace(led_by(0, 2));
-    assert!(scene.silent().await, "the cut takes three election timeouts");
+    assert!(scene.silent_for(most).await, "the cut takes three election timeouts");
     scene.leader.send_replace(led_by(3, 3));
     assert!(scene.silent().await, "a new leader in time");
     scene.leader.send_replace(led_by(0, 3));
-    assert!(scene.silent().await, "the count starts anew");
+    assert!(scene.silent_for(most).await, "the count starts anew");
     scene.leader.send_replace(led_by(0, 4));
     let since = Instant::now();
     assert_eq!(scene.next().await, Some(Err(End::Failed(Failure::NoLeader.into()))));
-    assert!(since.elapsed() < Duration::from_millis(85), "a new term without leader does not start it anew");
+    assert!(since.elapsed() < time, "a new term without leader does not start it anew");
     assert_eq!(scene.next().await, None);
 }
 
