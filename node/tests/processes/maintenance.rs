@@ -442,7 +442,8 @@ async fn puts_and_reads_go_on_beside_a_defragmentation() {
         println!("{took:?}: {puts:?} puts, {reads:?} reads");
         for (within, longest) in [puts, reads] {
             assert!(within > 0, "none of the calls began and ended within {took:?}");
-            assert!(longest < Duration::from_secs(1) || longest < took / 3, "{longest:?} beside {took:?}");
+            // One that waited for its end would take as long as that.
+            assert!(longest < Duration::from_secs(1) || longest < took * 2 / 3, "{longest:?} beside {took:?}");
         }
     }
     cluster.assert_hashes_agree().await;
