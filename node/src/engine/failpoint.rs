@@ -42,8 +42,8 @@ pub const NAMES: [&str; 17] = [
     "found-after-marker",
 ];
 
-/// How long an answer of the port that sets failpoints may take on its way.
-const ANSWER: Duration = Duration::from_millis(50);
+/// How long an answer of the port that sets failpoints may take on its way, beside other processes that are busy too.
+const ANSWER: Duration = Duration::from_millis(500);
 
 static ARMED: AtomicBool = AtomicBool::new(false);
 
