@@ -227,7 +227,7 @@ async fn a_client_that_never_reads_is_cut_off_and_nobody_else_notices() {
     eventually(member, "etcd_debugging_mvcc_watch_stream_total", |streams| streams == 1.0).await;
     eventually(member, "etcd_debugging_mvcc_pending_events_total", |events| events == 0.0).await;
     tokio::time::timeout(PATIENCE, mute.closed()).await.expect("the connection is closed");
-    assert_eq!(metric(member, "balsa_unread_connections_closed_total").await, 1.0);
+    eventually(member, "balsa_unread_connections_closed_total", |closed| closed == 1.0).await;
     cluster.eventually("its socket is closed", || async { open_sockets(member) <= sockets }).await;
 
     member.put("after", "x").await.expect("a write");
