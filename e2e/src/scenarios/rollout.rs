@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use kube::ResourceExt;
+use kube::{Resource as _, ResourceExt};
 use kube::api::{Api, ApiResource, DynamicObject, EvictParams, GroupVersionKind, Patch, PatchParams};
 use serde_json::json;
 
@@ -14,11 +14,12 @@ pub(super) async fn roll(cluster: Cluster) -> anyhow::Result<()> {
     // Longer than endpoints lag behind on a busy machine: what is tried is that a member that is leaving still serves.
     cluster.create(3, &json!({ "drainDelaySeconds": 5 })).await?;
     let ids = cluster.raft_ids().await?;
-    let leader = cluster.leader().await?;
     let before = cluster.pods_by_name().await?;
     let writer = Writer::start(cluster.endpoint().await?);
     let newcomers = Writer::newcomers(cluster.endpoint().await?).await?;
     mark(&cluster).await?;
+    // Whoever leads now: a busy machine may have elected another one since the start.
+    let leader = cluster.leader().await?;
     cluster.patch_spec(&json!({ "podTemplate": { "annotations": { "e2e": "rolled" } } })).await?;
     let mut order = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(120);
@@ -122,14 +123,26 @@ async fn broken(cluster: &Cluster) -> anyhow::Result<usize> {
 pub(super) async fn evict(cluster: Cluster) -> anyhow::Result<()> {
     cluster.create(3, &json!({})).await?;
     let writer = Writer::start(cluster.endpoint().await?);
-    let pods = cluster.pods();
-    let names: Vec<String> = cluster.pods_by_name().await?.into_keys().collect();
+    let (pods, before) = (cluster.pods(), cluster.pods_by_name().await?);
     // The client repeats what is refused with 429; a second is too short for the evicted pod to come back.
-    let evictions = names.iter().map(|name| {
+    let evictions = before.keys().map(|name| {
         tokio::time::timeout(Duration::from_secs(1), async { pods.evict(name, &EvictParams::default()).await })
     });
-    let outcomes = futures::future::join_all(evictions).await;
-    let evicted = outcomes.iter().filter(|outcome| matches!(outcome, Ok(Ok(_)))).count();
+    futures::future::join_all(evictions).await;
+    // An answer may be late where the machine is busy, so the pods themselves tell who was evicted.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let evicted = loop {
+        let now = cluster.pods_by_name().await?;
+        let stays = |name: &String, uid: Option<String>| {
+            now.get(name).is_some_and(|pod| pod.uid() == uid && pod.meta().deletion_timestamp.is_none())
+        };
+        let evicted = before.iter().filter(|(name, pod)| !stays(name, pod.uid())).count();
+        if evicted > 0 {
+            break evicted;
+        }
+        ensure!(Instant::now() < deadline, "nobody was evicted");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
     ensure!(evicted == 1, "m15: of three voters one may be evicted at once, {evicted} were");
     tokio::time::sleep(Duration::from_secs(1)).await;
     cluster.settled(3).await?;

@@ -11,7 +11,7 @@ use kube::api::DeleteParams;
 use serde_json::json;
 
 use super::loss::kill_process_of;
-use super::takeover::holder;
+use super::takeover::{holder, operator_process, signal};
 use crate::cluster::Cluster;
 use crate::writer::Writer;
 
@@ -108,6 +108,8 @@ async fn succeed(cluster: &Cluster) -> anyhow::Result<()> {
     let operators: Api<Pod> = Api::namespaced(cluster.client.clone(), OPERATOR_NAMESPACE);
     let (dead, _) = holder(cluster).await?;
     println!("    killing the operator {dead}");
+    // A kubelet that is busy ends it some seconds later, and it would go on until then.
+    signal("STOP", operator_process(cluster, &dead).await?)?;
     let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
     operators.delete(&dead, &now).await?;
     let deadline = Instant::now() + Duration::from_secs(60);

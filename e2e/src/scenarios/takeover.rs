@@ -15,8 +15,9 @@ use super::scale::OPERATOR_NAMESPACE;
 use crate::cluster::Cluster;
 use crate::writer::Writer;
 
-/// The lease lasts 15 s from its last renewal; then the one that stands by looks, takes it away, and takes it.
-const TAKEOVER_MAX: Duration = Duration::from_secs(18);
+/// The lease lasts 15 s from its last renewal; then the one that stands by looks, takes it away, and takes it. All of it is
+/// later where the machine is busy, and over before a second lease would be.
+const TAKEOVER_MAX: Duration = Duration::from_secs(25);
 /// A pass that has begun is finished, then the one that stands by looks each second.
 const HANDOVER_MAX: Duration = Duration::from_secs(8);
 /// Longest wait for a process to notice and for its pod to be as before.
@@ -98,7 +99,7 @@ pub(super) async fn holder(cluster: &Cluster) -> anyhow::Result<(String, String)
 }
 
 /// The process of an operator's pod, by the container that the kubelet names.
-async fn operator_process(cluster: &Cluster, pod: &str) -> anyhow::Result<u32> {
+pub(super) async fn operator_process(cluster: &Cluster, pod: &str) -> anyhow::Result<u32> {
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), OPERATOR_NAMESPACE);
     let status = pods.get(pod).await?.status.unwrap_or_default();
     let container = status.container_statuses.unwrap_or_default().into_iter().next().context("a container")?;
@@ -115,7 +116,7 @@ async fn operator_process(cluster: &Cluster, pod: &str) -> anyhow::Result<u32> {
     anyhow::bail!("the operator's process is not on this machine")
 }
 
-fn signal(name: &str, process: u32) -> anyhow::Result<()> {
+pub(super) fn signal(name: &str, process: u32) -> anyhow::Result<()> {
     let sent = std::process::Command::new("kill").arg(format!("-{name}")).arg(process.to_string()).status()?;
     ensure!(sent.success(), "kill -{name} {process}");
     Ok(())
