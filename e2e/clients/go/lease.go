@@ -50,11 +50,13 @@ func lease(ctx context.Context, client *clientv3.Client) error {
 
 // leaseExpiry: what is kept alive stays, what is not goes.
 func leaseExpiry(ctx context.Context, client *clientv3.Client) error {
-	kept, err := client.Grant(ctx, 2)
+	// Longer than a busy machine takes from the grant to the put.
+	const ttl = 5
+	kept, err := client.Grant(ctx, ttl)
 	if err != nil {
 		return err
 	}
-	left, err := client.Grant(ctx, 2)
+	left, err := client.Grant(ctx, ttl)
 	if err != nil {
 		return err
 	}
@@ -74,7 +76,7 @@ func leaseExpiry(ctx context.Context, client *clientv3.Client) error {
 	if err := expect(len(gone.Events) == 1 && string(gone.Events[0].Kv.Key) == "go/expiry/left", "%v", gone.Events); err != nil {
 		return err
 	}
-	if answer, open := <-answers; !open || answer.TTL != 2 {
+	if answer, open := <-answers; !open || answer.TTL != ttl {
 		return fmt.Errorf("kept alive: %v", answer)
 	}
 	got, err := client.Get(ctx, "go/expiry/kept")
@@ -130,18 +132,21 @@ func election(ctx context.Context, client *clientv3.Client) error {
 	defer stop()
 	observed := concurrency.NewElection(session, "go/election").Observe(observing)
 	const candidates = 4
+	var guard sync.Mutex
 	seen := map[string]bool{}
-	watching := make(chan error, 1)
+	saw := func(value string) bool {
+		guard.Lock()
+		defer guard.Unlock()
+		return seen[value]
+	}
 	go func() {
 		for answer := range observed {
+			guard.Lock()
 			seen[string(answer.Kvs[0].Value)] = true
-			if len(seen) == candidates {
-				break
-			}
+			guard.Unlock()
 		}
-		watching <- nil
 	}()
-	err = together(candidates, func(number int) error {
+	return together(candidates, func(number int) error {
 		session, err := concurrency.NewSession(client, concurrency.WithTTL(30), concurrency.WithContext(ctx))
 		if err != nil {
 			return err
@@ -158,19 +163,15 @@ func election(ctx context.Context, client *clientv3.Client) error {
 		if err := expect(string(leader.Kvs[0].Value) == fmt.Sprint(number), "%d leads, but %v is told", number, leader.Kvs); err != nil {
 			return err
 		}
-		// Long enough for the observer, which looks for the leader after each change.
-		time.Sleep(200 * time.Millisecond)
+		// The observer looks for the leader after each change: one that is gone by then it never sees.
+		for !saw(fmt.Sprint(number)) {
+			if ctx.Err() != nil {
+				return fmt.Errorf("%d leads, and the observer is not told", number)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
 		return candidate.Resign(ctx)
 	})
-	if err != nil {
-		return err
-	}
-	select {
-	case err := <-watching:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("not every leader was seen")
-	}
 }
 
 const accounts, balance = 10, 100
