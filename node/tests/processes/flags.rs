@@ -749,8 +749,16 @@ async fn the_line_that_drivers_wait_for_has_etcds_fields() {
     assert!(ready.starts_with("{\"level\":\"info\",\"ts\":\""), "{ready}");
     let warnings: Vec<_> = log.lines().filter(|line| line.contains("has no effect")).collect();
     assert!(warnings.len() == 1 && warnings[0].contains("--max-wals has no effect: "), "{warnings:?}");
-    let file = std::fs::read_to_string(single.directory.path().join("file.log")).expect("the file");
-    assert!(file.contains("ready to serve client requests"), "{file}");
+    // It has each line a moment after the one before it has.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let file = std::fs::read_to_string(single.directory.path().join("file.log")).expect("the file");
+        if file.contains("ready to serve client requests") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{file}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
 
 /// What takes longer than the flag says is logged in etcd's words, with etcd's fields.
