@@ -22,6 +22,8 @@ pub(super) async fn create(cluster: Cluster) -> anyhow::Result<()> {
     let history = writer.finish().await?;
     ensure!(history.unknown == 0, "a healthy cluster left writes unknown: {:?}", history.errors);
     cluster.assert_hashes_agree().await?;
+    // The plan may be settled before: the first time this waits until kube-proxy knows, too.
+    available(&cluster).await?;
     let before = cluster.clusters().get(NAME).await?.metadata.resource_version;
     tokio::time::sleep(Duration::from_secs(4)).await;
     let after = cluster.clusters().get(NAME).await?.metadata.resource_version;
@@ -29,16 +31,20 @@ pub(super) async fn create(cluster: Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `kubectl wait --for=condition=Available && etcdctl put`: a majority serves then, and the Service leads to it.
-async fn usable_when_available(cluster: &Cluster, replicas: i32) -> anyhow::Result<()> {
-    let started = Instant::now();
-    cluster.apply(&Cluster::resource(replicas, &json!({}))).await?;
+async fn available(cluster: &Cluster) -> anyhow::Result<()> {
     cluster
         .until("it is Available", |resource| {
             let conditions = resource.status.iter().flat_map(|status| &status.conditions);
             conditions.into_iter().any(|condition| condition.type_ == "Available" && condition.status == "True")
         })
-        .await?;
+        .await
+}
+
+/// `kubectl wait --for=condition=Available && etcdctl put`: a majority serves then, and the Service leads to it.
+async fn usable_when_available(cluster: &Cluster, replicas: i32) -> anyhow::Result<()> {
+    let started = Instant::now();
+    cluster.apply(&Cluster::resource(replicas, &json!({}))).await?;
+    available(cluster).await?;
     let address = cluster.endpoint().await?.replace("http://", "");
     let connected = tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(&address)).await;
     let connected = connected.context("nobody takes the connection")?;
