@@ -132,7 +132,8 @@ impl Scene {
         let received = || async { snapshots(self.behind()).await >= 1.0 };
         self.cluster.eventually("it gets a snapshot", received).await;
         self.cluster.serves(self.behind).await;
-        assert!(self.behind().log_text().contains("applied snapshot"), "{}", self.cluster.logs());
+        let told = || async { self.behind().log_text().contains("applied snapshot") };
+        self.cluster.eventually("it says so", told).await;
     }
 }
 
