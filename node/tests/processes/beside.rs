@@ -202,18 +202,26 @@ async fn a_large_response_of_a_watch_is_cut_into_fragments_as_by_etcd() {
 async fn the_messages_of_a_snapshot_have_etcds_shape() {
     on_each(|channel| async move {
         let mut client = MaintenanceClient::new(channel);
-        // etcd knows the version of its storage some seconds after its start only, and leaves it out of messages until then.
-        let storage_is_known = async {
-            while client.status(pb::StatusRequest {}).await.expect("a status").into_inner().storage_version.is_empty() {
+        let mut saved = async || {
+            let mut messages = client.snapshot(pb::SnapshotRequest {}).await.expect("a stream").into_inner();
+            let mut all = Vec::new();
+            while let Some(message) = timeout(PATIENCE, messages.message()).await.expect("in time").expect("no error") {
+                all.push(message);
+            }
+            all
+        };
+        // etcd knows the version of its storage some seconds after its start only, and leaves it out until then; its status
+        // may tell it a moment before its snapshots do.
+        let of_known_storage = async {
+            loop {
+                let all = saved().await;
+                if !all[0].version.is_empty() {
+                    break all;
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        timeout(PATIENCE, storage_is_known).await.expect("a version in time");
-        let mut messages = client.snapshot(pb::SnapshotRequest {}).await.expect("a stream").into_inner();
-        let mut all = Vec::new();
-        while let Some(message) = timeout(PATIENCE, messages.message()).await.expect("in time").expect("no error") {
-            all.push(message);
-        }
+        let mut all = timeout(PATIENCE, of_known_storage).await.expect("a version in time");
         let hash = all.pop().expect("a last message");
         let mut remaining = all[0].remaining_bytes + all[0].blob.len() as u64;
         let counts_down = all.iter().all(|message| {

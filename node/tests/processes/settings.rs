@@ -136,7 +136,9 @@ async fn each_setting_takes_effect(cluster: &Cluster, change: impl AsyncFn(&Memb
     let error = member.put("first", &large).await.expect_err("too large");
     assert_eq!(error.message(), "etcdserver: request is too large");
     add_learner(member, 2).await.expect("two are allowed");
-    assert!(member.log_text().contains(r#""level":"debug""#), "the level has changed");
+    // A line is written beside the answer to its call.
+    let at_debug = || async { member.log_text().contains(r#""level":"debug""#) };
+    cluster.eventually("calls have lines at debug", at_debug).await;
     let compacted = || async {
         member.put("more", "x").await.expect("a write");
         let old = pb::RangeRequest { key: "first".into(), revision: first, ..Default::default() };
