@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use kube::{Resource as _, ResourceExt};
 use kube::api::{Api, ApiResource, DynamicObject, EvictParams, GroupVersionKind, Patch, PatchParams};
+use kube::{Resource as _, ResourceExt};
 use serde_json::json;
 
 use crate::cluster::Cluster;

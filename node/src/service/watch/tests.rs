@@ -98,10 +98,8 @@ fn open(status: Arc<Status>, progress_ms: u64, require_leader: bool) -> Result<S
     let hub = WatchHub::new(Arc::new(Store), WatchOptions::default()).expect("hub");
     let (leader, status) = watch::channel(status);
     let (requests, incoming) = unbounded();
-    let settings = WatchSettings {
-        progress_interval: Duration::from_millis(progress_ms),
-        election_timeout: ELECTION_TIMEOUT,
-    };
+    let settings =
+        WatchSettings { progress_interval: Duration::from_millis(progress_ms), election_timeout: ELECTION_TIMEOUT };
     let member = FakeMember { hub: hub.clone(), status };
     let stopping = CancellationToken::new();
     let session =
