@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod config;
+pub mod discovery;
 pub mod domain;
 pub mod engine;
 pub mod metrics;

@@ -12,11 +12,12 @@ use crate::config::hot::{AutoCompaction, HotConfig};
 use crate::config::tls::{TlsSide, TlsVersion};
 use crate::config::url::Url;
 use crate::config::{self, Config};
+use crate::discovery::{self, Found, Seeker};
 use crate::domain::auto_compaction::Retention;
 use crate::engine::fatal::Fatal;
 use crate::engine::leases::LeaseOptions;
 use crate::engine::watch::WatchOptions;
-use crate::engine::{self, Housekeeping, Limit, Node, NodeConfig};
+use crate::engine::{self, Housekeeping, Limit, Node, NodeConfig, StartError};
 use crate::process::{Termination, failed};
 use crate::service::caller::AuthSettings;
 use crate::service::jwt::TokenKeyError;
@@ -35,6 +36,12 @@ impl From<&Config> for NodeConfig {
             config::Bootstrap::Operator => engine::Bootstrap::Operator,
             config::Bootstrap::Static { members, token, existing } => engine::Bootstrap::Static {
                 members: members.clone().map(|members| members.into_iter().collect()),
+                token: token.clone(),
+                existing: *existing,
+            },
+            // Only an empty disk asks, and what it finds is put here.
+            config::Bootstrap::Discovered { token, existing, .. } => engine::Bootstrap::Static {
+                members: Err("the members are not discovered yet".to_owned()),
                 token: token.clone(),
                 existing: *existing,
             },
@@ -135,7 +142,8 @@ pub async fn member(
     dialer: &Dialer,
     fatal: &Fatal,
 ) -> Result<Arc<Member>, Termination> {
-    let node = Node::open(engine(config, hot, dialer.clone()), fatal.clone()).await?;
+    let node = discovered(config, engine(config, hot, dialer.clone())).await?;
+    let node = Node::open(node, fatal.clone()).await?;
     let member = Arc::new(Member::new(node, service(config, hot).map_err(failed)?));
     tokio::spawn(auto_compaction::run(member.clone(), retention(hot)));
     let comparisons = corruption::Comparisons {
@@ -145,6 +153,30 @@ pub async fn member(
     };
     corruption::start(&member, comparisons).await?;
     Ok(member)
+}
+
+/// The same with the members of its cluster, if these are to be discovered and the disk is empty.
+async fn discovered(config: &Config, mut node: NodeConfig) -> Result<NodeConfig, StartError> {
+    let config::Bootstrap::Discovered { by, existing, .. } = &config.bootstrap else { return Ok(node) };
+    if !engine::is_vacant(&node.data_dir)? {
+        return Ok(node);
+    }
+    let seeker = Seeker {
+        name: &config.name,
+        peer_urls: &config.initial_advertise_peer_urls,
+        founds: !existing,
+        knows_authority: config.tls.peer.trusted_ca_file.is_some(),
+    };
+    let Found { members: found, own, expected } = discovery::find(by, seeker).await.map_err(StartError::Config)?;
+    if let Some(expected) = expected {
+        node.dialer.expect(&expected);
+    }
+    if let engine::Bootstrap::Static { members, .. } = &mut node.bootstrap {
+        *members = Ok(found.into_iter().map(|urls| (String::new(), urls)).collect());
+    }
+    let further: Vec<_> = own.into_iter().filter(|url| !node.peer_urls.contains(url)).collect();
+    node.peer_urls.extend(further);
+    Ok(node)
 }
 
 /// Begins to send spans of calls, if that is asked for.

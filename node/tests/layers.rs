@@ -64,6 +64,11 @@ const LAYERS: &[Layer] = &[
     Layer { name: "transport", may_use: &["storage", "metrics"], never: &["rocksdb", "axum"] },
     Layer { name: "storage", may_use: &["metrics"], never: WIRE },
     Layer { name: "proxy", may_use: &["api", "config", "engine", "transport"], never: &["rocksdb", "raft"] },
+    Layer {
+        name: "discovery",
+        may_use: &["config", "transport"],
+        never: &["rocksdb", "raft", "tonic", "axum", "hyper", "tower"],
+    },
     Layer { name: "config", may_use: &[], never: &["rocksdb", "tonic", "axum", "raft"] },
     Layer { name: "metrics", may_use: &[], never: WIRE },
 ];

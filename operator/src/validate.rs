@@ -22,7 +22,7 @@ const HEARTBEAT_MS: i32 = 100;
 const ELECTION_MS: i32 = 1000;
 
 /// Flags that the operator sets itself, or that would let a node found a cluster by itself.
-pub const RESERVED_FLAGS: [&str; 18] = [
+pub const RESERVED_FLAGS: [&str; 20] = [
     "name",
     "data-dir",
     "bootstrap",
@@ -39,7 +39,9 @@ pub const RESERVED_FLAGS: [&str; 18] = [
     "initial-cluster-token",
     "force-new-cluster",
     "discovery",
+    "discovery-endpoints",
     "discovery-srv",
+    "discovery-token",
     "wal-dir",
 ];
 

@@ -68,7 +68,7 @@ const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
 use Kind::{Bool, Count, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 90] = [
+const SERVED: [Flag; 92] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -82,6 +82,12 @@ const SERVED: [Flag; 90] = [
     flag("initial-cluster", Text(""), "Static start: name=peer-url,… [default: this member alone]"),
     flag("initial-cluster-state", Text("new"), "Static start: new or existing"),
     flag("initial-cluster-token", Text("etcd-cluster"), "Static start: tells clusters of equal names apart"),
+    flag(
+        "discovery-srv",
+        Text(""),
+        "Static start: domain whose SRV records name the members, in place of initial-cluster",
+    ),
+    flag("discovery-srv-name", Text(""), "Suffix of the services in these: _etcd-server-NAME, _etcd-server-ssl-NAME"),
     flag("heartbeat-interval", Count("100"), "Raft tick in ms"),
     flag("election-timeout", Count("1000"), "Silence in ms after which a follower campaigns"),
     flag("pre-vote", Bool("true"), "Ask before campaigning"),
@@ -223,7 +229,7 @@ const INERT: [Flag; 31] = [
     inert("proxy-write-timeout", Count("5000"), "there is no v2 proxy"),
     inert("proxy-read-timeout", Count("0"), "there is no v2 proxy"),
     inert("experimental-enable-v2v3", Text(""), "there is no v2 store"),
-    inert("discovery-fallback", Text("exit"), "there is no discovery"),
+    inert("discovery-fallback", Text("exit"), "there is no v2 proxy to fall back to"),
     inert("discovery-dial-timeout", Duration("2s"), "there is no discovery"),
     inert("discovery-request-timeout", Duration("5s"), "there is no discovery"),
     inert("discovery-keepalive-time", Duration("2s"), "there is no discovery"),
@@ -233,14 +239,12 @@ const INERT: [Flag; 31] = [
 ];
 
 /// Refused: a node that took them and did nothing would be open, or alone, or less durable than its owner believes.
-const REFUSED: [Flag; 12] = [
+const REFUSED: [Flag; 10] = [
     refused("force-new-cluster", Bool("false"), "restore a snapshot into a new cluster instead"),
     refused("discovery", Text(""), "there is no discovery: list the members in --initial-cluster"),
     refused("discovery-proxy", Text(""), "there is no discovery: list the members in --initial-cluster"),
     refused("discovery-token", Text(""), "there is no discovery: list the members in --initial-cluster"),
     refused("discovery-endpoints", Text(""), "there is no discovery: list the members in --initial-cluster"),
-    refused("discovery-srv", Text(""), "there is no discovery: list the members in --initial-cluster"),
-    refused("discovery-srv-name", Text(""), "there is no discovery: list the members in --initial-cluster"),
     refused("discovery-cert", Text(""), "there is no discovery: list the members in --initial-cluster"),
     refused("discovery-key", Text(""), "there is no discovery: list the members in --initial-cluster"),
     refused("discovery-cacert", Text(""), "there is no discovery: list the members in --initial-cluster"),
@@ -368,7 +372,8 @@ pub fn is_identity(name: &str) -> bool {
         // A number for the same content.
         "config-version",
     ];
-    IDENTITY.contains(&name) || name.starts_with("initial-cluster") || name.ends_with("-file")
+    let of_the_start = name.starts_with("initial-cluster") || name.starts_with("discovery-");
+    IDENTITY.contains(&name) || of_the_start || name.ends_with("-file")
 }
 
 #[cfg(test)]

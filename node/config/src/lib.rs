@@ -8,6 +8,7 @@
 
 pub mod auth_token;
 mod command_line;
+pub mod discovery;
 pub mod duration;
 pub mod flags;
 pub mod gates;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use self::auth_token::AuthToken;
+use self::discovery::Discovery;
 use self::gates::Gates;
 use self::hot::Hot;
 pub use self::log_outputs::{LogOutput, Rotation};
@@ -68,6 +70,15 @@ pub enum Bootstrap {
         /// Goes into the cluster id, so that two clusters of equal names differ.
         token: String,
         /// The cluster exists: find the own peer URL in a peer's list instead of founding.
+        existing: bool,
+    },
+    /// By etcd's `--discovery-*` flags: who the members are is found out, by an empty disk alone.
+    Discovered {
+        /// Where.
+        by: Discovery,
+        /// As above.
+        token: String,
+        /// As above.
         existing: bool,
     },
 }
@@ -535,7 +546,11 @@ fn set(list: &str) -> BTreeSet<String> {
 }
 
 fn bootstrap(raw: &Raw, name: &str, own: &[String]) -> Result<Bootstrap, ConfigError> {
+    let discovery = discovery::read(raw)?;
     match raw.text("bootstrap") {
+        "operator" if discovery.is_some() => {
+            return Err(invalid("--bootstrap=operator: the operator says who the members are, so none are discovered"));
+        }
         "operator" => return Ok(Bootstrap::Operator),
         "static" => {}
         other => return Err(invalid(format!("--bootstrap={other} must be operator or static"))),
@@ -545,12 +560,16 @@ fn bootstrap(raw: &Raw, name: &str, own: &[String]) -> Result<Bootstrap, ConfigE
         "existing" => true,
         _ => return Err(raw.wrong("initial-cluster-state", "invalid value")),
     };
-    let members = if raw.is_set("initial-cluster") {
+    let token = raw.text("initial-cluster-token").to_owned();
+    if let Some(by) = discovery {
+        return Ok(Bootstrap::Discovered { by, token, existing });
+    }
+    let members = if discovery::leaves_it_to_the_list(raw) {
         initial_cluster::members(raw.text("initial-cluster"), name, own)
     } else {
         Ok(BTreeMap::from([(name.to_owned(), own.to_vec())]))
     };
-    Ok(Bootstrap::Static { members, token: raw.text("initial-cluster-token").to_owned(), existing })
+    Ok(Bootstrap::Static { members, token, existing })
 }
 
 fn http2(raw: &Raw) -> Result<Http2, ConfigError> {
@@ -643,7 +662,7 @@ mod tests {
     fn the_initial_cluster_is_what_the_flag_names_and_no_concern_of_a_member_of_the_operator() {
         let named = |args: &[&str]| match load(args).unwrap().bootstrap {
             Bootstrap::Static { members, .. } => members.map(|members| members.into_keys().collect::<Vec<_>>()),
-            Bootstrap::Operator => Ok(Vec::new()),
+            Bootstrap::Operator | Bootstrap::Discovered { .. } => Ok(Vec::new()),
         };
         assert_eq!(named(&["--name=b"]), Ok(vec!["b".to_owned()]));
         assert!(named(&["--name=b", "--initial-cluster="]).is_err(), "it names nobody");

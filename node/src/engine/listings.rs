@@ -23,7 +23,7 @@ pub(super) async fn ask_for(dialer: &Dialer, urls: &[String], timeout: Duration)
     futures::future::join_all(asked).await.into_iter().flatten().filter(|answer| answer.initialized).collect()
 }
 
-fn overlap(left: &[String], right: &[String]) -> bool {
+pub(super) fn overlap(left: &[String], right: &[String]) -> bool {
     left.iter().any(|url| right.contains(url))
 }
 

@@ -45,6 +45,7 @@ pub use node::{Bootstrap, Node, NodeConfig};
 pub(crate) use snapshot::make as make_checkpoint;
 pub use start_error::StartError;
 pub use status::Status;
+pub use vacancy::is_vacant;
 
 /// The key space that a running member uses.
 pub type Store = crate::storage::rocks::RocksKeySpace;

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::fatal::{ExitCode, Fatal};
 use super::leases::LeaseOptions;
 use super::listings::{
-    ASK_TIMEOUT, ask, ask_for, check_not_removed, check_not_started, check_place, check_unlisted, find_own,
+    ASK_TIMEOUT, ask, ask_for, check_not_removed, check_not_started, check_place, check_unlisted, find_own, overlap,
 };
 use super::member;
 use super::start_error::StartError;
@@ -47,7 +47,8 @@ pub enum Bootstrap {
     Operator,
     /// etcd's flags: all members found the cluster together, or one joins an existing cluster that already lists it.
     Static {
-        /// (name, peer URLs) of all members, this one included; or why the flags name none, which only an empty disk asks.
+        /// (name, peer URLs) of all members, this one included; or why the flags name none, which only an empty disk asks. One
+        /// without a name is known by its URLs alone until it says its name itself.
         members: Result<Vec<(String, Vec<String>)>, String>,
         /// Part of the cluster id.
         token: String,
@@ -260,7 +261,12 @@ impl Node {
     /// The URLs of the other members that the flags name.
     fn listed_others(&self) -> Vec<String> {
         let Bootstrap::Static { members: Ok(members), .. } = &self.config.bootstrap else { return Vec::new() };
-        members.iter().filter(|(name, _)| *name != self.config.name).flat_map(|(_, urls)| urls.clone()).collect()
+        members.iter().filter(|(name, urls)| !self.is_own(name, urls)).flat_map(|(_, urls)| urls.clone()).collect()
+    }
+
+    /// Whether a listed member is this one.
+    fn is_own(&self, name: &str, urls: &[String]) -> bool {
+        if name.is_empty() { overlap(urls, &self.config.peer_urls) } else { name == self.config.name }
     }
 
     // ---- told by the operator
@@ -297,7 +303,7 @@ impl Node {
 
     async fn found_static(&self, members: &[(String, Vec<String>)], token: &str) -> Result<(), StartError> {
         let membership = static_membership(members, token);
-        let own = membership.members.iter().find(|member| member.name == self.config.name);
+        let own = membership.members.iter().find(|member| self.is_own(&member.name, &member.peer_urls));
         let Some(id) = own.map(|member| member.id) else {
             return Err(StartError::Config(format!(
                 "initial-cluster does not name this member, {:?}",
@@ -351,7 +357,7 @@ fn same(present: Marker, cluster_id: u64, member_id: u64) -> Result<Marker, Star
     )))
 }
 
-/// Ids by rank of the name, the cluster id from everything that the members must agree on.
+/// Ids by rank of name and URLs, the cluster id from everything that the members must agree on.
 pub(super) fn static_membership(members: &[(String, Vec<String>)], token: &str) -> Membership {
     let mut sorted = members.to_vec();
     sorted.sort();

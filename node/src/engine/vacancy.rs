@@ -8,7 +8,15 @@ use balsa_proto::log::Marker;
 
 use super::member::Layout;
 use super::start_error::StartError;
-use crate::storage::marker::{FILE_NAME, Owner};
+use crate::storage::marker::{self, FILE_NAME, Owner};
+
+/// Whether a member may begin in a data directory. Nothing is changed.
+///
+/// # Errors
+/// What lies there forbids it.
+pub fn is_vacant(data_dir: &Path) -> Result<bool, StartError> {
+    Ok(check_vacant(data_dir, marker::read(data_dir)?)?.is_none())
+}
 
 /// The marker of the member that `owner` names; `None` when the directory is free for one to begin there.
 ///

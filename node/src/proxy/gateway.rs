@@ -8,10 +8,10 @@ use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use super::arguments::{Asked, Command, Flag, Given, Kind};
-use super::remotes::{Remotes, Server};
-use super::srv::Resolver;
+use super::remotes::Remotes;
 use super::tcp::TcpProxy;
 use super::{Invocation, Proxy, Refused};
+use crate::transport::srv::{Resolver, Server};
 
 /// The first argument that asks for it.
 pub(super) const NAME: &str = "gateway";

@@ -12,7 +12,6 @@ mod messages;
 mod namespace;
 mod registry;
 mod remotes;
-mod srv;
 mod tcp;
 mod upstream;
 

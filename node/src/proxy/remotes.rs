@@ -1,28 +1,7 @@
 //! The servers that a gateway passes connections on to, and which is next: those of the best class of priority that can be
 //! reached, by their weights, or in turn where there are none.
 
-/// A server, as a record of the DNS tells it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Server {
-    pub(super) host: String,
-    pub(super) port: u16,
-    /// The lowest comes first.
-    pub(super) priority: u16,
-    /// How much it takes, in relation to those of the same priority; nothing when there is no relation.
-    pub(super) weight: u16,
-}
-
-impl Server {
-    /// One without any preference.
-    pub(super) fn at(host: &str, port: u16) -> Self {
-        Self { host: host.to_owned(), port, priority: 0, weight: 0 }
-    }
-
-    pub(super) fn address(&self) -> String {
-        let host = self.host.trim_end_matches('.');
-        if host.contains(':') { format!("[{host}]:{}", self.port) } else { format!("{host}:{}", self.port) }
-    }
-}
+use crate::transport::srv::Server;
 
 /// All of them, and which cannot be reached.
 pub(super) struct Remotes {

@@ -4,6 +4,7 @@
 pub mod messages;
 pub mod otlp;
 pub mod siblings;
+pub mod srv;
 pub mod tls;
 pub mod tonic;
 

@@ -1,10 +1,10 @@
 //! A file system that is really full, under the only copy of the data.
 
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use crate::cluster::Cluster;
+use crate::namespace::Namespace;
 
 const DISK_FAILED: i32 = 74;
 /// What a fresh member needs, and some hundred values.
@@ -13,72 +13,35 @@ const LARGE: usize = 256 << 20;
 /// Far more values than the small disk holds.
 const VALUES_MAX: usize = 4000;
 
-/// A tmpfs in a mount namespace of its own. Both go with the process that keeps them, which ends with the test.
+/// A tmpfs in a mount namespace of its own. Both end with the value.
 struct TinyDisk {
-    keeper: Child,
+    namespace: Namespace,
     directory: PathBuf,
-    /// Which namespaces of the keeper the disk is in.
-    namespaces: &'static [&'static str],
 }
-
-/// In these a file system can be mounted: root in a user namespace of its own is enough, and where there may be none, root.
-const NAMESPACES: [&[&str]; 2] = [&["--user", "--mount"], &["--mount"]];
 
 impl TinyDisk {
     /// Mounts it over `directory`. A machine where nobody can is told how to go without.
     fn mount(directory: &Path, bytes: usize) -> Self {
         std::fs::create_dir_all(directory).expect("a directory");
-        let mut whys = Vec::new();
-        for namespaces in NAMESPACES {
-            match Self::mount_in(namespaces, directory, bytes) {
-                Ok(disk) => return disk,
-                Err(why) => whys.push(format!("{}: {why}", namespaces.join(" "))),
-            }
+        let mount = format!("mount -t tmpfs -o size={bytes} tmpfs \"$0\"");
+        match Namespace::after(&mount, &[directory]) {
+            Ok(namespace) => Self { namespace, directory: directory.to_owned() },
+            Err(why) => panic!(
+                "no file system can be mounted here, so it was NOT tested what a full one does: allow user namespaces, or be \
+                 root, or leave this out with `-- --skip full_file_system`. {why}"
+            ),
         }
-        panic!(
-            "no file system can be mounted here, so it was NOT tested what a full one does: allow user namespaces, or be root, or \
-             leave this out with `-- --skip full_file_system`. {}",
-            whys.join("; ")
-        );
-    }
-
-    fn mount_in(namespaces: &'static [&'static str], directory: &Path, bytes: usize) -> Result<Self, String> {
-        let mount = format!("mount -t tmpfs -o size={bytes} tmpfs \"$0\" && echo mounted && exec cat");
-        let mut unshare = Command::new("unshare");
-        let as_root = namespaces.contains(&"--user").then_some("--map-root-user");
-        unshare.args(namespaces).args(as_root).args(["sh", "-c", &mount]).arg(directory);
-        unshare.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut keeper = unshare.spawn().map_err(|error| format!("unshare: {error}"))?;
-        let mut said = String::new();
-        let _ = BufReader::new(keeper.stdout.take().expect("piped")).read_line(&mut said);
-        if said.trim() == "mounted" {
-            return Ok(Self { keeper, directory: directory.to_owned(), namespaces });
-        }
-        let mut why = String::new();
-        let _ = keeper.stderr.take().expect("piped").read_to_string(&mut why);
-        let _ = keeper.wait();
-        Err(why.trim().to_owned())
     }
 
     /// What runs `program` where this disk is mounted.
     fn inside(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(self.namespaces).args(["--preserve-credentials", "--target", &self.keeper.id().to_string()]);
-        command.args(["--", program]);
-        command
+        self.namespace.inside(program)
     }
 
     fn resize(&self, bytes: usize) {
         let size = format!("remount,size={bytes}");
         let status = self.inside("mount").args(["-o", &size]).arg(&self.directory).status();
         assert!(status.expect("mount runs").success());
-    }
-}
-
-impl Drop for TinyDisk {
-    fn drop(&mut self) {
-        let _ = self.keeper.kill();
-        let _ = self.keeper.wait();
     }
 }
 

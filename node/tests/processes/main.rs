@@ -5,6 +5,7 @@ mod cluster;
 mod etcd;
 mod etcdctl;
 mod linearizable;
+mod namespace;
 mod proxy;
 mod writer;
 
@@ -16,6 +17,7 @@ mod beside;
 mod bounds;
 mod counters;
 mod damage;
+mod discovery;
 mod drain;
 mod etcd3gw;
 mod failpoints;

@@ -20,13 +20,13 @@ use crate::etcd::{Etcd, RELEASES, program};
 use crate::unread::open_sockets;
 
 /// An authority and a directory with what it signs.
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     directory: PathBuf,
 }
 
 impl Authority {
-    fn new(directory: PathBuf) -> Self {
+    pub(crate) fn new(directory: PathBuf) -> Self {
         std::fs::create_dir_all(&directory).expect("a directory");
         let (key, mut parameters) = (KeyPair::generate().expect("a key"), CertificateParams::default());
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -36,7 +36,7 @@ impl Authority {
         Self { issuer: Issuer::new(parameters, key), directory }
     }
 
-    fn ca(&self) -> PathBuf {
+    pub(crate) fn ca(&self) -> PathBuf {
         self.directory.join("ca.pem")
     }
 
@@ -52,7 +52,23 @@ impl Authority {
 
     /// Signs one that is good for these uses alone; for any when none is named.
     fn sign_as(&self, name: &str, common_name: &str, years: Range<i32>, uses: &[ExtendedKeyUsagePurpose]) -> Identity {
-        let hosts = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+        self.sign_with(name, &["127.0.0.1", "localhost"], common_name, years, uses)
+    }
+
+    /// Signs one that is good for these hosts.
+    pub(crate) fn sign_for_hosts(&self, name: &str, hosts: &[&str]) -> Identity {
+        self.sign_with(name, hosts, name, 1975..4096, &[])
+    }
+
+    fn sign_with(
+        &self,
+        name: &str,
+        hosts: &[&str],
+        common_name: &str,
+        years: Range<i32>,
+        uses: &[ExtendedKeyUsagePurpose],
+    ) -> Identity {
+        let hosts: Vec<_> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let (key, mut parameters) =
             (KeyPair::generate().expect("a key"), CertificateParams::new(hosts).expect("hosts"));
         parameters.distinguished_name.push(DnType::CommonName, common_name);

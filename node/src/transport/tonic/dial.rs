@@ -1,6 +1,6 @@
 //! Addresses and connections. Each connection resolves its name anew: a pod that comes back has another address.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -59,12 +59,21 @@ pub enum AskError {
 #[derive(Clone, Default)]
 pub struct Dialer {
     tls: Option<Arc<Tls>>,
+    /// The name that certificates must be good for, if it is not the host that is connected to.
+    expected: Arc<OnceLock<String>>,
 }
 
 impl Dialer {
     /// Connects to https URLs by `tls`.
     pub fn new(tls: Option<Arc<Tls>>) -> Self {
-        Self { tls }
+        Self { tls, ..Self::default() }
+    }
+
+    /// Whoever shows a certificate must show one for `name` from now on, whatever host it is reached at; for all copies of this
+    /// dialer. The first name stays.
+    pub fn expect(&self, name: &str) {
+        // A certificate has no name with a dot at its end.
+        self.expected.get_or_init(|| name.trim_end_matches('.').to_owned());
     }
 
     /// A new connection to `url`.
@@ -78,8 +87,8 @@ impl Dialer {
             if !is_https(&endpoint) {
                 return endpoint.connect().await;
             }
-            let tls = self.tls.clone();
-            endpoint.connect_with_connector(service_fn(move |uri| secured(uri, tls.clone()))).await
+            let (tls, expected) = (self.tls.clone(), self.expected.get().cloned());
+            endpoint.connect_with_connector(service_fn(move |uri| secured(uri, tls.clone(), expected.clone()))).await
         };
         match timeout(CONNECT_TIMEOUT, connected).await {
             Err(_) => Err(unreachable(format!("no connection within {CONNECT_TIMEOUT:?}"))),
@@ -160,15 +169,20 @@ fn is_https(endpoint: &Endpoint) -> bool {
     endpoint.uri().scheme_str() == Some("https")
 }
 
-/// A TLS connection. The certificates are those of this moment, so that a new one counts from the next connection on.
-async fn secured(uri: Uri, tls: Option<Arc<Tls>>) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
+/// A TLS connection to whom has a certificate for the host, or for the name that is expected. The certificates are those of this
+/// moment, so that a new one counts from the next connection on.
+async fn secured(
+    uri: Uri,
+    tls: Option<Arc<Tls>>,
+    expected: Option<String>,
+) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
     let config = tls.and_then(|tls| tls.client());
     let config =
         config.ok_or_else(|| io::Error::other("the URL is https, and this member has no TLS for its peers"))?;
     let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
     let stream = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await?;
     stream.set_nodelay(true)?;
-    let name = ServerName::try_from(host).map_err(io::Error::other)?;
+    let name = ServerName::try_from(expected.unwrap_or(host)).map_err(io::Error::other)?;
     Ok(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
 }
 

@@ -11,8 +11,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use super::remotes::Server;
-
 /// How long one name server is waited for, and how often all are asked; the system's own numbers.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// See [`PATIENCE`].
@@ -35,10 +33,36 @@ const LONGEST_NAME: usize = 255;
 /// Largest answer by UDP.
 const DATAGRAM: usize = 4 << 10;
 
+/// A server, as a record tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// A name, with the dot at its end, or an address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The lowest comes first.
+    pub priority: u16,
+    /// How much it takes, in relation to those of the same priority; nothing when there is no relation.
+    pub weight: u16,
+}
+
+impl Server {
+    /// One without any preference.
+    pub fn at(host: &str, port: u16) -> Self {
+        Self { host: host.to_owned(), port, priority: 0, weight: 0 }
+    }
+
+    /// As a URL has it.
+    pub fn address(&self) -> String {
+        let host = self.host.trim_end_matches('.');
+        if host.contains(':') { format!("[{host}]:{}", self.port) } else { format!("{host}:{}", self.port) }
+    }
+}
+
 /// Why there is no answer; in Go's words.
 #[derive(Debug, thiserror::Error)]
 #[error("lookup {name}{}: {why}", .server.map(|server| format!(" on {server}")).unwrap_or_default())]
-pub(super) struct LookupError {
+pub struct LookupError {
     name: String,
     server: Option<SocketAddr>,
     why: Why,
@@ -63,7 +87,7 @@ impl fmt::Display for Why {
 
 /// Whom to ask.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Resolver {
+pub struct Resolver {
     servers: Vec<SocketAddr>,
     /// Domains that names may be meant in.
     search: Vec<String>,
@@ -71,7 +95,7 @@ pub(super) struct Resolver {
 
 impl Resolver {
     /// As the system is configured.
-    pub(super) fn of_system() -> Self {
+    pub fn of_system() -> Self {
         Self::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
     }
 
@@ -95,7 +119,10 @@ impl Resolver {
     }
 
     /// The servers of a service, those of the best priority first.
-    pub(super) async fn lookup(&self, service: &str, domain: &str) -> Result<Vec<Server>, LookupError> {
+    ///
+    /// # Errors
+    /// [`LookupError`], of the first name that was asked for; also when there is no server.
+    pub async fn lookup(&self, service: &str, domain: &str) -> Result<Vec<Server>, LookupError> {
         let name = format!("_{service}._tcp.{}", domain.trim_end_matches('.'));
         let mut names = vec![name.clone()];
         if !domain.ends_with('.') {
