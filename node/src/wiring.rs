@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::api::server::{Closing, Listeners, Services};
 use crate::api::spans::Tracing;
+use crate::config::discovery::Discovery;
 use crate::config::gates;
 use crate::config::hot::{AutoCompaction, HotConfig};
 use crate::config::tls::{TlsSide, TlsVersion};
@@ -159,6 +160,9 @@ pub async fn member(
 async fn discovered(config: &Config, mut node: NodeConfig) -> Result<NodeConfig, StartError> {
     let config::Bootstrap::Discovered { by, existing, .. } = &config.bootstrap else { return Ok(node) };
     if !engine::is_vacant(&node.data_dir)? {
+        if let Discovery::Registry(_) = by {
+            tracing::warn!("discovery token is ignored since cluster already initialized; valid logs are found");
+        }
         return Ok(node);
     }
     let seeker = Seeker {

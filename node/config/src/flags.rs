@@ -68,7 +68,7 @@ const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
 use Kind::{Bool, Count, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 92] = [
+const SERVED: [Flag; 105] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -88,6 +88,27 @@ const SERVED: [Flag; 92] = [
         "Static start: domain whose SRV records name the members, in place of initial-cluster",
     ),
     flag("discovery-srv-name", Text(""), "Suffix of the services in these: _etcd-server-NAME, _etcd-server-ssl-NAME"),
+    flag(
+        "discovery-token",
+        Text(""),
+        "Static start: token of the cluster at a registry where its members find each other, in place of initial-cluster",
+    ),
+    flag("discovery-endpoints", Text(""), "The registry: endpoints of a cluster of etcd's API"),
+    flag("discovery-dial-timeout", Duration("2s"), "How long a connection to the registry may take"),
+    flag("discovery-request-timeout", Duration("5s"), "How long a call to it may take"),
+    flag("discovery-keepalive-time", Duration("2s"), "How often a silent connection to it is pinged"),
+    flag("discovery-keepalive-timeout", Duration("6s"), "How long the answer may take"),
+    flag(
+        "discovery-insecure-transport",
+        Bool("true"),
+        "Speak to the registry without TLS, unless it is https or files are named",
+    ),
+    flag("discovery-insecure-skip-tls-verify", Bool("false"), "Believe every certificate of the registry"),
+    flag("discovery-cert", Text(""), "Certificate to show to the registry"),
+    flag("discovery-key", Text(""), "Its key"),
+    flag("discovery-cacert", Text(""), "Who must have signed the registry's certificate"),
+    flag("discovery-user", Text(""), "User at the registry, with discovery-password"),
+    flag("discovery-password", Text(""), "Its password"),
     flag("heartbeat-interval", Count("100"), "Raft tick in ms"),
     flag("election-timeout", Count("1000"), "Silence in ms after which a follower campaigns"),
     flag("pre-vote", Bool("true"), "Ask before campaigning"),
@@ -204,7 +225,7 @@ const SERVED: [Flag; 92] = [
 ];
 
 /// Accepted, because manifests pass them, and without meaning here: the reason of each.
-const INERT: [Flag; 31] = [
+const INERT: [Flag; 25] = [
     inert("wal-dir", Text(""), "the Raft log lies in the data directory"),
     inert("max-wals", Count("5"), "the Raft log is trimmed as a whole, not in files"),
     inert("max-snapshots", Count("5"), "a snapshot lives only while it is being sent"),
@@ -230,26 +251,13 @@ const INERT: [Flag; 31] = [
     inert("proxy-read-timeout", Count("0"), "there is no v2 proxy"),
     inert("experimental-enable-v2v3", Text(""), "there is no v2 store"),
     inert("discovery-fallback", Text("exit"), "there is no v2 proxy to fall back to"),
-    inert("discovery-dial-timeout", Duration("2s"), "there is no discovery"),
-    inert("discovery-request-timeout", Duration("5s"), "there is no discovery"),
-    inert("discovery-keepalive-time", Duration("2s"), "there is no discovery"),
-    inert("discovery-keepalive-timeout", Duration("6s"), "there is no discovery"),
-    inert("discovery-insecure-transport", Bool("true"), "there is no discovery"),
-    inert("discovery-insecure-skip-tls-verify", Bool("false"), "there is no discovery"),
 ];
 
 /// Refused: a node that took them and did nothing would be open, or alone, or less durable than its owner believes.
-const REFUSED: [Flag; 10] = [
+const REFUSED: [Flag; 3] = [
     refused("force-new-cluster", Bool("false"), "restore a snapshot into a new cluster instead"),
-    refused("discovery", Text(""), "there is no discovery: list the members in --initial-cluster"),
-    refused("discovery-proxy", Text(""), "there is no discovery: list the members in --initial-cluster"),
-    refused("discovery-token", Text(""), "there is no discovery: list the members in --initial-cluster"),
-    refused("discovery-endpoints", Text(""), "there is no discovery: list the members in --initial-cluster"),
-    refused("discovery-cert", Text(""), "there is no discovery: list the members in --initial-cluster"),
-    refused("discovery-key", Text(""), "there is no discovery: list the members in --initial-cluster"),
-    refused("discovery-cacert", Text(""), "there is no discovery: list the members in --initial-cluster"),
-    refused("discovery-user", Text(""), "there is no discovery: list the members in --initial-cluster"),
-    refused("discovery-password", Text(""), "there is no discovery: list the members in --initial-cluster"),
+    refused("discovery", Text(""), "there is no v2 discovery: use --discovery-token and --discovery-endpoints"),
+    refused("discovery-proxy", Text(""), "there is no v2 discovery, and nothing goes through a proxy"),
 ];
 
 /// etcd ignores them too, whatever their value.

@@ -1,4 +1,5 @@
-//! `--initial-cluster`: `name=url,name=url`; a name may repeat, with one URL each time.
+//! `--initial-cluster`: `name=url,name=url`; a name may repeat, with one URL each time. What members tell each other by a registry
+//! is written so too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +10,7 @@ use super::url;
 /// # Errors
 /// What an empty disk cannot become a member by, in etcd's words.
 pub(super) fn members(list: &str, name: &str, own: &[String]) -> Result<BTreeMap<String, Vec<String>>, String> {
-    let members = parse(list)?;
+    let members = named(list)?;
     let urls: Vec<&String> = members.values().flatten().collect();
     if urls.iter().collect::<BTreeSet<_>>().len() < urls.len() {
         return Err(format!("initial cluster {list} has duplicate url"));
@@ -25,7 +26,11 @@ pub(super) fn members(list: &str, name: &str, own: &[String]) -> Result<BTreeMap
     }
 }
 
-fn parse(list: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
+/// The members that a list names, whoever they are.
+///
+/// # Errors
+/// What is no URL, and a URL that one has twice.
+pub fn named(list: &str) -> Result<BTreeMap<String, Vec<String>>, String> {
     let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for part in list.split(',').filter(|part| !part.is_empty()) {
         let (name, url) = part.split_once('=').unwrap_or((part, ""));

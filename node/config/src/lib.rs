@@ -13,7 +13,7 @@ pub mod duration;
 pub mod flags;
 pub mod gates;
 pub mod hot;
-mod initial_cluster;
+pub mod initial_cluster;
 pub mod log_outputs;
 pub mod number;
 pub mod sources;
@@ -561,8 +561,17 @@ fn bootstrap(raw: &Raw, name: &str, own: &[String]) -> Result<Bootstrap, ConfigE
         _ => return Err(raw.wrong("initial-cluster-state", "invalid value")),
     };
     let token = raw.text("initial-cluster-token").to_owned();
-    if let Some(by) = discovery {
-        return Ok(Bootstrap::Discovered { by, token, existing });
+    match discovery {
+        // A registry is for founders. etcd 3.6 asks nobody then, and finds nobody; 3.7 says so.
+        Some(Discovery::Registry(_)) if existing => {
+            let members = Err("discovery URL should not be set when joining existing initial cluster".to_owned());
+            return Ok(Bootstrap::Static { members, token, existing });
+        }
+        Some(by) => {
+            let token = if let Discovery::Registry(registry) = &by { registry.token.clone() } else { token };
+            return Ok(Bootstrap::Discovered { by, token, existing });
+        }
+        None => {}
     }
     let members = if discovery::leaves_it_to_the_list(raw) {
         initial_cluster::members(raw.text("initial-cluster"), name, own)

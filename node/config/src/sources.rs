@@ -339,12 +339,11 @@ fn plain_yes_or_no(text: &str) -> &str {
 }
 
 /// The sections of etcd's file whose keys stand for flags, and what these are named before them.
-const SECTIONS: [(&str, &str); 4] = [
-    ("client-transport-security", ""),
-    ("peer-transport-security", "peer-"),
-    ("socket-options", "socket-"),
-    ("discovery-config", "discovery-"),
-];
+const SECTIONS: [(&str, &str); 3] =
+    [("client-transport-security", ""), ("peer-transport-security", "peer-"), ("socket-options", "socket-")];
+
+/// The section whose keys stand in sections of their own, which the names of flags leave out.
+const NESTED: &str = "discovery-config";
 
 /// The sections of a file as the flags that they stand for.
 fn flattened(values: BTreeMap<String, Value>) -> Result<Vec<(String, Value)>, String> {
@@ -354,7 +353,25 @@ fn flattened(values: BTreeMap<String, Value>) -> Result<Vec<(String, Value)>, St
             (Some((_, prefix)), Value::Mapping(section)) => flat.extend(section_flags(&section, prefix)),
             (Some(_), Value::Null) => {}
             (Some(_), _) => return Err(format!("{name} is not a section")),
+            (None, value) if name == NESTED => flat.extend(nested_flags(&name, value)?),
             (None, value) => flat.push((name, value)),
+        }
+    }
+    Ok(flat)
+}
+
+fn nested_flags(name: &str, section: Value) -> Result<Vec<(String, Value)>, String> {
+    let section = match section {
+        Value::Mapping(section) => section,
+        Value::Null => return Ok(Vec::new()),
+        _ => return Err(format!("{name} is not a section")),
+    };
+    let mut flat = Vec::new();
+    for (key, value) in section {
+        match key.as_str().unwrap_or_default() {
+            inner @ ("client" | "secure" | "auth") => flat.extend(nested_flags(inner, value)?),
+            "username" => flat.push(("discovery-user".to_owned(), value)),
+            key => flat.push((format!("discovery-{key}"), value)),
         }
     }
     Ok(flat)
@@ -435,6 +452,25 @@ mod tests {
         assert_eq!((raw.text("cert-file"), raw.text("peer-cert-file")), ("x", "y"));
         assert_eq!((raw.text("peer-cert-allowed-cn"), raw.boolean("client-cert-auth")), ("a,b", Ok(true)));
         assert_eq!(raw.boolean("peer-skip-client-san-verification"), Ok(true));
+    }
+
+    #[test]
+    fn the_section_of_discovery_has_sections() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        let text = "discovery-config:\n  token: t\n  client:\n    endpoints: [a:1, b:1]\n    dial-timeout: 1000000000\n    \
+                    secure: {insecure-transport: false, cacert: x}\n    auth: {username: u, password: p}\n";
+        std::fs::write(&path, text).unwrap();
+        let raw = file(&path.to_string_lossy()).unwrap();
+        let read = ["token", "endpoints", "insecure-transport", "cacert", "user", "password"];
+        let read = read.map(|name| raw.text(&format!("discovery-{name}")).to_owned());
+        assert_eq!(read, ["t", "a:1,b:1", "false", "x", "u", "p"]);
+        assert_eq!(raw.duration("discovery-dial-timeout"), Ok(Duration::from_secs(1)));
+        assert!(raw.warnings.is_empty(), "{:?}", raw.warnings);
+        for text in ["discovery-config: 5\n", "discovery-config: {client: [x]}\n"] {
+            std::fs::write(&path, text).unwrap();
+            assert!(file(&path.to_string_lossy()).is_err(), "{text}");
+        }
     }
 
     #[test]

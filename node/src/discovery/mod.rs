@@ -1,10 +1,11 @@
 //! How a node with an empty disk finds the members of its cluster where no flag lists them, by etcd's rules and in its words:
-//! by the SRV records of a domain (`dns.rs`). What is found goes the way of a list in `--initial-cluster`.
+//! by the SRV records of a domain (`dns.rs`), or through a registry (`registry.rs`). What is found goes the way of a list in `--initial-cluster`.
 //!
 //! The nodes of one cluster find the same URLs, but not the same names: so members are known by their URLs until each says
 //! its name itself.
 
 mod dns;
+mod registry;
 
 use crate::config::discovery::Discovery;
 
@@ -39,6 +40,7 @@ pub struct Found {
 pub async fn find(by: &Discovery, seeker: Seeker<'_>) -> Result<Found, String> {
     match by {
         Discovery::Dns(dns) => dns::find(dns, seeker).await,
+        Discovery::Registry(registry) => registry::find(registry, seeker).await,
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod messages;
 pub mod otlp;
+pub mod registry;
 pub mod siblings;
 pub mod srv;
 pub mod tls;

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 
 pub use counters::PeerMetrics;
 pub use dial::{AskError, CONNECTION_WINDOW, Dialer, STREAM_WINDOW};
+pub(super) use dial::{secured, words};
 pub use snapshot::SnapshotError;
 
 use self::queue::Queue;

@@ -196,6 +196,11 @@ const MISREAD: Ends = Some(2);
 /// What etcd says of rotation without a file, and with two.
 const NO_SINGLE_FILE: &str = "--log-outputs requires a single file path when --log-rotate-config-json is defined";
 
+/// What etcd says of two ways to the members at once; which there are differs between 3.6 and 3.7.
+const CONFLICT: &str = r#"multiple discovery or bootstrap flags are set. Choose one of "initial-cluster", "#;
+/// And of one that is told by half.
+const HALF_A_REGISTRY: &str = "both --discovery-token and --discovery-endpoints must be set";
+
 /// Start lines that etcd 3.6, 3.7 and Balsa take alike. Where they refuse one, all their texts hold the word. `{client}` and
 /// `{peer}` are the addresses of the member's ports.
 const ALIKE: &[(Origin, Ends, &str)] = &[
@@ -249,6 +254,11 @@ const ALIKE: &[(Origin, Ends, &str)] = &[
     (Args(&["--v2-deprecation=x"]), MISREAD, "v2-deprecation"),
     (Args(&["--v2-deprecation=write-only-drop-data", "--discovery-fallback=exit", "--max-snapshots=3"]), SERVES, ""),
     (Args(&["--discovery-fallback=x"]), MISREAD, "discovery-fallback"),
+    (
+        Args(&["--discovery-fallback=proxy"]),
+        REFUSED,
+        r#"v2 proxy is deprecated, and --discovery-fallback can't be configured as "proxy""#,
+    ),
     (Args(&["--snapshot-count=-1"]), MISREAD, "snapshot-count"),
     (Args(&["--cluster-active-size=1", "--force", "--v", "--snapshot=x", "--peer-election-timeout=x"]), SERVES, ""),
     (Args(&["--debug"]), MISREAD, "debug"),
@@ -492,6 +502,61 @@ const ALIKE: &[(Origin, Ends, &str)] = &[
         "--initial-cluster has m=http://127.0.0.1:1 but missing from --initial-advertise-peer-urls=http://",
     ),
     (Args(&["--initial-cluster-token="]), SERVES, ""),
+    // Discovery.
+    (Args(&["--discovery-srv=balsa.test"]), REFUSED, CONFLICT),
+    (Args(&["--discovery-token=t", "--discovery-endpoints=127.0.0.1:1"]), REFUSED, CONFLICT),
+    (
+        Args(&["--initial-cluster=", "--discovery-srv=a", "--discovery-token=t", "--discovery-endpoints=127.0.0.1:1"]),
+        REFUSED,
+        CONFLICT,
+    ),
+    (Args(&["--initial-cluster=", "--discovery-token=t"]), REFUSED, HALF_A_REGISTRY),
+    (Args(&["--initial-cluster=", "--discovery-endpoints=127.0.0.1:1"]), REFUSED, HALF_A_REGISTRY),
+    (Args(&["--initial-cluster=", "--discovery-endpoints="]), REFUSED, HALF_A_REGISTRY),
+    (
+        Args(&["--initial-cluster=", "--discovery-token=t", "--discovery-endpoints="]),
+        REFUSED,
+        "--discovery-endpoints must not contain empty endpoints",
+    ),
+    (
+        Args(&["--initial-cluster=", "--discovery-token=t", "--discovery-endpoints=a:1, "]),
+        REFUSED,
+        "--discovery-endpoints must not contain empty endpoints",
+    ),
+    (
+        Args(&["--initial-cluster=", "--discovery-token=t", "--discovery-endpoints=a:1", "--discovery-cert=x"]),
+        REFUSED,
+        "failed to join discovery cluster (KeyFile and CertFile must both be present[key: , cert: x])",
+    ),
+    (
+        Args(&[
+            "--initial-cluster=",
+            "--discovery-token=t",
+            "--discovery-endpoints=a:1",
+            "--initial-cluster-state=existing",
+        ]),
+        REFUSED,
+        // 3.6 looks for the cluster in a list of itself, and says that nobody is there.
+        "",
+    ),
+    (
+        Args(&["--initial-cluster=", "--discovery-srv-name=x"]),
+        REFUSED,
+        r#"couldn't find local name "m" in the initial cluster configuration"#,
+    ),
+    (Args(&["--discovery-srv-name=x", "--discovery-srv=", "--discovery-user=u", "--discovery-cert=x"]), SERVES, ""),
+    (
+        Args(&["--discovery-dial-timeout=5"]),
+        MISREAD,
+        r#"invalid value "5" for flag -discovery-dial-timeout: parse error"#,
+    ),
+    (Variable("ETCD_DISCOVERY_SRV", "balsa.test"), REFUSED, CONFLICT),
+    (File("discovery-srv: balsa.test\n"), REFUSED, CONFLICT),
+    (File("discovery-config: {token: t}\n"), REFUSED, HALF_A_REGISTRY),
+    (File("discovery-config: {token: t, client: {endpoints: [a], dial-timeout: 5}}\n"), REFUSED, CONFLICT),
+    (File("discovery-config: {client: {secure: {cacert: x}, auth: {username: u}}}\n"), SERVES, ""),
+    (File("discovery-config: 5\n"), REFUSED, ""),
+    (File("discovery-config: {client: {dial-timeout: x}}\n"), REFUSED, ""),
     // The same from variables and from the file.
     (Variable("ETCD_QUOTA_BACKEND_BYTES", "0x40000000"), SERVES, ""),
     (
@@ -569,7 +634,6 @@ const UNLIKE: &[(Origin, Ends, Ends, &str)] = &[
         "etcd logs nothing then",
     ),
     (Args(&["--v2-deprecation=not-yet"]), MISREAD, SERVES, "a manifest of 3.5"),
-    (Args(&["--discovery-fallback=proxy"]), REFUSED, SERVES, "there is no discovery to fall back from"),
     (Args(&["--enable-v2=true"]), MISREAD, SERVES, "a manifest of 3.5; Jepsen passes it"),
     (Args(&["--proxy=off", "--proxy-dial-timeout=1"]), MISREAD, SERVES, "a manifest of 3.5"),
     (Args(&["--experimental-enable-v2v3=x"]), MISREAD, SERVES, "a manifest of 3.5"),

@@ -93,7 +93,7 @@ fn flag(name: &str, path: &Path) -> String {
 }
 
 /// A cluster that demands certificates on both ports, and a client's.
-async fn secured(size: usize) -> (Cluster, Authority, Identity) {
+pub(crate) async fn secured(size: usize) -> (Cluster, Authority, Identity) {
     let mut cluster = Cluster::unstarted(size);
     let authority = Authority::new(cluster.directory.path().join("tls"));
     let client = authority.sign("client", "client");

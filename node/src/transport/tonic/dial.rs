@@ -171,7 +171,7 @@ fn is_https(endpoint: &Endpoint) -> bool {
 
 /// A TLS connection to whom has a certificate for the host, or for the name that is expected. The certificates are those of this
 /// moment, so that a new one counts from the next connection on.
-async fn secured(
+pub(in crate::transport) async fn secured(
     uri: Uri,
     tls: Option<Arc<Tls>>,
     expected: Option<String>,
@@ -187,7 +187,7 @@ async fn secured(
 }
 
 /// An error with its causes: tonic says only "transport error" by itself.
-pub(super) fn words(error: &dyn std::error::Error) -> String {
+pub(in crate::transport) fn words(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -2,6 +2,7 @@
 
 mod name_server;
 mod srv;
+mod token;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
