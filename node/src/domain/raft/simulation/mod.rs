@@ -6,6 +6,7 @@
 //! state machine on the stores in memory; the glue around them is [`member`]'s copy of what `engine/` does.
 
 mod checker;
+mod crashes;
 mod member;
 mod network;
 mod regressions;
@@ -73,13 +74,25 @@ fn simulation_of_a_hostile_world_keeps_every_acknowledged_write() {
         return;
     }
     let count = number("BALSA_SEEDS").unwrap_or(SEEDS);
-    let ended_at = run_seeds(1, count);
-    println!("processes ended at {ended_at:?}");
+    let by_seeds = run_seeds(1, count);
+    println!("processes ended at {by_seeds:?}");
     // A checkpoint and a switch to one are too rare to be met by every set of seeds.
-    let rare = ["checkpoint-made", "switch-before", "switch-after"];
-    let missed = |point: &&'static str| !ended_at.contains(point) && !rare.contains(point);
-    let missed: Vec<&str> = CRASH_POINTS.into_iter().filter(missed).collect();
-    assert!(count < SEEDS || missed.is_empty(), "no process ended at {missed:?}");
+    let rare = BTreeSet::from(["checkpoint-made", "switch-before", "switch-after"]);
+    let missed = missed_by(&by_seeds | &rare);
+    assert!(count < SEEDS || missed.is_empty(), "no process of a seed ended at {missed:?}");
+    let missed = missed_by(&by_seeds | &crashes::around_every_write());
+    assert!(missed.is_empty(), "no process of a seed or a story ended at {missed:?}");
+}
+
+/// The crash points that are not among these.
+fn missed_by(ended_at: BTreeSet<&'static str>) -> Vec<&'static str> {
+    CRASH_POINTS.into_iter().filter(|point| !ended_at.contains(point)).collect()
+}
+
+#[test]
+fn simulation_of_a_crash_around_each_durable_write() {
+    let missed = missed_by(crashes::around_every_write());
+    assert!(missed.is_empty(), "no process ended at {missed:?}");
 }
 
 #[test]

@@ -4,23 +4,6 @@ use super::checker::Violation;
 use super::network::{Body, Mutation};
 use super::world::World;
 
-impl World {
-    /// Delivers everything that `wanted` picks, until there is none of it.
-    fn deliver_where(&mut self, wanted: impl Fn(&Body) -> bool) -> Result<(), Violation> {
-        while let Some(at) = self.flights.iter().position(|flight| wanted(&flight.body)) {
-            self.deliver(at, None)?;
-        }
-        Ok(())
-    }
-
-    fn ticks(&mut self, id: u64, count: usize) -> Result<(), Violation> {
-        (0..count).try_for_each(|_| {
-            self.tick(id, None)?;
-            self.deliver_where(|body| matches!(body, Body::Raft(_)))
-        })
-    }
-}
-
 /// The fifth bug, of seed 842: sequences began at 1 in every process. The leader refuses a command because it hands
 /// leadership over; the origin dies and comes back; the hand-over fails, and the origin's next command enters the log in the
 /// same term; then the old refusal arrives. It must not name the new command, which would be sent a second time.

@@ -219,7 +219,7 @@ fn change(world: &mut World, random: &mut Random) -> Result<(), Violation> {
 }
 
 /// Everything works from now on: the members must elect, agree, answer and hold what was acknowledged.
-fn heal(world: &mut World) -> Result<(), Violation> {
+pub(super) fn heal(world: &mut World) -> Result<(), Violation> {
     world.cut.clear();
     for id in world.down() {
         world.restart(id)?;

@@ -171,6 +171,14 @@ impl World {
         self.step(id, fuse, format!("tick {id}"), Process::tick)
     }
 
+    /// So many ticks of one member, and all messages of Raft after each.
+    pub(super) fn ticks(&mut self, id: u64, count: usize) -> Checked {
+        (0..count).try_for_each(|_| {
+            self.tick(id, None)?;
+            self.deliver_where(|body| matches!(body, Body::Raft(_)))
+        })
+    }
+
     /// A client creates a key of its own at `id`.
     pub(super) fn put(&mut self, id: u64, fuse: Option<u32>) -> Checked {
         self.keys += 1;
@@ -304,6 +312,14 @@ impl World {
         let is_snapshot = matches!(body, Body::Snapshot { .. });
         self.step(to, fuse, format!("deliver {flight}"), |process| process.take(from, body))?;
         if is_snapshot { self.snapshot_ended(from, to, true) } else { Ok(()) }
+    }
+
+    /// Delivers everything that `wanted` picks, until there is none of it.
+    pub(super) fn deliver_where(&mut self, wanted: impl Fn(&Body) -> bool) -> Checked {
+        while let Some(at) = self.flights.iter().position(|flight| wanted(&flight.body)) {
+            self.deliver(at, None)?;
+        }
+        Ok(())
     }
 
     /// Loses a flight; the sender of a snapshot notices, that of a message may.
