@@ -33,6 +33,7 @@ pub(super) async fn prometheus(cluster: Cluster) -> anyhow::Result<()> {
     raised(&server, &cluster).await?;
     let history = writer.finish().await?;
     ensure!(history.unknown == 0, "a healthy cluster left writes unknown: {:?}", history.errors);
+    mixin::alerts_tell_of_lost_members(&server, &cluster).await?;
     cluster.assert_hashes_agree().await
 }
 
