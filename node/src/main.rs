@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use balsa_node::api::{gofail_http, snapshot_command};
+use balsa_node::api::gofail_http;
 use balsa_node::config::hot::HotConfig;
 use balsa_node::config::{Config, Invocation, logging};
-use balsa_node::engine::fatal::Fatal;
-use balsa_node::engine::{failpoint, gofail};
+use balsa_node::engine::{failpoint, fatal::Fatal, gofail};
 use balsa_node::process::{self, StopSignals, Termination, end_by, failed};
-use balsa_node::proxy;
 use balsa_node::service::{settings, stop};
 use balsa_node::storage::marker::{self, Owner};
 use balsa_node::transport::tonic::Dialer;
@@ -19,11 +17,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() {
     let arguments: Vec<_> = std::env::args().collect();
-    if arguments.get(1).is_some_and(|name| name == snapshot_command::NAME) {
-        return process::answer(snapshot_command::run(arguments.into_iter().skip(2)));
-    }
-    if let Some(asked) = proxy::read(&arguments) {
-        return process::stand_between(asked, &arguments);
+    if process::ran_no_node(&arguments) {
+        return;
     }
     let config = match Config::load(arguments, std::env::vars()) {
         Ok(Invocation::Run(config)) => config,

@@ -180,8 +180,19 @@ pub fn block_on(node: impl Future<Output = Result<i32, Termination>>) -> Result<
     ended
 }
 
+/// Runs to its end what starts no node: the command on snapshots, or a proxy. Says whether the arguments ask for one.
+pub fn ran_no_node(arguments: &[String]) -> bool {
+    if arguments.get(1).is_some_and(|name| name == snapshot_command::NAME) {
+        answer(snapshot_command::run(arguments.iter().skip(2).cloned()));
+        return true;
+    }
+    let Some(asked) = proxy::read(arguments) else { return false };
+    stand_between(asked, arguments);
+    true
+}
+
 /// Says what the command on snapshots has to say: on stdout, or on stderr why not.
-pub fn answer(done: Result<String, snapshot_command::Failed>) {
+fn answer(done: Result<String, snapshot_command::Failed>) {
     match done {
         Ok(text) => print!("{text}"),
         Err(failed) => {
@@ -192,7 +203,7 @@ pub fn answer(done: Result<String, snapshot_command::Failed>) {
 }
 
 /// Runs a proxy until a signal, or says why it does not run. It keeps nothing, so there is nothing to be done at its end.
-pub fn stand_between(asked: Result<proxy::Invocation, proxy::Refused>, arguments: &[String]) {
+fn stand_between(asked: Result<proxy::Invocation, proxy::Refused>, arguments: &[String]) {
     let proxy = match asked {
         Ok(proxy::Invocation::Print(text)) => return print!("{text}"),
         Ok(proxy::Invocation::Start(proxy)) => proxy,

@@ -1,11 +1,44 @@
-//! How a pass calls the API server: bounded in time, and never twice by itself.
+//! The clients of the API server: that of a pass is bounded in time, and calls never twice by itself.
 
 use std::time::Duration;
 
-use kube::Config;
+use kube::config::InferConfigError;
+use kube::{Client, Config};
+use thiserror::Error;
 
 /// Longest time that one call of a pass may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why there is no client.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nothing says where the API server is.
+    #[error("no way to the Kubernetes API: set KUBECONFIG or run in a pod: {0}")]
+    NoWay(#[from] InferConfigError),
+    /// What says so cannot be used.
+    #[error("the Kubernetes API cannot be called as it is configured: {0}")]
+    Unusable(#[from] kube::Error),
+}
+
+/// Both lead to the API server that the environment names.
+pub struct Clients {
+    /// Watches, and keeps the lease.
+    pub watches: Client,
+    /// Makes the calls of passes: see [`bounded`].
+    pub of_passes: Client,
+}
+
+impl Clients {
+    /// As `KUBECONFIG` says, or the pod that this runs in.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn infer() -> Result<Self, ClientError> {
+        let config = Config::infer().await?;
+        let of_passes = Client::try_from(bounded(config.clone(), CALL_TIMEOUT))?;
+        Ok(Self { watches: Client::try_from(config)?, of_passes })
+    }
+}
 
 /// The configuration of a client whose calls take no longer than `timeout` and are made once (4.1): what is refused, or is not
 /// known to have happened, is for the next pass to observe. An eviction that is asked for again and again by the client would
@@ -25,7 +58,6 @@ mod tests {
 
     use axum::Router;
     use axum::http::StatusCode;
-    use kube::Client;
     use serde_json::{Value, json};
     use tokio::net::TcpListener;
 

@@ -22,6 +22,7 @@ pub mod observe;
 pub mod observed;
 pub mod plan;
 pub mod pulse;
+pub mod signals;
 pub mod status;
 pub mod step;
 pub mod valid;

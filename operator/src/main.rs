@@ -2,18 +2,16 @@
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use balsa_operator::arguments::{Arguments, Command, Run};
-use balsa_operator::client::{CALL_TIMEOUT, bounded};
+use balsa_operator::client::Clients;
 use balsa_operator::lanes::Lanes;
 use balsa_operator::lease::{self, Seat};
 use balsa_operator::members::Network;
 use balsa_operator::pulse::Pulse;
-use balsa_operator::{controller, health, metrics::Metrics};
+use balsa_operator::{controller, health, metrics::Metrics, signals};
 use clap::Parser;
+use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
-use kube::{Client, Config};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::main]
@@ -32,16 +30,8 @@ async fn operate(run: Run) -> anyhow::Result<()> {
     tracing_subscriber::fmt().json().with_span_list(false).with_env_filter(filter).init();
     // An error would only say that a provider is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let config = Config::infer().await.context("no way to the Kubernetes API: set KUBECONFIG or run in a pod")?;
-    let bounded = bounded(config.clone(), CALL_TIMEOUT);
-    let (watches, client) = (Client::try_from(config)?, Client::try_from(bounded)?);
-    let (metrics, stop) = (Arc::new(Metrics::new()?), CancellationToken::new());
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stopping = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
-        stopping.cancel();
-    });
+    let Clients { watches, of_passes: client } = Clients::infer().await?;
+    let (metrics, stop) = (Arc::new(Metrics::new()?), signals::stop()?);
     let serving = tokio::spawn(health::serve(run.metrics_address, metrics.clone(), stop.clone()));
     let mut seat = Seat::stand(watches.clone(), &run.namespace, &run.identity).await?;
     let reporter = Reporter { controller: "balsa-operator".into(), instance: Some(run.identity.clone()) };
