@@ -33,6 +33,21 @@ impl Connection {
     pub(super) fn new(remote: Remote, secure: bool, certificate: Option<Arc<ClientCertificate>>) -> Self {
         Self { remote, secure, certificate, closer: Closer::default(), takeover: Takeover::default() }
     }
+
+    /// What a call knows of it that is made for its client.
+    pub(super) fn behind(&self) -> Behind {
+        Behind { remote: self.remote, closer: self.closer.clone() }
+    }
+}
+
+/// The connection of the client that the gateway makes a call for, in the extensions of that call. It has no certificate: over
+/// the gateway that stands for no user.
+#[derive(Debug, Clone)]
+pub struct Behind {
+    /// Where it comes from.
+    pub remote: Remote,
+    /// Ends it.
+    pub closer: Closer,
 }
 
 /// Hands the bytes of a connection to whoever will go on with them in another protocol, once the server lets go of them:

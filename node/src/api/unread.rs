@@ -5,6 +5,7 @@
 //! stream's watchers, their events, a view of the store) is dropped at once, and `ResourceExhausted` is what the client
 //! reads if it ever reads on. A client that does not do so within the bound once more loses its connection, because nothing
 //! else frees the stream itself. A client that is slow and reads moves its window again and again, and is left alone.
+//! The gateway asks its calls for more only when its clients take what there is, so they are under the same rule.
 //!
 //! It must not know what streams are for: every call that is not unary is under this rule.
 
@@ -24,7 +25,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connection::{Closer, Connection};
+use super::connection::{Behind, Closer, Connection};
 use super::large_message;
 use super::status::etcd;
 use crate::metrics::{UNREAD_CONNECTIONS, UNREAD_STREAMS};
@@ -62,17 +63,18 @@ pub async fn end_unread(State(Bounded { methods, bound }): State<Bounded>, reque
 struct Client {
     call: String,
     remote: String,
-    /// None for a call from within the process, which the gateway makes.
+    /// None for a call that comes by no connection.
     closer: Option<Closer>,
 }
 
 impl Client {
     fn of(request: &Request) -> Self {
-        let connection = request.extensions().get::<Connection>();
-        Self {
-            call: request.uri().path().to_owned(),
-            remote: connection.map_or_else(|| "the gateway".to_owned(), |connection| connection.remote.to_string()),
-            closer: connection.map(|connection| connection.closer.clone()),
+        let (call, extensions) = (request.uri().path().to_owned(), request.extensions());
+        // The gateway reads for its client as far as that reads, and no further.
+        let direct = extensions.get().map(Connection::behind);
+        match direct.or_else(|| extensions.get::<Behind>().cloned()) {
+            Some(Behind { remote, closer }) => Self { call, remote: remote.to_string(), closer: Some(closer) },
+            None => Self { call, remote: "within the process".to_owned(), closer: None },
         }
     }
 }

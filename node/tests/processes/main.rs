@@ -16,6 +16,7 @@ mod auth_leases;
 mod beside;
 mod bounds;
 mod counters;
+mod cut_off;
 mod damage;
 mod discovery;
 mod drain;

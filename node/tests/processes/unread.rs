@@ -16,7 +16,7 @@ use crate::cluster::{Cluster, Member, PATIENCE};
 use crate::gateway::http;
 
 /// Watchers of the client that does not read.
-const WATCHERS: usize = 10_000;
+pub(crate) const WATCHERS: usize = 10_000;
 
 /// Streams over which they are spread.
 const STREAMS: u32 = 10;
@@ -25,7 +25,7 @@ const STREAMS: u32 = 10;
 const WRITES: usize = 500;
 
 /// What the process may grow by: far below what one event for each watcher and write would take.
-const GROWTH_KIB: u64 = 200 << 10;
+pub(crate) const GROWTH_KIB: u64 = 200 << 10;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_notices_a_client_that_opens_ten_thousand_watches_and_reads_none() {
@@ -122,7 +122,8 @@ impl Mute {
     async fn call(&mut self, stream: u32, path: &str) {
         // POST, http, the path, the authority, content-type and te, without Huffman's code or a table.
         let mut head = vec![0x83, 0x86];
-        for (name, value) in [(&[4_u8][..], path), (&[1], "x"), (&[15, 16], "application/grpc")] {
+        let kind = if path.starts_with("/v3/") { "application/json" } else { "application/grpc" };
+        for (name, value) in [(&[4_u8][..], path), (&[1], "x"), (&[15, 16], kind)] {
             head.extend(name);
             head.push(u8::try_from(value.len()).expect("short"));
             head.extend(value.as_bytes());
@@ -132,7 +133,7 @@ impl Mute {
     }
 
     /// Opens a call of Watch and asks for this many watches.
-    async fn watch(&mut self, stream: u32, watches: usize) {
+    pub(crate) async fn watch(&mut self, stream: u32, watches: usize) {
         self.call(stream, "/etcdserverpb.Watch/Watch").await;
         let message = message(&watch_all());
         let many = 500;
@@ -147,16 +148,32 @@ impl Mute {
         self.frame(0, u8::from(last), stream, &message(request)).await;
     }
 
+    /// Opens a request to the gateway, whose body begins with this and does not end.
+    pub(crate) async fn post_json(&mut self, stream: u32, path: &str, body: &str) {
+        self.call(stream, path).await;
+        self.frame(0, 0, stream, body.as_bytes()).await;
+    }
+
     /// Gives a call up.
     pub(crate) async fn reset(&mut self, stream: u32) {
         self.frame(3, 0, stream, &8_u32.to_be_bytes()).await;
     }
 
     /// Resolves when the server has closed the connection.
-    async fn closed(mut self) {
-        let mut piece = vec![0; 64 << 10];
-        while matches!(self.stream.read(&mut piece).await, Ok(1..)) {}
+    async fn closed(self) {
+        closed(self.stream).await;
     }
+
+    /// What it writes to.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+}
+
+/// Resolves when the server has closed a connection.
+pub(crate) async fn closed(mut stream: TcpStream) {
+    let mut piece = vec![0; 64 << 10];
+    while matches!(stream.read(&mut piece).await, Ok(1..)) {}
 }
 
 /// More than the threads that may block.
@@ -282,7 +299,7 @@ async fn a_client_that_reads_slowly_gets_every_event() {
 }
 
 /// A watch of everything, made.
-async fn watch(mut client: WatchClient<Channel>) -> Streaming<pb::WatchResponse> {
+pub(crate) async fn watch(mut client: WatchClient<Channel>) -> Streaming<pb::WatchResponse> {
     let (requests, receiver) = tokio::sync::mpsc::channel(1);
     requests.send(watch_all()).await.expect("sent");
     let mut events = client.watch(ReceiverStream::new(receiver)).await.expect("a watch").into_inner();

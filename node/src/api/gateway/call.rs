@@ -14,6 +14,8 @@ use percent_encoding::percent_decode_str;
 use tonic::Code;
 use tower::ServiceExt;
 
+use super::super::connection::Behind;
+
 /// Flag and length before each message.
 const PREFIX: usize = 5;
 /// Messages that are larger take the memory of their buffer with them.
@@ -60,10 +62,19 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// Sends a request with `metadata` to the method at `path`; `body` holds its frames. Resolves with the headers of the
-    /// answer.
-    pub(super) async fn to(router: Router, path: &str, metadata: HeaderMap, body: Body) -> Self {
+    /// Sends a request with `metadata` to the method at `path`, for the client of a connection; `body` holds its frames.
+    /// Resolves with the headers of the answer.
+    pub(super) async fn to(
+        router: Router,
+        path: &str,
+        metadata: HeaderMap,
+        client: Option<Behind>,
+        body: Body,
+    ) -> Self {
         let mut request = Request::new(body);
+        if let Some(client) = client {
+            request.extensions_mut().insert(client);
+        }
         *request.method_mut() = Method::POST;
         *request.headers_mut() = metadata;
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

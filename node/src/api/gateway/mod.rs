@@ -33,6 +33,7 @@ use prost_reflect::{DescriptorError, DynamicMessage, MessageDescriptor};
 use tokio::time::{Instant, timeout_at};
 use tonic::Code;
 
+use super::connection::{Behind, Connection};
 use super::decode_limit::decode_limit;
 use crate::engine::Limit;
 
@@ -93,18 +94,25 @@ impl Gateway {
             return failure(&Failed::new(Code::Unimplemented, "Method Not Allowed"));
         }
         let (parts, body) = request.into_parts();
-        match self.call(method, &parts.headers, Box::pin(body.into_data_stream())).await {
+        let client = parts.extensions.get().map(Connection::behind);
+        match self.call(method, &parts.headers, client, Box::pin(body.into_data_stream())).await {
             Ok(response) => response,
             Err(failed) => failure(&failed),
         }
     }
 
-    async fn call(&self, method: &Method, headers: &HeaderMap, pieces: Pieces) -> Result<Response, Failed> {
+    async fn call(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        client: Option<Behind>,
+        pieces: Pieces,
+    ) -> Result<Response, Failed> {
         let deadline = metadata::timeout(headers)?.and_then(|timeout| Instant::now().checked_add(timeout));
         let call = async {
             let metadata = metadata::incoming(headers)?;
             let body = self.request_body(method, pieces).await?;
-            let reply = Reply::to(self.router.clone(), method.path, metadata, body).await;
+            let reply = Reply::to(self.router.clone(), method.path, metadata, client, body).await;
             if method.answers_stream { self.stream(method, reply, deadline).await } else { unary(method, reply).await }
         };
         match within(deadline, call).await {

@@ -112,6 +112,9 @@ fn call(handshake: &Request<Body>, body: Body) -> Request<Body> {
     if let Some(token) = token(handshake.headers()) {
         call.headers_mut().insert(AUTHORIZATION, token);
     }
+    if let Some(connection) = handshake.extensions().get::<Connection>() {
+        call.extensions_mut().insert(connection.clone());
+    }
     call
 }
 
