@@ -29,6 +29,7 @@ mod full_disk;
 mod gateway;
 mod gone;
 mod grpc_proxy;
+mod hot_settings;
 mod http1;
 mod jwt;
 mod kv;

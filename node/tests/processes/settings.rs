@@ -1,4 +1,5 @@
-//! Settings that change while the nodes run: pushed through the node service, or written into the file.
+//! Settings that change while the nodes run: pushed through the node service, or written into the file. Each of them, both ways
+//! and on three members, is in `hot_settings.rs`.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -11,20 +12,20 @@ use tonic::transport::Channel;
 
 use crate::cluster::{Cluster, Member};
 
-async fn node(member: &Member) -> NodeClient<Channel> {
+pub(crate) async fn node(member: &Member) -> NodeClient<Channel> {
     NodeClient::connect(member.peer_url()).await.expect("the peer port answers")
 }
 
-fn settings(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+pub(crate) fn settings(pairs: &[(&str, &str)]) -> HashMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-async fn active(member: &Member) -> wire::GetConfigResponse {
+pub(crate) async fn active(member: &Member) -> wire::GetConfigResponse {
     node(member).await.get_config(wire::GetConfigRequest {}).await.expect("an answer").into_inner()
 }
 
 /// A transaction of so many puts.
-async fn puts(member: &Member, count: usize) -> Result<(), tonic::Status> {
+pub(crate) async fn puts(member: &Member, count: usize) -> Result<(), tonic::Status> {
     let put = |number: usize| {
         let put = pb::PutRequest { key: format!("t/{number}").into(), ..Default::default() };
         pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
@@ -92,13 +93,15 @@ async fn a_bad_or_stale_push_changes_nothing() {
 }
 
 /// The file of a member, with these settings.
-fn file_of(member: &Member, more: &str) -> String {
+pub(crate) fn file_of(cluster: &Cluster, member: &Member, more: &str) -> String {
     format!(
-        "name: m0\ndata-dir: {}\nlisten-client-urls: {client}\nadvertise-client-urls: {client}\n\
-         listen-peer-urls: {peer}\ninitial-advertise-peer-urls: {peer}\ninitial-cluster: m0={peer}\n{more}",
+        "name: {}\ndata-dir: {}\nlisten-client-urls: {client}\nadvertise-client-urls: {client}\n\
+         listen-peer-urls: {peer}\ninitial-advertise-peer-urls: {peer}\ninitial-cluster: {all}\n{more}",
+        member.name,
         member.data.display(),
         client = member.client_url(),
         peer = member.peer_url(),
+        all = cluster.initial_cluster(),
     )
 }
 
@@ -107,7 +110,7 @@ async fn started_by_file(more: &str) -> (Cluster, PathBuf) {
     let mut cluster = Cluster::empty();
     let index = cluster.add_unstarted("m0");
     let path = cluster.directory.path().join("config.yaml");
-    std::fs::write(&path, file_of(&cluster.members[index], more)).expect("written");
+    std::fs::write(&path, file_of(&cluster, &cluster.members[index], more)).expect("written");
     cluster.run_by_file(index, &path);
     cluster.leader().await;
     (cluster, path)
@@ -182,7 +185,7 @@ async fn each_setting_that_is_written_into_the_file_takes_effect() {
     let written = async |member: &Member, wanted: &[(&str, &str)]| {
         let version = active(member).await.version + 1;
         let lines: String = wanted.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
-        std::fs::write(&path, file_of(member, &lines)).expect("written");
+        std::fs::write(&path, file_of(&cluster, member, &lines)).expect("written");
         cluster.eventually("the file is active", || async { active(member).await.version == version }).await;
         let now = active(member).await.settings;
         assert!(wanted.iter().all(|(name, value)| now[*name] == *value), "{now:?}");
@@ -195,7 +198,7 @@ async fn each_setting_that_is_written_into_the_file_takes_effect() {
 async fn a_changed_file_is_active_without_a_restart() {
     let (cluster, path) = started_by_file("max-txn-ops: 10\n").await;
     let member = &cluster.members[0];
-    let [bad, good] = ["max-txn-ops: 0\n", "max-txn-ops: 3\n"].map(|more| file_of(member, more));
+    let [bad, good] = ["max-txn-ops: 0\n", "max-txn-ops: 3\n"].map(|more| file_of(&cluster, member, more));
     cluster.eventually("ten operations fit", || async { puts(member, 10).await.is_ok() }).await;
 
     std::fs::write(&path, bad).expect("written");
