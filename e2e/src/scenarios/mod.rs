@@ -64,7 +64,7 @@ scenarios! {
     "invalid", invalid::refused, "what cannot work is refused with a message that says what to do";
     "delete", lifecycle::delete, "deleting the cluster keeps its volumes, or removes them, as its policy says";
     "helm", helm::charts, "both charts by Helm, the operator confined to one namespace: it scales, and another takes its lease over";
-    "store", store::kubernetes, "Kubernetes on Balsa: 10,000 objects, watches, compaction and expiry hold through kill -9 of each member";
+    "store", store::kubernetes, "Kubernetes on Balsa: 10,000 objects, watches, compaction and expiry hold through kill -9 of each member in the middle of a roll";
 }
 
 scenarios! {

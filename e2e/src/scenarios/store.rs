@@ -1,22 +1,23 @@
 //! Kubernetes on Balsa: the local Kubernetes' own store under its API server, as a user of Kubernetes sees it.
 
 mod faults;
+mod roll;
 mod view;
 mod witness;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use etcd_client::Client as EtcdClient;
 use futures::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Event};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use self::faults::Store;
+use self::roll::Roller;
 use self::witness::Witness;
 use crate::cluster::Cluster;
 
@@ -26,9 +27,18 @@ const OBJECTS: usize = 10_000;
 const PAGE: u32 = 500;
 /// Creations under way at once; the API server takes 200 writes.
 const PARALLEL: usize = 48;
-/// How long events live while the scenario runs, and how often the API server compacts.
+/// Events that expire, how their names begin, and how long they live.
+const EVENTS: usize = 1_000;
+const BRIEF: &str = "brief-";
+const EVENT_LIFE: Duration = Duration::from_secs(10);
+/// Longest wait for the last of them, from its creation on.
+const EXPIRY_PATIENCE: Duration = Duration::from_secs(90);
+/// What the API server is told for that, and how often it compacts.
 const EVENT_TTL: &str = "10s";
 const COMPACTION_INTERVAL: &str = "10s";
+/// Without it pages after the first come from the store, and not from the watch cache. That a list without a revision
+/// comes from the cache can no longer be turned off (`ConsistentListFromCache` is locked).
+const WITHOUT_SNAPSHOTS: &str = "ListFromCacheSnapshot=false";
 
 pub(super) async fn kubernetes(cluster: Cluster) -> anyhow::Result<()> {
     let Some(store) = Store::found()? else {
@@ -44,6 +54,8 @@ pub(super) async fn kubernetes(cluster: Cluster) -> anyhow::Result<()> {
     roll_under_kills(&cluster, &store, &witness).await?;
     restart_and_compact(&cluster, &store).await?;
     events_expire(&cluster).await?;
+    store.apiserver(&["--feature-gates", WITHOUT_SNAPSHOTS])?;
+    page_from_the_store(&cluster, &names).await?;
     store.apiserver(&[])?;
     view::is_the_stores(&cluster, &store).await
 }
@@ -70,9 +82,12 @@ async fn create(cluster: &Cluster) -> anyhow::Result<BTreeSet<String>> {
     Ok(created)
 }
 
-/// Lists in pages: every object once, in order, all pages of one revision, and what remains counted right.
-async fn page(cluster: &Cluster, names: &BTreeSet<String>) -> anyhow::Result<()> {
-    let (api, started) = (config_maps(cluster), Instant::now());
+/// Lists in pages: every object once, in order, all pages of one revision, and what remains counted right. Says how many
+/// pages it were.
+async fn page(cluster: &Cluster, names: &BTreeSet<String>) -> anyhow::Result<usize> {
+    let api = config_maps(cluster);
+    let all = api.list_metadata(&ListParams::default()).await?.items.len();
+    let started = Instant::now();
     let mut parameters = ListParams::default().limit(PAGE);
     let (mut listed, mut revisions, mut pages): (Vec<String>, BTreeSet<String>, usize) = Default::default();
     loop {
@@ -82,7 +97,7 @@ async fn page(cluster: &Cluster, names: &BTreeSet<String>) -> anyhow::Result<()>
         pages += 1;
         // A page makes known how many follow.
         if let Some(remaining) = page.metadata.remaining_item_count {
-            let others = names.len() + 1 - pages * PAGE as usize;
+            let others = all.saturating_sub(pages * PAGE as usize);
             ensure!(remaining as usize == others, "after page {pages} {remaining} remain, not {others}");
         }
         // An object between pages must not appear in them.
@@ -100,6 +115,16 @@ async fn page(cluster: &Cluster, names: &BTreeSet<String>) -> anyhow::Result<()>
     ensure!(listed.windows(2).all(|pair| pair[0] < pair[1]), "the pages are not in order, or repeat an object");
     ensure!(listed.iter().eq(names), "{} objects listed, {} created", listed.len(), names.len());
     ensure!(revisions.len() == 1, "one list is of one revision, not of {revisions:?}");
+    Ok(pages)
+}
+
+/// The same, with an API server that keeps no past of its own.
+async fn page_from_the_store(cluster: &Cluster, names: &BTreeSet<String>) -> anyhow::Result<()> {
+    let before = view::lists_from_the_store(cluster).await?;
+    let pages = page(cluster, names).await?;
+    let asked = view::lists_from_the_store(cluster).await? - before;
+    println!("    {asked} of {pages} pages were the store's own");
+    ensure!(asked >= (pages - 1) as f64, "pages did not come from the store");
     Ok(())
 }
 
@@ -122,56 +147,35 @@ async fn consistent_reads(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A Deployment rolls while each member in turn is killed and comes back; a watcher sees every write once.
+/// Each member in turn is killed in the middle of a roll, which goes on without it; then the member comes back. A watcher sees
+/// every write once.
 async fn roll_under_kills(cluster: &Cluster, store: &Store, witness: &Witness) -> anyhow::Result<()> {
-    let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
-    let labels = json!({"app": "roller"});
-    let pod = json!({"metadata": {"labels": labels}, "spec": {"terminationGracePeriodSeconds": 0, "containers": [
-        {"name": "pause", "image": "balsa.dev/pause:dev", "imagePullPolicy": "IfNotPresent"}]}});
-    let spec = json!({"replicas": 3, "selector": {"matchLabels": labels}, "template": pod});
-    let roller: Deployment = serde_json::from_value(json!({"metadata": {"name": "roller"}, "spec": spec}))?;
-    deployments.create(&PostParams::default(), &roller).await?;
-    rolled(&deployments).await?;
     // One etcd, which is there for comparison, has no member to spare.
     let spare = if store.members() > 2 { store.members() } else { 0 };
-    for member in 0..spare {
+    let roller = Roller::start(cluster).await?;
+    roller.roll().await?;
+    for (member, pod) in (0..spare).zip(1..=Roller::PODS) {
         let writer = witness::Counter::start(config_maps(cluster), member);
-        let change = json!({"spec": {"template": {"metadata": {"annotations": {"round": member.to_string()}}}}});
-        deployments.patch("roller", &PatchParams::default(), &Patch::Merge(&change)).await?;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        let started = Instant::now();
+        roller.is_held_at(pod).await?;
+        roller.must_be_held_at(pod).await?;
         store.kill(member)?;
-        rolled(&deployments).await.with_context(|| format!("without member {member}"))?;
+        let started = Instant::now();
+        roller.must_be_held_at(pod).await.with_context(|| format!("without member {member}"))?;
+        roller.let_through().await.with_context(|| format!("without member {member}"))?;
+        let goes_on = if pod < Roller::PODS { roller.is_held_at(pod + 1).await } else { roller.is_rolled_out().await };
+        goes_on.with_context(|| format!("without member {member}"))?;
         let took = started.elapsed().as_secs_f32();
         store.start(member)?;
         let written = writer.finish().await?;
         witness.saw_counter(member, &written).await?;
+        let writes = written.len();
         println!(
-            "    member {member} killed: rolled in {took:.1} s, {} writes meanwhile, each seen once",
-            written.len()
+            "    member {member} killed while pod {pod} of {} was waited for: the roll went on after {took:.1} s, \
+             {writes} writes meanwhile, each seen once",
+            Roller::PODS
         );
     }
     Ok(())
-}
-
-/// Waits until the Deployment has rolled out its present template.
-async fn rolled(deployments: &Api<Deployment>) -> anyhow::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(90);
-    loop {
-        let roller = deployments.get("roller").await;
-        let done = roller.as_ref().is_ok_and(|roller| {
-            let status = roller.status.clone().unwrap_or_default();
-            status.observed_generation == roller.metadata.generation
-                && status.updated_replicas == Some(3)
-                && status.available_replicas == Some(3)
-                && status.replicas == Some(3)
-        });
-        if done {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "the Deployment does not roll out: {roller:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }
 
 /// The API server ends and comes back, and compacts. Controllers go on; what is older than the compaction is refused.
@@ -197,17 +201,35 @@ async fn restart_and_compact(cluster: &Cluster, store: &Store) -> anyhow::Result
     informer.stop().await
 }
 
-/// The store's leases end events, and watchers hear of it.
+/// The store's leases end events, each in its time, and a watcher hears of every one.
 async fn events_expire(cluster: &Cluster) -> anyhow::Result<()> {
     let events: Api<Event> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
-    let object = json!({"kind": "ConfigMap", "namespace": cluster.namespace, "name": "object-00000"});
-    let event = json!({"metadata": {"name": "brief"}, "involvedObject": object, "reason": "Tried", "type": "Normal"});
-    events.create(&PostParams::default(), &serde_json::from_value(event)?).await?;
-    let started = Instant::now();
-    let seen = witness::deletion_of(&events, "brief", Duration::from_secs(60)).await?;
-    ensure!(seen, "no watcher heard that the event expired");
-    ensure!(events.get_opt("brief").await?.is_none(), "the event expired and is there");
-    ensure!(started.elapsed() >= Duration::from_secs(5), "the event went before its time");
-    println!("    an event of {EVENT_TTL} expired after {:.1} s", started.elapsed().as_secs_f32());
+    let from = events.list(&ListParams::default().limit(1)).await?.metadata.resource_version.context("a revision")?;
+    let watching = tokio::spawn(witness::deletions(events.clone(), from, BRIEF, EVENTS));
+    let create = |number: usize| {
+        let (events, namespace) = (events.clone(), cluster.namespace.clone());
+        async move {
+            let (name, begun) = (format!("{BRIEF}{number:04}"), Instant::now());
+            let object = json!({"kind": "ConfigMap", "namespace": namespace, "name": "object-00000"});
+            let event =
+                json!({"metadata": {"name": name}, "involvedObject": object, "reason": "Tried", "type": "Normal"});
+            events.create(&PostParams::default(), &serde_json::from_value(event)?).await?;
+            anyhow::Ok((name, begun))
+        }
+    };
+    let begun: BTreeMap<String, Instant> =
+        stream::iter(0..EVENTS).map(create).buffer_unordered(PARALLEL).try_collect().await?;
+    let gone = tokio::time::timeout(EXPIRY_PATIENCE, watching).await;
+    let gone = gone.context("not every event's end was heard of")??.context("the watch of events")?;
+    let lived = |(name, begun): (&String, &Instant)| gone.get(name).map(|gone| gone.duration_since(*begun));
+    let mut lives =
+        begun.iter().map(lived).collect::<Option<Vec<_>>>().context("the end of another event was heard of")?;
+    lives.sort_unstable();
+    let (shortest, longest) = (lives[0], lives[lives.len() - 1]);
+    ensure!(shortest >= EVENT_LIFE - Duration::from_secs(1), "an event went before its time, after {shortest:?}");
+    let left = events.list_metadata(&ListParams::default()).await?.items;
+    let left = left.iter().map(ResourceExt::name_any).find(|name| name.starts_with(BRIEF));
+    ensure!(left.is_none(), "an event's end was heard of, and it is there: {left:?}");
+    println!("    {EVENTS} events of {EVENT_LIFE:?} expired, each after {shortest:.1?} to {longest:.1?}");
     Ok(())
 }

@@ -1,32 +1,44 @@
 //! What the API server shows, held against what the store holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use etcd_client::{Client as EtcdClient, GetOptions};
+use kube::discovery::{ApiResource, Discovery, verbs};
 use serde_json::Value;
 use tonic::codegen::http::Request;
 
 use super::faults::Store;
 use crate::cluster::Cluster;
 
-/// Kinds with much and with little change: path at the API server, key in the store.
-const KINDS: &[(&str, &str)] = &[
-    ("/api/v1/configmaps", "configmaps"),
-    ("/api/v1/secrets", "secrets"),
-    ("/api/v1/pods", "pods"),
-    ("/api/v1/events", "events"),
-    ("/api/v1/services", "services/specs"),
-    ("/api/v1/serviceaccounts", "serviceaccounts"),
-    ("/api/v1/namespaces", "namespaces"),
-    ("/api/v1/nodes", "minions"),
-    ("/apis/apps/v1/deployments", "deployments"),
-    ("/apis/apps/v1/replicasets", "replicasets"),
-    ("/apis/coordination.k8s.io/v1/leases", "leases"),
-    ("/apis/discovery.k8s.io/v1/endpointslices", "endpointslices"),
-    ("/apis/rbac.authorization.k8s.io/v1/clusterroles", "clusterroles"),
-    ("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", "apiextensions.k8s.io/customresourcedefinitions"),
+/// Where all keys of the API server begin.
+const REGISTRY: &str = "/registry/";
+/// Kinds that are not kept under their own name. This list is compiled into Kubernetes.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("endpoints", "services/endpoints"),
+    ("ingresses", "ingress"),
+    ("nodes", "minions"),
+    ("replicationcontrollers", "controllers"),
+    ("services", "services/specs"),
+];
+/// What API servers keep for themselves: where each of them is, and which addresses and ports are given.
+const INTERNAL: &[&str] = &["masterleases/", "peerserverleases/", "ranges/"];
+/// Kinds that are there in any case, with much and with little change, so that nothing is compared with nothing.
+const CERTAIN: &[&str] = &[
+    "apiextensions.k8s.io/customresourcedefinitions",
+    "apiregistration.k8s.io/apiservices",
+    "clusterroles",
+    "configmaps",
+    "deployments",
+    "endpointslices",
+    "leases",
+    "minions",
+    "namespaces",
+    "pods",
+    "replicasets",
+    "serviceaccounts",
+    "services/specs",
 ];
 /// Longest wait for a compaction; the API server makes one at its second interval.
 const COMPACTION_PATIENCE: Duration = Duration::from_secs(60);
@@ -69,17 +81,32 @@ pub(super) async fn compacted(etcd: &mut EtcdClient, past: i64) -> anyhow::Resul
     }
 }
 
-/// Every object with its revision is the same in a list from the API server and in the store at the list's revision, by
-/// way of each member.
+/// Lists of ConfigMaps that the store answered.
+pub(super) async fn lists_from_the_store(cluster: &Cluster) -> anyhow::Result<f64> {
+    let metrics = ask(cluster, "/metrics").await?;
+    let lines = metrics.lines().filter(|line| line.starts_with("apiserver_storage_list_total{"));
+    let line =
+        lines.filter(|line| line.contains("\"configmaps\"")).map(|line| line.rsplit(' ').next().unwrap_or_default());
+    line.map(|value| value.parse::<f64>().context("a number")).sum()
+}
+
+/// Every object of every kind that the store holds is the same, with its revision, in a list from the API server and in the
+/// store at the list's revision, by way of each member.
 pub(super) async fn is_the_stores(cluster: &Cluster, store: &Store) -> anyhow::Result<()> {
-    let mut objects = 0;
-    let mut last = 0;
-    for (path, key) in KINDS {
+    let mut members = Vec::new();
+    for endpoint in store.endpoint_list() {
+        members.push((EtcdClient::connect([endpoint.as_str()], None).await?, endpoint));
+    }
+    let (first, _) = members.first_mut().context("a member")?;
+    let keys: BTreeSet<String> = held(first, REGISTRY, 0).await?.into_keys().collect();
+    let kinds = kinds(cluster, &keys).await?;
+    let (mut objects, mut last) = (0, 0);
+    for (prefix, path) in &kinds {
         let list: Value = serde_json::from_str(&ask(cluster, path).await?)?;
         let revision: i64 = list["metadata"]["resourceVersion"].as_str().unwrap_or_default().parse()?;
-        let shown = shown(&list, key)?;
-        for endpoint in store.endpoint_list() {
-            let held = held(&endpoint, key, revision).await?;
+        let shown = shown(&list, prefix)?;
+        for (member, endpoint) in &mut members {
+            let held = held(member, prefix, revision).await?;
             let differs = shown.iter().find(|(key, revision)| held.get(*key) != Some(revision));
             ensure!(differs.is_none(), "{path} at {revision}: {differs:?} is not so in {endpoint}");
             let hidden = held.keys().find(|key| !shown.contains_key(*key));
@@ -88,8 +115,51 @@ pub(super) async fn is_the_stores(cluster: &Cluster, store: &Store) -> anyhow::R
         objects += shown.len();
         last = last.max(revision);
     }
-    println!("    {objects} objects of {} kinds are the same in the API server and in every member", KINDS.len());
+    println!(
+        "    {objects} objects of {} kinds, all that the store holds, are the same in the API server and in every member",
+        kinds.len()
+    );
     hashes_agree(store, last).await
+}
+
+/// The kinds that some of these keys are of, each by the beginning of its keys, with its path at the API server. Every key must
+/// be of one.
+async fn kinds(cluster: &Cluster, keys: &BTreeSet<String>) -> anyhow::Result<BTreeMap<String, String>> {
+    let discovery = Discovery::new(cluster.client.clone()).run().await.context("the kinds of the API server")?;
+    let mut kinds = BTreeMap::new();
+    for (resource, capabilities) in discovery.groups().flat_map(|group| group.resources_by_stability()) {
+        let prefix = prefixes(&resource).into_iter().find(|prefix| keys.iter().any(|key| key.starts_with(prefix)));
+        // Events are of two groups, and kept once.
+        if let (true, Some(prefix)) = (capabilities.supports_operation(verbs::LIST), prefix) {
+            kinds.entry(prefix).or_insert_with(|| path(&resource));
+        }
+    }
+    let internal =
+        |key: &str| INTERNAL.iter().any(|own| key.strip_prefix(REGISTRY).is_some_and(|key| key.starts_with(own)));
+    let is_known = |key: &&String| internal(key) || kinds.keys().any(|prefix| key.starts_with(prefix));
+    let unknown = keys.iter().find(|key| !is_known(key));
+    ensure!(unknown.is_none(), "the store holds {unknown:?}, which is of no kind that the API server lists");
+    let missing = CERTAIN.iter().find(|certain| !kinds.contains_key(&format!("{REGISTRY}{certain}/")));
+    ensure!(missing.is_none(), "the store holds no {missing:?}");
+    Ok(kinds)
+}
+
+/// Where the objects of a kind may be kept: those of the kinds that Kubernetes is built with under the name of the kind alone, all
+/// others under their group first.
+fn prefixes(resource: &ApiResource) -> Vec<String> {
+    let ApiResource { group, plural, .. } = resource;
+    let mut places = vec![format!("{REGISTRY}{group}/{plural}/")];
+    if !group.contains('.') || group.ends_with(".k8s.io") {
+        let elsewhere = ELSEWHERE.iter().find(|(name, _)| name == plural).map(|(_, place)| *place);
+        places.push(format!("{REGISTRY}{}/", elsewhere.unwrap_or(plural)));
+    }
+    places
+}
+
+/// The path of a kind at the API server.
+fn path(resource: &ApiResource) -> String {
+    let ApiResource { group, version, plural, .. } = resource;
+    if group.is_empty() { format!("/api/{version}/{plural}") } else { format!("/apis/{group}/{version}/{plural}") }
 }
 
 /// The members' hashes at a revision agree. A hash is of what compactions left, and members compact one after the other:
@@ -113,7 +183,7 @@ async fn hashes_agree(store: &Store, revision: i64) -> anyhow::Result<()> {
 }
 
 /// The objects of a list by their keys in the store.
-fn shown(list: &Value, key: &str) -> anyhow::Result<BTreeMap<String, i64>> {
+fn shown(list: &Value, prefix: &str) -> anyhow::Result<BTreeMap<String, i64>> {
     let items = list["items"].as_array().context("a list")?;
     items
         .iter()
@@ -121,14 +191,45 @@ fn shown(list: &Value, key: &str) -> anyhow::Result<BTreeMap<String, i64>> {
             let text = |field: &str| item["metadata"][field].as_str().unwrap_or_default().to_owned();
             let (namespace, name) = (text("namespace"), text("name"));
             let place = if namespace.is_empty() { name } else { format!("{namespace}/{name}") };
-            Ok((format!("/registry/{key}/{place}"), text("resourceVersion").parse()?))
+            Ok((format!("{prefix}{place}"), text("resourceVersion").parse()?))
         })
         .collect()
 }
 
-async fn held(endpoint: &str, key: &str, revision: i64) -> anyhow::Result<BTreeMap<String, i64>> {
-    let mut member = EtcdClient::connect([endpoint], None).await?;
+/// The keys that begin like this, with the revisions of their last writes, at a revision or, with 0, now.
+async fn held(member: &mut EtcdClient, prefix: &str, revision: i64) -> anyhow::Result<BTreeMap<String, i64>> {
     let options = GetOptions::new().with_prefix().with_keys_only().with_revision(revision);
-    let answer = member.get(format!("/registry/{key}/"), Some(options)).await?;
+    let answer = member.get(prefix, Some(options)).await?;
     answer.kvs().iter().map(|kv| Ok((kv.key_str()?.to_owned(), kv.mod_revision()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(group: &str, version: &str, plural: &str) -> ApiResource {
+        let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+        let (group, version, plural) = (group.to_owned(), version.to_owned(), plural.to_owned());
+        ApiResource { group, version, api_version, kind: String::new(), plural }
+    }
+
+    #[test]
+    fn a_kind_has_its_place_and_its_path() {
+        for (group, plural, place) in [
+            ("", "pods", "pods"),
+            ("", "nodes", "minions"),
+            ("", "services", "services/specs"),
+            ("apps", "deployments", "deployments"),
+            ("networking.k8s.io", "ingresses", "ingress"),
+            ("apiextensions.k8s.io", "customresourcedefinitions", "apiextensions.k8s.io/customresourcedefinitions"),
+            ("balsa.dev", "raftclusters", "balsa.dev/raftclusters"),
+        ] {
+            let places = prefixes(&resource(group, "v1", plural));
+            assert!(places.contains(&format!("/registry/{place}/")), "{plural}: {places:?}");
+        }
+        // What somebody else calls by the name of a kind that Kubernetes has is not that.
+        assert_eq!(prefixes(&resource("example.com", "v1", "pods")), ["/registry/example.com/pods/"]);
+        assert_eq!(path(&resource("", "v1", "pods")), "/api/v1/pods");
+        assert_eq!(path(&resource("apps", "v1", "deployments")), "/apis/apps/v1/deployments");
+    }
 }

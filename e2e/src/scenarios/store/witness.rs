@@ -240,22 +240,33 @@ pub(super) async fn watch_is_refused(api: &Api<ConfigMap>, from: &str) -> anyhow
     }
 }
 
-/// Whether a watcher hears within this time that an event is gone.
-pub(super) async fn deletion_of(events: &Api<Event>, name: &str, within: Duration) -> anyhow::Result<bool> {
-    let parameters = WatchParams::default().fields(&format!("metadata.name={name}"));
-    // From 0: first what is there, then what becomes of it.
-    let stream = events.watch(&parameters, "0").await?;
-    pin_mut!(stream);
-    let deadline = tokio::time::sleep(within);
-    pin_mut!(deadline);
+/// Watches from a revision on until so many objects with names that begin like this were deleted; when each was heard of.
+pub(super) async fn deletions(
+    events: Api<Event>,
+    mut from: String,
+    prefix: &str,
+    count: usize,
+) -> anyhow::Result<BTreeMap<String, Instant>> {
+    let mut gone = BTreeMap::new();
     loop {
-        tokio::select! {
-            event = stream.try_next() => match event? {
-                Some(WatchEvent::Deleted(_)) => return Ok(true),
-                Some(_) => {}
-                None => return Ok(false),
-            },
-            () = &mut deadline => return Ok(false),
+        let stream = events.watch(&WatchParams::default(), &from).await?;
+        pin_mut!(stream);
+        while let Some(event) = stream.try_next().await? {
+            let (object, is_gone) = match event {
+                WatchEvent::Deleted(object) => (object, true),
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => (object, false),
+                WatchEvent::Bookmark(_) => continue,
+                WatchEvent::Error(status) => bail!("{}: {}", status.code, status.message),
+            };
+            from = object.resource_version().context("a revision")?;
+            let name = object.name_any();
+            if !is_gone || !name.starts_with(prefix) {
+                continue;
+            }
+            ensure!(gone.insert(name.clone(), Instant::now()).is_none(), "{name} was deleted twice");
+            if gone.len() == count {
+                return Ok(gone);
+            }
         }
     }
 }
