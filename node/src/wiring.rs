@@ -54,6 +54,7 @@ impl From<&Config> for NodeConfig {
             peer_urls: config.initial_advertise_peer_urls.clone(),
             client_urls: config.advertise_client_urls.clone(),
             bootstrap,
+            force_new_cluster: config.force_new_cluster,
             tick: config.heartbeat_interval,
             election_ticks: config.election_ticks(),
             pre_vote: config.pre_vote,

@@ -68,7 +68,7 @@ const fn refused(name: &'static str, kind: Kind, advice: &'static str) -> Flag {
 use Kind::{Bool, Count, Duration, Number, Text};
 
 /// The flags that have an effect.
-const SERVED: [Flag; 105] = [
+const SERVED: [Flag; 106] = [
     flag("name", Text("default"), "Name of this member"),
     flag("data-dir", Text(""), "Where the disk is [default: <name>.etcd]"),
     flag("listen-client-urls", Text("http://localhost:2379"), "Client port: gRPC and HTTP"),
@@ -109,6 +109,11 @@ const SERVED: [Flag; 105] = [
     flag("discovery-cacert", Text(""), "Who must have signed the registry's certificate"),
     flag("discovery-user", Text(""), "User at the registry, with discovery-password"),
     flag("discovery-password", Text(""), "Its password"),
+    flag(
+        "force-new-cluster",
+        Bool("false"),
+        "Remove all other members on this member's disk before it starts; for a lost quorum, see docs/recovery.md",
+    ),
     flag("heartbeat-interval", Count("100"), "Raft tick in ms"),
     flag("election-timeout", Count("1000"), "Silence in ms after which a follower campaigns"),
     flag("pre-vote", Bool("true"), "Ask before campaigning"),
@@ -254,8 +259,7 @@ const INERT: [Flag; 25] = [
 ];
 
 /// Refused: a node that took them and did nothing would be open, or alone, or less durable than its owner believes.
-const REFUSED: [Flag; 3] = [
-    refused("force-new-cluster", Bool("false"), "restore a snapshot into a new cluster instead"),
+const REFUSED: [Flag; 2] = [
     refused("discovery", Text(""), "there is no v2 discovery: use --discovery-token and --discovery-endpoints"),
     refused("discovery-proxy", Text(""), "there is no v2 discovery, and nothing goes through a proxy"),
 ];
@@ -366,7 +370,7 @@ pub fn is_switch(flag: Flag) -> bool {
 
 /// Flags that say who and where a member is, and so differ between members that are configured alike.
 pub fn is_identity(name: &str) -> bool {
-    const IDENTITY: [&str; 11] = [
+    const IDENTITY: [&str; 12] = [
         "name",
         "data-dir",
         "listen-client-urls",
@@ -379,6 +383,8 @@ pub fn is_identity(name: &str) -> bool {
         "distributed-tracing-instance-id",
         // A number for the same content.
         "config-version",
+        // Of one start of one member.
+        "force-new-cluster",
     ];
     let of_the_start = name.starts_with("initial-cluster") || name.starts_with("discovery-");
     IDENTITY.contains(&name) || of_the_start || name.ends_with("-file")

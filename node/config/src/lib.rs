@@ -176,6 +176,8 @@ pub struct Config {
     pub reuse_port: bool,
     /// How an empty disk becomes a member's.
     pub bootstrap: Bootstrap,
+    /// Whether the disk's member goes on without all the others.
+    pub force_new_cluster: bool,
     /// Raft's tick.
     pub heartbeat_interval: Duration,
     /// Silence of a leader after which a follower campaigns.
@@ -323,6 +325,7 @@ impl Config {
             gates,
             cors: set(raw.text("cors")),
             host_whitelist: set(raw.text("host-whitelist")),
+            force_new_cluster: force_new_cluster(raw, &bootstrap)?,
             bootstrap,
             heartbeat_interval,
             election_timeout,
@@ -581,6 +584,19 @@ fn bootstrap(raw: &Raw, name: &str, own: &[String]) -> Result<Bootstrap, ConfigE
     Ok(Bootstrap::Static { members, token, existing })
 }
 
+/// Under the operator members come and go by its plan alone, which is made by what all of them say.
+fn force_new_cluster(raw: &Raw, bootstrap: &Bootstrap) -> Result<bool, ConfigError> {
+    let forced = raw.boolean("force-new-cluster")?;
+    if forced && *bootstrap == Bootstrap::Operator {
+        return Err(invalid(
+            "--force-new-cluster is not for a member of the operator, which owns the membership: restore a backup into a new \
+             RaftCluster, or start a copy of the volume outside of it with --bootstrap=static and copy the keys from there \
+             (docs/recovery.md)",
+        ));
+    }
+    Ok(forced)
+}
+
 fn http2(raw: &Raw) -> Result<Http2, ConfigError> {
     let (interval, timeout) = (raw.duration("grpc-keepalive-interval")?, raw.duration("grpc-keepalive-timeout")?);
     Ok(Http2 {
@@ -680,6 +696,19 @@ mod tests {
     }
 
     #[test]
+    fn a_member_of_the_operator_is_not_forced_into_a_cluster_of_its_own() {
+        assert!(!load(&[]).unwrap().force_new_cluster);
+        assert!(load(&["--force-new-cluster"]).unwrap().force_new_cluster);
+        assert!(!load(&["--bootstrap=operator", "--force-new-cluster=false"]).unwrap().force_new_cluster);
+        let error = load(&["--bootstrap=operator", "--force-new-cluster"]).unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().contains("RaftCluster"), "{error}");
+        let environment = [("ETCD_FORCE_NEW_CLUSTER", "true"), ("BALSA_BOOTSTRAP", "operator")];
+        let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert!(Config::load(["balsa".to_owned()], environment).is_err());
+    }
+
+    #[test]
     fn an_address_is_listened_on_once() {
         let twice = load(&["--listen-peer-urls=http://127.0.0.1:2,HTTP://127.0.0.1:2,http://127.0.0.1:1"]).unwrap();
         let ports: Vec<_> = twice.listen_peer_urls.iter().map(ToString::to_string).collect();
@@ -760,6 +789,7 @@ mod tests {
     fn the_fingerprint_is_of_what_members_share() {
         let hash = |args: &[&str]| load(args).unwrap().hash;
         assert_eq!(hash(&["--bootstrap=operator", "--name=a"]), hash(&["--bootstrap=operator", "--name=b"]));
+        assert_eq!(hash(&[]), hash(&["--force-new-cluster"]));
         assert_ne!(hash(&[]), hash(&["--max-txn-ops=7"]));
     }
 }

@@ -559,9 +559,9 @@ mod tests {
 
     #[test]
     fn what_would_weaken_the_node_is_refused_and_the_rest_ignored() {
-        assert!(merged(&["--force-new-cluster"], &[]).is_err());
-        assert!(merged(&[], &[("ETCD_FORCE_NEW_CLUSTER", "true")]).is_err());
-        assert!(merged(&["--force-new-cluster=false"], &[]).is_ok());
+        assert!(merged(&["--discovery=https://example.com"], &[]).is_err());
+        assert!(merged(&[], &[("ETCD_DISCOVERY", "https://example.com")]).is_err());
+        assert!(merged(&["--discovery="], &[]).is_ok());
         let raw = merged(&["--enable-v2", "--experimental-memory-mlock", "--max-wals=5"], &[]).unwrap();
         assert_eq!(
             raw.warnings,

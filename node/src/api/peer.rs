@@ -81,7 +81,7 @@ fn status(error: PeerError) -> Status {
     match &error {
         PeerError::Failed(Failure::Uninitialized) => Status::failed_precondition(Reason::Uninitialized.as_str_name()),
         PeerError::Failed(_) => Status::unavailable(error.to_string()),
-        PeerError::Foreign { .. } => Status::failed_precondition(error.to_string()),
+        PeerError::Foreign { .. } | PeerError::Removed(_) => Status::failed_precondition(error.to_string()),
         PeerError::Hash(_) => Status::out_of_range(error.to_string()),
         PeerError::OutOfOrder(_) => Status::invalid_argument(error.to_string()),
         PeerError::Busy => Status::resource_exhausted(error.to_string()),

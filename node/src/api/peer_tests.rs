@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use balsa_proto::log::{AddMember, Marker, PublishMember, Seed, SnapshotManifest};
+use balsa_proto::log::{AddMember, Marker, PublishMember, RemoveMember, Seed, SnapshotManifest};
 use balsa_proto::peer::peer_client::PeerClient;
-use balsa_proto::peer::{SnapshotData, frame, snapshot_chunk};
+use balsa_proto::peer::{RaftMessage, RaftMessages, SnapshotData, frame, snapshot_chunk};
 use futures::stream;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
@@ -41,6 +41,7 @@ impl Served {
             peer_urls: vec![url.clone()],
             client_urls: Vec::new(),
             bootstrap: Bootstrap::Operator,
+            force_new_cluster: false,
             tick: Duration::from_millis(20),
             election_ticks: 10,
             pre_vote: true,
@@ -302,6 +303,40 @@ async fn a_snapshot_goes_over_the_transport_and_a_damaged_one_is_refused() {
     assert!(refused.to_string().contains("has other bytes"), "{refused}");
     // Frames still flow.
     let messages = vec![Default::default()];
-    assert!(peers.send(1, frame::Body::Raft(balsa_proto::peer::RaftMessages { messages })));
+    assert!(peers.send(1, frame::Body::Raft(RaftMessages { messages })));
+    served.node.stop().await;
+}
+
+/// After a member was forced to be alone the old ones may still run, in higher terms.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_removed_member_sends_changes_nothing() {
+    /// Raft's number of a heartbeat.
+    const HEARTBEAT: u32 = 8;
+    let served = Served::founded().await;
+    let (handle, mut client) = (served.handle(), served.client().await);
+    let add = AddMember { id: 0, peer_urls: vec!["http://127.0.0.1:1".to_owned()], is_learner: true };
+    handle.change_membership(Change::Add(add), 0).await.unwrap();
+    let lead = |term| {
+        let heartbeat = RaftMessage { msg_type: HEARTBEAT, to: 1, from: 2, term, ..Default::default() };
+        let body = Some(frame::Body::Raft(RaftMessages { messages: vec![heartbeat] }));
+        stream::iter([Frame { cluster_id: CLUSTER, from: 2, to: 1, incarnation: 1, body }])
+    };
+    let term = handle.status().term;
+    client.frames(lead(term + 10)).await.unwrap();
+    eventually("a member is believed", || handle.status().term >= term + 10).await;
+    eventually("it leads again", || handle.status().is_leader()).await;
+
+    handle.change_membership(Change::Remove(RemoveMember { id: 2 }), 0).await.unwrap();
+    let term = handle.status().term;
+    client.frames(lead(term + 10)).await.unwrap();
+    let publish = PublishMember { id: 1, name: "founder".to_owned(), client_urls: Vec::new() };
+    handle.propose_internal(Command::Publish(publish)).await.unwrap();
+    assert_eq!((handle.status().term, handle.status().is_leader()), (term, true));
+    let scratch = tempfile::tempdir().unwrap();
+    let copy = scratch.path().join("copy");
+    let manifest = checkpoint(&served, &copy, 1_000);
+    let refused = client.snapshot(stream::iter(chunks(&copy, &manifest))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("removed"), "{refused}");
     served.node.stop().await;
 }

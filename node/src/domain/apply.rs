@@ -386,6 +386,21 @@ fn decode_entry(entry: &Entry) -> Result<Decoded, String> {
     }
 }
 
+/// The membership change that an entry holds, if it holds one.
+///
+/// # Errors
+/// `Entry`: it holds one that this version cannot read.
+pub(super) fn change_of(entry: &Entry) -> Result<Option<log::MembershipChange>, ApplyError> {
+    if entry.get_entry_type() == EntryType::EntryNormal {
+        return Ok(None);
+    }
+    match decode_entry(entry) {
+        Ok(Decoded::Change(change)) => Ok(Some(change)),
+        Ok(Decoded::Batch(_)) => Ok(None),
+        Err(what) => Err(ApplyError::Entry { index: entry.index, what }),
+    }
+}
+
 /// The single keys that the run will read, for one batched read.
 fn keys_of(entries: &[Decoded]) -> Vec<Bytes> {
     let mut keys = Vec::new();

@@ -6,6 +6,7 @@ pub mod auth;
 pub mod auto_compaction;
 pub mod command;
 pub mod corruption;
+pub mod force;
 pub mod lease;
 pub mod maintenance;
 pub mod membership;

@@ -14,7 +14,7 @@ use crate::storage::{Result, StorageError};
 const VARIABLE: &str = "BALSA_FAILPOINTS";
 
 /// All places. A name that is not here is refused, so that no test waits for what cannot happen.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 20] = [
     // The driver's batch: about to write the log; written and synced, nothing sent; everything of it sent.
     "raft-before-persist",
     "raft-after-persist",
@@ -40,6 +40,10 @@ pub const NAMES: [&str; 17] = [
     // A disk that becomes a member's: the stores are written, the marker is not; it is.
     "found-before-marker",
     "found-after-marker",
+    // A member that is forced to be alone: the log about to say so; it says so, and nothing of it is applied; all is flushed.
+    "force-before-write",
+    "force-after-write",
+    "force-after-flush",
 ];
 
 /// How long an answer of the port that sets failpoints may take on its way, beside other processes that are busy too.

@@ -274,6 +274,11 @@ impl Handle {
         self.0.election_timeout
     }
 
+    /// Whether the cluster has removed the member `id`, as far as this one knows.
+    pub fn was_removed(&self, id: u64) -> bool {
+        self.0.status.read().membership.removed.contains(&id)
+    }
+
     /// Takes a frame from a peer. Never blocks: a full inbox drops it and answers false; Raft repeats its
     /// messages.
     pub fn receive(&self, frame: peer::Frame) -> bool {

@@ -56,6 +56,22 @@ pub(super) fn check_not_removed(marker: &Marker, answers: &[MembersResponse]) ->
     Ok(())
 }
 
+/// A cluster that has a leader is not lost: a member of it that went on alone would be a second cluster of the same name. Who has
+/// just lost its leader still names it, and is asked again by the next start.
+pub(super) fn check_leaderless(marker: &Marker, answers: &[MembersResponse]) -> Result<(), StartError> {
+    let ours = |answer: &&MembersResponse| {
+        answer.membership.as_ref().is_some_and(|membership| membership.cluster_id == marker.cluster_id)
+    };
+    match answers.iter().filter(ours).find(|answer| answer.leader != 0) {
+        Some(answer) => Err(StartError::Config(format!(
+            "--force-new-cluster is for a cluster that has lost its quorum, and other members of cluster {:x} run and name \
+             member {:x} as their leader: stop them first, or start without the flag. Nothing is changed",
+            marker.cluster_id, answer.leader
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// A disk that was put into another member's place would make two processes one member, or have a member of one cluster
 /// answer in place of another's. `listed` is what the members say that the flags name. Of its own cluster only the disk itself
 /// is asked: a member that moves to new URLs is told so by the cluster before it starts there.
@@ -162,6 +178,18 @@ mod tests {
         let marker = find_own(&url("b"), &answers).expect("listed");
         assert_eq!((marker.cluster_id, marker.member_id), (7, 2));
         assert_eq!(marker.seeds.len(), 1);
+    }
+
+    #[test]
+    fn a_cluster_with_a_leader_is_not_lost() {
+        let marker = Marker { cluster_id: 7, member_id: 2, ..Marker::default() };
+        let led = answer(&[(1, "a", true)], &[]);
+        let leaderless = MembersResponse { leader: 0, ..led.clone() };
+        assert!(check_leaderless(&marker, &[]).is_ok());
+        assert!(check_leaderless(&marker, &[leaderless.clone(), leaderless.clone()]).is_ok());
+        let error = check_leaderless(&marker, &[leaderless, led.clone()]).expect_err("refused");
+        assert_eq!((error.exit_code(), error.reason()), (1, "InvalidConfig"));
+        assert!(check_leaderless(&Marker { cluster_id: 8, ..marker }, &[led]).is_ok(), "another cluster");
     }
 
     #[test]

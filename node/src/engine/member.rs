@@ -15,6 +15,7 @@ use super::credentials::Credentials;
 use super::driver::{Driver, Ports};
 use super::failpoint;
 use super::fatal::{ExitCode, Fatal};
+use super::force::force;
 use super::handle::{Handle, Shared, request_timeout};
 use super::inbox::{Inbox, Input};
 use super::keeper::Keeper;
@@ -171,6 +172,15 @@ impl Disk<'_> {
     /// The peer URLs of the other members.
     pub(crate) fn peer_urls(&self) -> Vec<String> {
         self.known_peers().into_iter().flat_map(|(_, urls)| urls).collect()
+    }
+
+    /// Makes the member the only one of its cluster, durably.
+    ///
+    /// # Errors
+    /// See [`force`].
+    pub(crate) fn force(&mut self) -> Result<(), StartError> {
+        let member = (self.marker.cluster_id, self.marker.member_id);
+        force(&*self.log, &*self.store, &mut self.machine, member)
     }
 
     /// Starts the threads.

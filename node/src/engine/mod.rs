@@ -11,6 +11,7 @@ mod driver;
 pub mod failpoint;
 pub mod failure;
 pub mod fatal;
+mod force;
 pub mod gofail;
 pub mod handle;
 mod heard;

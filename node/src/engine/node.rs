@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use balsa_proto::log::{Marker, Member, Membership};
+use balsa_proto::peer::MembersResponse;
 use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
@@ -14,7 +15,8 @@ use tracing::{info, warn};
 use super::fatal::{ExitCode, Fatal};
 use super::leases::LeaseOptions;
 use super::listings::{
-    ASK_TIMEOUT, ask, ask_for, check_not_removed, check_not_started, check_place, check_unlisted, find_own, overlap,
+    ASK_TIMEOUT, ask, ask_for, check_leaderless, check_not_removed, check_not_started, check_place, check_unlisted,
+    find_own, overlap,
 };
 use super::member;
 use super::start_error::StartError;
@@ -70,6 +72,8 @@ pub struct NodeConfig {
     pub client_urls: Vec<String>,
     /// What an empty disk means.
     pub bootstrap: Bootstrap,
+    /// Whether the member that the disk makes it goes on without all the others. An empty disk does not ask.
+    pub force_new_cluster: bool,
     /// Raft's tick: the heartbeat interval.
     pub tick: Duration,
     /// Ticks of an election time-out.
@@ -123,11 +127,14 @@ impl Node {
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|error| StartError::Disk(format!("create {}: {error}", config.data_dir.display())))?;
         let marker = check_vacant(&config.data_dir, marker::read(&config.data_dir)?)?;
-        let bootstrap = config.bootstrap.clone();
+        let (bootstrap, force) = (config.bootstrap.clone(), config.force_new_cluster);
+        if force && marker.is_none() {
+            warn!("--force-new-cluster has no effect on an empty data directory");
+        }
         let (running, becoming) = (RwLock::new(None), tokio::sync::Mutex::new(()));
         let node = Arc::new(Self { config, fatal, running, becoming, listening: watch::Sender::new(false) });
         match (marker, bootstrap) {
-            (Some(marker), _) => node.start(marker).await?,
+            (Some(marker), _) => node.start(marker, force).await?,
             (None, Bootstrap::Operator) => node.wait_for_operator().await?,
             (None, Bootstrap::Static { members, token, existing }) => {
                 let members = members.map_err(StartError::Config)?;
@@ -202,7 +209,7 @@ impl Node {
         let marker = Marker { format_version: FORMAT_VERSION, ..marker };
         member::clear(&self.config)?;
         marker::write(&self.config.data_dir, &marker)?;
-        self.start(marker.clone()).await?;
+        self.start(marker.clone(), false).await?;
         Ok(marker)
     }
 
@@ -229,21 +236,27 @@ impl Node {
         };
         marker::write(&self.config.data_dir, &marker)?;
         super::failpoint::hit("found-after-marker")?;
-        self.start(marker.clone()).await?;
+        self.start(marker.clone(), false).await?;
         Ok(marker)
     }
 
-    async fn start(&self, marker: Marker) -> Result<(), StartError> {
+    async fn start(&self, marker: Marker, force: bool) -> Result<(), StartError> {
         if marker.format_version != FORMAT_VERSION {
             let (found, known) = (marker.format_version, FORMAT_VERSION);
             let place = self.config.data_dir.display();
             return Err(StartError::WrongDisk(format!("{place} has format {found}, this version knows {known}")));
         }
-        let disk = member::open(&self.config, &marker)?;
+        let mut disk = member::open(&self.config, &marker)?;
         let (peers, others) = (disk.peer_urls(), self.listed_others());
         let (known, listed) = tokio::join!(ask(&self.config.dialer, &peers), ask(&self.config.dialer, &others));
         check_not_removed(&marker, &known)?;
-        check_place(&marker, disk.membership(), &listed, &self.config)?;
+        // Who goes on alone may do so in the place of any other, which is gone.
+        let alone = Membership::default();
+        check_place(&marker, if force { &alone } else { disk.membership() }, &listed, &self.config)?;
+        if force {
+            self.check_lost(&marker, &peers, &known).await?;
+            disk.force()?;
+        }
         let handle = disk.start(&self.fatal)?;
         let (name, client_urls) = (self.config.name.clone(), self.config.client_urls.clone());
         tokio::spawn(publish(handle.clone(), name, client_urls, self.listening.subscribe()));
@@ -255,6 +268,17 @@ impl Node {
             "started as a member"
         );
         *self.running.write() = Some(Running { marker, handle });
+        Ok(())
+    }
+
+    /// Whether the cluster of `marker` is lost, as far as its other members `peers` know, which have said `known`. They are asked
+    /// again after a while: between two leaders there is none.
+    async fn check_lost(&self, marker: &Marker, peers: &[String], known: &[MembersResponse]) -> Result<(), StartError> {
+        check_leaderless(marker, known)?;
+        if !known.is_empty() {
+            tokio::time::sleep(self.config.tick * self.config.election_ticks * 2).await;
+            check_leaderless(marker, &ask(&self.config.dialer, peers).await)?;
+        }
         Ok(())
     }
 

@@ -27,7 +27,7 @@ use crate::transport::tonic::PeerMetrics;
 
 static FOREIGN_FRAMES: LazyLock<IntCounter> = LazyLock::new(|| {
     let name = "balsa_peer_foreign_frames_total";
-    let help = "Frames that were dropped because they were meant for another member or cluster.";
+    let help = "Frames dropped because they were meant for another member or cluster, or sent by a removed member.";
     prometheus::register_int_counter!(name, help).expect("a valid name, used once")
 });
 
@@ -48,6 +48,9 @@ pub enum PeerError {
         /// The member it was sent to.
         to: u64,
     },
+    /// The sender was removed from the cluster.
+    #[error("sent by member {0:x}, which was removed from the cluster")]
+    Removed(u64),
     /// The revision cannot be hashed, or not any more.
     #[error("no hash: {0}")]
     Hash(String),
@@ -91,14 +94,16 @@ impl PeerService {
     pub fn frames(&self) -> Result<FrameSink, PeerError> {
         let handle = (self.way)()?;
         let (cluster_id, member_id) = (handle.cluster_id(), handle.member_id());
+        let of_members = handle.clone();
+        let removed = Box::new(move |id| of_members.was_removed(id));
         let forward = Box::new(move |frame| handle.receive(frame));
-        Ok(FrameSink { cluster_id, member_id, metrics: self.metrics.clone(), forward })
+        Ok(FrameSink { cluster_id, member_id, metrics: self.metrics.clone(), removed, forward })
     }
 
     /// Begins to receive a snapshot by its first chunk.
     ///
     /// # Errors
-    /// `Uninitialized`; `Busy`; `Foreign`; `OutOfOrder` when the first chunk is no manifest; `Storage` when it must not
+    /// `Uninitialized`; `Busy`; `Foreign`; `Removed`; `OutOfOrder` when the first chunk is no manifest; `Storage` when it must not
     /// be followed or does not fit. Nothing is left on the disk.
     pub async fn receive(&self, first: SnapshotChunk) -> Result<Incoming, PeerError> {
         let handle = (self.way)()?;
@@ -106,6 +111,9 @@ impl PeerService {
         let head = Head::of(&first);
         if (head.cluster_id, head.to) != (handle.cluster_id(), handle.member_id()) || head.from == head.to {
             return Err(PeerError::Foreign { cluster_id: head.cluster_id, to: head.to });
+        }
+        if handle.was_removed(head.from) {
+            return Err(PeerError::Removed(head.from));
         }
         self.metrics.received(head.from, first.encoded_len());
         let Some(Body::Manifest(manifest)) = first.body else {
@@ -164,16 +172,20 @@ pub struct FrameSink {
     cluster_id: u64,
     member_id: u64,
     metrics: PeerMetrics,
+    /// Says whether a member was removed.
+    removed: Box<dyn Fn(u64) -> bool + Send + Sync>,
     /// Says whether there was room.
     forward: Box<dyn Fn(Frame) -> bool + Send + Sync>,
 }
 
 impl FrameSink {
     /// Hands a frame to the engine, without ever waiting. One that is not meant for this member is dropped and counted: a
-    /// replaced member keeps its address, so that its successor gets what was sent to it.
+    /// replaced member keeps its address, so that its successor gets what was sent to it. So is one of a removed member, as by
+    /// etcd: it is of no use and may harm, for after `--force-new-cluster` the old members may still run, with another log in
+    /// the same terms.
     pub fn take(&self, frame: Frame) {
         let ours = (frame.cluster_id, frame.to) == (self.cluster_id, self.member_id);
-        if !ours || frame.from == 0 || frame.from == self.member_id {
+        if !ours || frame.from == 0 || frame.from == self.member_id || (self.removed)(frame.from) {
             FOREIGN_FRAMES.inc();
             return;
         }
@@ -342,7 +354,8 @@ mod tests {
             taking.lock().push(frame.incarnation);
             frame.from != 3
         });
-        let sink = FrameSink { cluster_id: 7, member_id: 2, metrics: PeerMetrics::default(), forward };
+        let (metrics, removed) = (PeerMetrics::default(), Box::new(|id: u64| id == 4));
+        let sink = FrameSink { cluster_id: 7, member_id: 2, metrics, removed, forward };
         let frame = |cluster_id, from, to, incarnation| Frame { cluster_id, from, to, incarnation, body: None };
         let before = FOREIGN_FRAMES.get();
         let dropped = |from: &str| sink.metrics.received_failures.with_label_values(&[from]).get();
@@ -354,11 +367,12 @@ mod tests {
             frame(7, 0, 2, 103),
             frame(7, 2, 2, 104),
             frame(7, 3, 2, 105),
+            frame(7, 4, 2, 106),
         ] {
             sink.take(frame);
         }
         assert_eq!(*taken.lock(), [100, 105]);
-        assert_eq!(FOREIGN_FRAMES.get() - before, 4);
+        assert_eq!(FOREIGN_FRAMES.get() - before, 5);
         let now = [dropped("1"), dropped("3")];
         assert_eq!(now, [dropped_before[0], dropped_before[1] + 1], "the engine had no room for what 3 sent");
     }

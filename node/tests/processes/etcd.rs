@@ -18,6 +18,8 @@ pub(crate) struct Etcd {
     pub(crate) port: u16,
     /// Client ports of all.
     pub(crate) ports: Vec<u16>,
+    /// Peer URLs of those that found it.
+    peers: Vec<String>,
     processes: Vec<Child>,
     directory: TempDir,
 }
@@ -44,7 +46,7 @@ impl Etcd {
             command.arg(format!("--initial-cluster={}", all.join(","))).args(flags).spawn().expect("etcd runs")
         };
         let processes = ports.iter().zip(&peers).enumerate().map(start).collect();
-        Self { port: ports[0], ports, processes, directory }
+        Self { port: ports[0], ports, peers, processes, directory }
     }
 
     /// Starts a further member, which the cluster has been told of; its client port.
@@ -55,6 +57,13 @@ impl Etcd {
         command.arg(format!("--initial-cluster={initial_cluster}")).arg("--initial-cluster-state=existing");
         self.processes.push(command.spawn().expect("etcd runs"));
         port
+    }
+
+    /// Starts a founding member again that was killed, with further flags.
+    pub(crate) fn restart(&mut self, program: &Path, index: usize, flags: &[&str]) {
+        let (name, client) = (format!("m{index}"), format!("http://127.0.0.1:{}", self.ports[index]));
+        let mut command = command(program, self.directory.path(), &name, &client, &self.peers[index]);
+        self.processes[index] = command.args(flags).spawn().expect("etcd runs");
     }
 
     /// kill -9 of one member.

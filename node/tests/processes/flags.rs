@@ -148,7 +148,10 @@ fn a_wrong_start_ends_with_etcds_code_and_names_the_flag() {
     for case in WRONG {
         check(&ours, case);
     }
-    check(&ours, ("--force-new-cluster", 1, "force-new-cluster"));
+    check(&ours, ("--discovery=https://example.com", 1, "discovery"));
+    let of_the_operator = output(&ours, &["--force-new-cluster", "--bootstrap=operator", &data]);
+    let text = String::from_utf8_lossy(&[of_the_operator.stdout, of_the_operator.stderr].concat()).into_owned();
+    assert!(of_the_operator.status.code() == Some(1) && text.contains("RaftCluster"), "{text}");
     for program in RELEASES.into_iter().filter_map(program) {
         for case in WRONG {
             check(&program, case);
@@ -606,6 +609,11 @@ const ALIKE: &[(Origin, Ends, &str)] = &[
     (File("pre-vote: [true]\n"), REFUSED, ""),
     (File("enable-pprof: x\n"), REFUSED, ""),
     (File("force-new-cluster: x\n"), REFUSED, ""),
+    (File("force-new-cluster: true\n"), SERVES, ""),
+    (Args(&["--force-new-cluster"]), SERVES, ""),
+    (Variable("ETCD_FORCE_NEW_CLUSTER", "true"), SERVES, ""),
+    (Args(&["--force-new-cluster=x"]), MISREAD, "for -force-new-cluster: parse error"),
+    (Args(&["--force-new-cluster", "false"]), REFUSED, "false"),
     (File("backend-batch-limit: x\n"), REFUSED, ""),
     (File("client-transport-security: 5\n"), REFUSED, ""),
     (File("client-transport-security: {auto-tls: 5}\n"), REFUSED, ""),

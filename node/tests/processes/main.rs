@@ -24,6 +24,7 @@ mod etcd3gw;
 mod failpoints;
 mod faults;
 mod flags;
+mod forced;
 mod frames;
 mod full_disk;
 mod gateway;
