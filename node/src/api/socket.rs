@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 
 use crate::config::url::Listen;
+use crate::transport::tcp;
 
 /// Connections that the system holds for us until they are accepted.
 pub(super) const BACKLOG: u32 = 1_024;
@@ -180,8 +181,8 @@ impl Socket {
         // A socket has neither: its bytes are with the other process as soon as they are written.
         let Self::Tcp(stream) = self else { return };
         let _ = stream.set_nodelay(true);
-        // As gRPC-Go does. Where the system does not know it, the connection lasts until it gives up by itself.
-        let _ = SockRef::from(stream).set_tcp_user_timeout(unread);
+        // As etcd and gRPC-Go do.
+        tcp::watch_over(stream, unread);
     }
 }
 
@@ -262,6 +263,18 @@ mod tests {
         assert_eq!((waiting.len(), waiting[0].1.to_string().as_str()), (1, "@"), "who waited is not reset");
         waiting[0].0.write_all(b"x").await.unwrap();
         assert_eq!(client.read_u8().await.unwrap(), b'x');
+    }
+
+    #[tokio::test]
+    async fn a_client_that_vanishes_is_asked_after() {
+        let listener = Listener::bind(&Listen::Tcp("127.0.0.1:0".parse().unwrap()), false).unwrap();
+        let address = listener.local_addr().unwrap().unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (socket, _) = accepted.unwrap();
+        socket.set_up(None);
+        let Socket::Tcp(stream) = &socket else { panic!("a port gives connections by TCP") };
+        assert!(SockRef::from(stream).keepalive().unwrap());
+        drop(client);
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 
 use super::arguments::as_go;
 use super::remotes::Remotes;
+use crate::transport::tcp;
 
 /// How long a server is waited for. etcd waits for as long as the system does, which is minutes.
 const DIAL: Duration = Duration::from_secs(5);
@@ -47,7 +48,10 @@ impl TcpProxy {
 
     async fn serve(self, mut client: TcpStream) {
         let Some(mut server) = self.connect().await else { return };
-        let _ = (client.set_nodelay(true), server.set_nodelay(true));
+        for stream in [&client, &server] {
+            let _ = stream.set_nodelay(true);
+            tcp::watch_over(stream, None);
+        }
         // Each side hears of the other's end as it would without us; a reset ends both.
         let _ = copy_bidirectional(&mut client, &mut server).await;
     }
@@ -97,4 +101,38 @@ impl TcpProxy {
 
 async fn dial(address: &str) -> io::Result<TcpStream> {
     timeout(DIAL, TcpStream::connect(address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::super::remotes::Server;
+    use super::*;
+
+    /// The kinds of the timers of connections that are open, for which `concerns` is told both ends' ports; 2 is for asking
+    /// whether the other end is there.
+    fn timers(concerns: impl Fn(u16, u16) -> bool) -> Vec<u8> {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let rows = table.lines().skip(1).map(|row| row.split_whitespace().collect::<Vec<_>>());
+        let port = |address: &str| u16::from_str_radix(address.rsplit(':').next().unwrap(), 16).unwrap();
+        let open = rows.filter(|row| row[3] == "01" && concerns(port(row[1]), port(row[2])));
+        open.map(|row| row[5][..2].parse().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn a_client_or_a_server_that_vanishes_is_asked_after() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (servers_port, port) = (server.local_addr().unwrap().port(), listener.local_addr().unwrap().port());
+        let remotes = Remotes::new(vec![Server::at("127.0.0.1", servers_port)]);
+        let proxy = tokio::spawn(TcpProxy::new(remotes, Duration::from_secs(60)).run(listener));
+        let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let (mut served, _) = server.accept().await.unwrap();
+        client.write_all(b"x").await.unwrap();
+        assert_eq!(served.read_u8().await.unwrap(), b'x');
+        assert_eq!(timers(|own, _| own == port), [2], "of the client");
+        assert_eq!(timers(|_, other| other == servers_port), [2], "of the server");
+        proxy.abort();
+    }
 }

@@ -6,6 +6,7 @@ pub mod otlp;
 pub mod registry;
 pub mod siblings;
 pub mod srv;
+pub mod tcp;
 pub mod tls;
 pub mod tonic;
 
