@@ -291,6 +291,7 @@ fn tls(port: &'static str, config: &Config, side: &TlsSide, urls: &[Url]) -> Res
         self_signed: made,
         checks_origin: is_peer && !side.skip_client_san_verification,
         dials: is_peer,
+        nameless: false,
         cipher_suites: config.tls.cipher_suites.clone(),
         min_version: version(config.tls.min_version),
         max_version: version(config.tls.max_version),

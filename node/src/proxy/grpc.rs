@@ -35,10 +35,14 @@ use crate::api::server::{Closing, Listeners};
 use crate::config::Http2;
 use crate::config::url::Url;
 use crate::transport::tls::{Identity, Tls, TlsError, TlsOptions, Version, self_signed};
-use crate::transport::tonic::Dialer;
+use crate::transport::tonic::{Dialer, Pings};
 
 /// The first argument that asks for it.
 pub(super) const NAME: &str = "grpc-proxy";
+/// How far apart pings to members are at least; gRPC-Go's number.
+const LEAST_PING: Duration = Duration::from_secs(10);
+/// How long one may be unanswered when no flag says so; gRPC-Go's number.
+const PING_ANSWER: Duration = Duration::from_secs(20);
 /// The call that it answers itself.
 const MEMBER_LIST: &str = "/etcdserverpb.Cluster/MemberList";
 
@@ -262,7 +266,8 @@ impl GrpcProxy {
         }
         let to_members = self.tls_to_members().map_err(|error| said(&error))?;
         let of_port = self.tls_of_port().map_err(|error| said(&error))?;
-        let upstream = Upstream::new(Dialer::new(to_members.clone()), endpoints, to_members.is_some());
+        let dialer = Dialer::new(to_members.clone()).as_client(self.pings());
+        let upstream = Upstream::new(dialer, endpoints, to_members.is_some());
         let calls = Arc::new(Calls {
             upstream,
             namespace: Namespace::new(given.text("namespace")),
@@ -317,16 +322,32 @@ impl GrpcProxy {
         }
     }
 
-    fn identity(&self, cert: &str, key: &str) -> Option<Identity> {
-        let path = |name| Some(self.0.text(name)).filter(|path| !path.is_empty()).map(Into::into);
-        Some(Identity { cert: path(cert)?, key: path(key)? })
+    /// How members are pinged: as by gRPC-Go, which asks no more often whatever it is told, and by itself after so long.
+    fn pings(&self) -> Pings {
+        let (every, within) = (self.0.time("dial-keepalive-time"), self.0.time("dial-keepalive-timeout"));
+        Pings {
+            every: (!every.is_zero()).then_some(every.max(LEAST_PING)),
+            within: if within.is_zero() { PING_ANSWER } else { within },
+            while_idle: self.0.is_on("permit-without-stream"),
+        }
+    }
+
+    /// The files of two flags. Half of a pair is refused: taken for none, it would be a port without TLS.
+    fn identity(&self, cert: &str, key: &str) -> Result<Option<Identity>, TlsError> {
+        match (self.0.text(cert), self.0.text(key)) {
+            ("", "") => Ok(None),
+            (cert, key) if cert.is_empty() || key.is_empty() => {
+                Err(TlsError::new(format!("KeyFile and CertFile must both be present[key: {key}, cert: {cert}]")))
+            }
+            (cert, key) => Ok(Some(Identity { cert: cert.into(), key: key.into() })),
+        }
     }
 
     /// How members are spoken to; None for without TLS.
     fn tls_to_members(&self) -> Result<Option<Arc<Tls>>, TlsError> {
         let skip = self.0.is_on("insecure-skip-tls-verify");
         let authorities = self.0.text("cacert");
-        let identity = self.identity("cert", "key");
+        let identity = self.identity("cert", "key")?;
         if authorities.is_empty() && identity.is_none() && !skip {
             return Ok(None);
         }
@@ -335,6 +356,7 @@ impl GrpcProxy {
             trusted_ca: (!authorities.is_empty() && !skip).then(|| authorities.into()),
             self_signed: skip,
             dials: true,
+            nameless: true,
             ..TlsOptions::default()
         };
         Tls::new("member", options).map(|tls| Some(Arc::new(tls)))
@@ -342,7 +364,7 @@ impl GrpcProxy {
 
     /// What the proxy's own port shows is taken for its own.
     fn tls_to_itself(&self) -> Result<Arc<Tls>, TlsError> {
-        let client_identity = self.identity("cert-file", "key-file");
+        let client_identity = self.identity("cert-file", "key-file")?;
         Tls::new("proxy", TlsOptions { client_identity, self_signed: true, dials: true, ..TlsOptions::default() })
             .map(Arc::new)
     }
@@ -351,7 +373,13 @@ impl GrpcProxy {
     fn tls_of_port(&self) -> Result<Option<Arc<Tls>>, TlsError> {
         let given = &self.0;
         let authorities = given.text("trusted-ca-file");
-        let mut identity = self.identity("cert-file", "key-file");
+        let mut identity = self.identity("cert-file", "key-file")?;
+        if identity.is_none() && !authorities.is_empty() {
+            let listen = given.text("listen-addr");
+            return Err(TlsError::new(format!(
+                "cannot listen on TLS for {listen}: KeyFile and CertFile are not presented"
+            )));
+        }
         if identity.is_none() && given.is_on("auto-tls") {
             let directory = std::path::Path::new(given.text("data-dir")).join("fixtures/proxy");
             let host = given.text("listen-addr").rsplit_once(':').map_or("", |(host, _)| host).to_owned();

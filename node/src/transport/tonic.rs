@@ -21,7 +21,7 @@ use prost::Message as _;
 use tokio::sync::watch;
 
 pub use counters::PeerMetrics;
-pub use dial::{AskError, CONNECTION_WINDOW, Dialer, STREAM_WINDOW};
+pub use dial::{AskError, CONNECTION_WINDOW, Dialer, Pings, STREAM_WINDOW};
 pub(super) use dial::{secured, words};
 pub use snapshot::SnapshotError;
 

@@ -16,6 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::cluster::{Cluster, PATIENCE, free_port};
 use crate::etcd::{RELEASES, program};
 use crate::gateway::http::{Request, healthy};
+use crate::tls::Authority;
 
 /// A proxy on a port of its own. Ends with the value.
 struct Proxy {
@@ -112,6 +113,44 @@ fn what_it_prints_and_refuses_is_what_etcds_does() {
     for program in RELEASES.into_iter().filter_map(program) {
         for line in LINES {
             assert_eq!(say(&link, line), say(&program, line), "{line}: the second is {}'s", program.display());
+        }
+    }
+}
+
+/// A certificate towards the members that names a user would make that user of everybody who comes through the proxy; and half
+/// of what TLS takes is no reason to do without.
+#[test]
+fn a_proxy_that_would_lend_its_name_or_leave_tls_out_does_not_start() {
+    let directory = TempDir::new().expect("a directory");
+    let authority = Authority::new(directory.path().to_owned());
+    authority.sign("named", "root");
+    let link = directory.path().join("etcd");
+    symlink(env!("CARGO_BIN_EXE_balsa"), &link).expect("a link");
+    let port = free_port();
+    let said = |program: &Path, flags: &[&str]| {
+        let output = Command::new(program)
+            .current_dir(directory.path())
+            .args(["grpc-proxy", "start", "--endpoints=127.0.0.1:1"])
+            .arg(format!("--listen-addr=127.0.0.1:{port}"))
+            .args(flags)
+            .stdin(Stdio::null())
+            .output()
+            .expect("the program runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (flags, words) in [
+        (
+            &["--cert=named.pem", "--key=named-key.pem", "--cacert=ca.pem"][..],
+            "cert has non empty Common Name (root): named.pem",
+        ),
+        (&["--cert=named.pem"], "KeyFile and CertFile must both be present[key: , cert: named.pem]"),
+        (&["--cert-file=named.pem"], "KeyFile and CertFile must both be present[key: , cert: named.pem]"),
+        (&["--key-file=named-key.pem"], "KeyFile and CertFile must both be present[key: named-key.pem, cert: ]"),
+        (&["--trusted-ca-file=ca.pem"], "KeyFile and CertFile are not presented"),
+    ] {
+        for program in std::iter::once(link.clone()).chain(RELEASES.into_iter().filter_map(program)) {
+            let (code, text) = said(&program, flags);
+            assert!(code == Some(1) && text.contains(words), "{} {flags:?}: {code:?} {text}", program.display());
         }
     }
 }
@@ -249,6 +288,25 @@ async fn leases_locks_elections_and_http_pass() {
         ]
     })
     .await;
+}
+
+/// A member ends a connection that is pinged more often than it allows, after four times; all calls of a proxy share one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_on_which_nothing_happens_is_not_cut() {
+    let cluster = Cluster::start(1).await;
+    let flags: [&[&str]; 2] = [&[], &["--dial-keepalive-time=1ms", "--permit-without-stream"]];
+    let proxies = [
+        Proxy::start(Path::new(env!("CARGO_BIN_EXE_balsa")), &cluster, flags[0]).await,
+        Proxy::start(Path::new(env!("CARGO_BIN_EXE_balsa")), &cluster, flags[1]).await,
+    ];
+    let (mut one, mut two) = (watch(proxies[0].channel()).await, watch(proxies[1].channel()).await);
+    // Every second, as members ping each other, it would be over by now.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert_eq!(proxies[0].etcdctl(&["put", "a", "b"]), "OK");
+    for watch in [&mut one, &mut two] {
+        let response = timeout(PATIENCE, watch.message()).await.expect("in time").expect("no error").expect("one");
+        assert_eq!(response.events.len(), 1);
+    }
 }
 
 /// A member that is gone is left out; whoever is told so may ask again at once.

@@ -41,7 +41,7 @@ impl Authority {
     }
 
     /// Signs a certificate for the loopback, in place of one of that name.
-    fn sign(&self, name: &str, common_name: &str) -> Identity {
+    pub(crate) fn sign(&self, name: &str, common_name: &str) -> Identity {
         self.sign_for(name, common_name, 1975..4096)
     }
 

@@ -15,7 +15,7 @@ use rustls::server::{NoClientAuth, ServerConfig, WebPkiClientVerifier};
 use rustls::{RootCertStore, SupportedCipherSuite, SupportedProtocolVersion, version};
 
 use super::verify::{Allowed, AnyServer, CheckedClient, CheckedServer};
-use super::{Material, TlsError, TlsOptions, Version};
+use super::{Material, Subject, TlsError, TlsOptions, Version};
 
 /// Names that Go has given up and its users still write.
 const OLD_NAMES: [(&str, &str); 2] = [
@@ -65,6 +65,11 @@ fn client(
     if !options.dials {
         return Ok(None);
     }
+    if options.nameless
+        && let Some((chain, _)) = &shown
+    {
+        check_nameless(options, chain)?;
+    }
     let verifier: Arc<dyn ServerCertVerifier> = if options.self_signed {
         Arc::new(AnyServer(provider.clone()))
     } else {
@@ -82,6 +87,17 @@ fn client(
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Some(config))
+}
+
+/// Refuses a certificate that names somebody, in etcd's words.
+fn check_nameless(options: &TlsOptions, chain: &[CertificateDer<'_>]) -> Result<(), TlsError> {
+    let path = options.client_identity.as_ref().or(options.identity.as_ref()).map(|identity| identity.cert.as_path());
+    let (path, leaf) = (path.unwrap_or(Path::new("")), chain.first().map_or(&[][..], |leaf| leaf.as_ref()));
+    let subject = Subject::of(leaf).map_err(|error| TlsError::of(path, error))?;
+    match subject.common_name.as_str() {
+        "" => Ok(()),
+        name => Err(TlsError::new(format!("cert has non empty Common Name ({name}): {}", path.display()))),
+    }
 }
 
 /// The CA of the options, or else the system's, as Go does it.

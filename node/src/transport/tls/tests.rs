@@ -222,3 +222,19 @@ fn a_missing_file_is_named_in_gos_words() {
     let error = Tls::new("client", TlsOptions { identity: Some(identity), ..TlsOptions::default() }).err().unwrap();
     assert_eq!(error.to_string(), "open /no/cert: no such file or directory");
 }
+
+/// A name would be the user that every client of a proxy is; also when it comes with a new file.
+#[tokio::test]
+async fn who_connects_for_others_shows_no_name() {
+    let authority = Authority::new();
+    let server = Tls::new("client", authority.options(authority.sign("server", "the server"))).unwrap();
+    let options = |identity| TlsOptions { nameless: true, ..authority.options(identity) };
+    let named = authority.sign("proxy", "root");
+    let words = format!("cert has non empty Common Name (root): {}", named.cert.display());
+    assert_eq!(Tls::new("member", options(named.clone())).err().unwrap().to_string(), words);
+    let nameless = authority.sign("proxy", "");
+    let proxy = Tls::new("member", options(nameless)).unwrap();
+    assert_eq!(connect(&proxy, &server).await, Ok((String::new(), "the server".to_owned())));
+    authority.sign("proxy", "root");
+    assert_eq!(connect(&proxy, &server).await, Ok((String::new(), "the server".to_owned())), "the old one stays");
+}

@@ -17,6 +17,7 @@ use tonic::transport::{Channel, Endpoint, Error as TransportError};
 use tower::service_fn;
 
 use super::MAX_FRAME_BYTES;
+use crate::transport::tcp;
 use crate::transport::tls::Tls;
 
 /// Longest wait for one connection, name resolution included.
@@ -25,6 +26,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_millis(1_000);
 /// See [`KEEPALIVE_INTERVAL`].
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// A host that vanished is noticed so long after something was sent to it, where it may not be pinged; gRPC's number.
+const UNHEARD: Duration = Duration::from_secs(20);
 /// Flow-control windows between members, of both sides: far above what a local network holds in flight. It is the
 /// receiver's that bounds a snapshot.
 pub const STREAM_WINDOW: u32 = 16 << 20;
@@ -55,18 +58,38 @@ pub enum AskError {
     },
 }
 
-/// How other members are connected to.
+/// How a connection to a port of clients is asked whether the other end is there. Such a port ends a connection that is pinged
+/// more often than it allows, and everybody's calls with it; members ping each other every second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pings {
+    /// How long nothing is heard before it is asked; None is never.
+    pub every: Option<Duration>,
+    /// How long the answer may take.
+    pub within: Duration,
+    /// Whether it is asked while no call is open too.
+    pub while_idle: bool,
+}
+
+/// How members are connected to.
 #[derive(Clone, Default)]
 pub struct Dialer {
     tls: Option<Arc<Tls>>,
     /// The name that certificates must be good for, if it is not the host that is connected to.
     expected: Arc<OnceLock<String>>,
+    /// To their ports of clients, as a client does it; None is to their ports of peers.
+    as_client: Option<Pings>,
 }
 
 impl Dialer {
     /// Connects to https URLs by `tls`.
     pub fn new(tls: Option<Arc<Tls>>) -> Self {
         Self { tls, ..Self::default() }
+    }
+
+    /// Connects as a client does.
+    #[must_use]
+    pub fn as_client(self, pings: Pings) -> Self {
+        Self { as_client: Some(pings), ..self }
     }
 
     /// Whoever shows a certificate must show one for `name` from now on, whatever host it is reached at; for all copies of this
@@ -82,13 +105,15 @@ impl Dialer {
     /// `Unreachable`.
     pub async fn connect(&self, url: &str) -> Result<Channel, AskError> {
         let unreachable = |cause: String| AskError::Unreachable { url: url.to_owned(), cause };
-        let endpoint = endpoint(url).map_err(|error| unreachable(words(&error)))?;
+        let endpoint = self.endpoint(url).map_err(|error| unreachable(words(&error)))?;
         let connected = async {
-            if !is_https(&endpoint) {
-                return endpoint.connect().await;
-            }
             let (tls, expected) = (self.tls.clone(), self.expected.get().cloned());
-            endpoint.connect_with_connector(service_fn(move |uri| secured(uri, tls.clone(), expected.clone()))).await
+            let secured = service_fn(move |uri| secured(uri, tls.clone(), expected.clone()));
+            match (is_https(&endpoint), self.as_client) {
+                (true, _) => endpoint.connect_with_connector(secured).await,
+                (false, None) => endpoint.connect().await,
+                (false, Some(_)) => endpoint.connect_with_connector(service_fn(plain)).await,
+            }
         };
         match timeout(CONNECT_TIMEOUT, connected).await {
             Err(_) => Err(unreachable(format!("no connection within {CONNECT_TIMEOUT:?}"))),
@@ -142,6 +167,21 @@ impl Dialer {
     }
 }
 
+impl Dialer {
+    /// How a URL is connected to.
+    fn endpoint(&self, url: &str) -> Result<Endpoint, TransportError> {
+        let endpoint = Endpoint::from_shared(url.to_owned())?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let of_peers = Pings { every: Some(KEEPALIVE_INTERVAL), within: KEEPALIVE_TIMEOUT, while_idle: true };
+        let Pings { every, within, while_idle } = self.as_client.unwrap_or(of_peers);
+        let Some(every) = every else { return Ok(endpoint) };
+        Ok(endpoint.http2_keep_alive_interval(every).keep_alive_timeout(within).keep_alive_while_idle(while_idle))
+    }
+}
+
 impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.tls.is_some() { "with TLS" } else { "without TLS" })
@@ -151,18 +191,6 @@ impl fmt::Debug for Dialer {
 /// The peer service behind a connection.
 pub(super) fn peer_client(channel: Channel) -> PeerClient<Channel> {
     PeerClient::new(channel).max_encoding_message_size(MAX_FRAME_BYTES).max_decoding_message_size(MAX_FRAME_BYTES)
-}
-
-/// How a URL is connected to.
-fn endpoint(url: &str) -> Result<Endpoint, TransportError> {
-    Ok(Endpoint::from_shared(url.to_owned())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW))
 }
 
 fn is_https(endpoint: &Endpoint) -> bool {
@@ -179,11 +207,25 @@ pub(in crate::transport) async fn secured(
     let config = tls.and_then(|tls| tls.client());
     let config =
         config.ok_or_else(|| io::Error::other("the URL is https, and this member has no TLS for its peers"))?;
-    let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
-    let stream = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await?;
-    stream.set_nodelay(true)?;
-    let name = ServerName::try_from(expected.unwrap_or(host)).map_err(io::Error::other)?;
+    let stream = connected(&uri, 443).await?;
+    let name = ServerName::try_from(expected.unwrap_or_else(|| host(&uri).to_owned())).map_err(io::Error::other)?;
     Ok(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
+}
+
+/// A connection without TLS, to a port of clients.
+async fn plain(uri: Uri) -> io::Result<TokioIo<TcpStream>> {
+    connected(&uri, 80).await.map(TokioIo::new)
+}
+
+async fn connected(uri: &Uri, default_port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host(uri), uri.port_u16().unwrap_or(default_port))).await?;
+    stream.set_nodelay(true)?;
+    tcp::watch_over(&stream, Some(UNHEARD));
+    Ok(stream)
+}
+
+fn host(uri: &Uri) -> &str {
+    uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']')
 }
 
 /// An error with its causes: tonic says only "transport error" by itself.
