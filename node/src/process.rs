@@ -21,6 +21,7 @@ use crate::engine::fatal::Ending;
 use crate::engine::supervisor::tell_ready;
 use crate::proxy;
 use crate::service::corruption::Inconsistent;
+use crate::transport::open_files;
 
 /// Where Kubernetes reads the termination message, unless `TERMINATION_LOG` names another file.
 const TERMINATION_LOG: &str = "/dev/termination-log";
@@ -164,6 +165,12 @@ impl From<Inconsistent> for Termination {
     }
 }
 
+fn ask_for_files() {
+    if let Err(error) = open_files::raise() {
+        tracing::info!(%error, "the system lets this process open no more files than at its start");
+    }
+}
+
 /// Runs the node to its end.
 ///
 /// # Errors
@@ -173,6 +180,7 @@ pub fn block_on(node: impl Future<Output = Result<i32, Termination>>) -> Result<
     if let Err(error) = slice::shorten() {
         tracing::info!(%error, "the scheduler takes no shorter slices from this process");
     }
+    ask_for_files();
     let runtime = Runtime::new().map_err(failed)?;
     let ended = runtime.block_on(node);
     // What still works for a client may hang on the disk that is the reason for the end.
@@ -211,6 +219,7 @@ fn stand_between(asked: Result<proxy::Invocation, proxy::Refused>, arguments: &[
     };
     logging::start_on_stderr();
     tracing::info!(args = ?arguments, "Running: ");
+    ask_for_files();
     let ended = Runtime::new().and_then(|runtime| {
         runtime.block_on(async {
             let mut signals = StopSignals::listen()?;

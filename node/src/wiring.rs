@@ -26,6 +26,7 @@ use crate::service::metrics::Metrics;
 use crate::service::tokens::Tokens;
 use crate::service::{Member, Settings, auto_compaction, corruption};
 use crate::storage::rocks::KeySpaceOptions;
+use crate::transport::open_files;
 use crate::transport::otlp::{Collector, Exporter};
 use crate::transport::tls::{Identity, Tls, TlsError, TlsOptions, Version, self_signed};
 use crate::transport::tonic::{Dialer, PeerMetrics};
@@ -212,7 +213,7 @@ pub fn listen(
 ) -> io::Result<Listeners> {
     let metrics = Arc::new(Metrics::of(config).map_err(io::Error::other)?);
     let services = Services::new(member.clone(), metrics, config, dialer.clone()).traced(tracing.cloned());
-    let mut listeners = Listeners::new(config.http2, config.reuse_port);
+    let mut listeners = Listeners::new(config.http2, config.reuse_port, open_files::for_clients());
     let (client, client_http) = services.client_routes().map_err(io::Error::other)?;
     let (metrics, peer) = (services.metrics_routes(), services.peer_routes());
     let (of_client, of_peer) = (tls.client.as_ref(), tls.peer.as_ref());

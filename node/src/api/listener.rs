@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -51,17 +51,36 @@ const LAST_HANDSHAKES: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed, mostly for want of file descriptors.
 const AFTER_FAILURE: Duration = Duration::from_millis(50);
 
+/// A connection's place among those that clients may have; free when it is dropped.
+pub(super) type Place = OwnedSemaphorePermit;
+
+/// What holds for a port of clients, which closes before the process ends.
+#[derive(Clone)]
+pub struct OfClients {
+    /// Who is to be told that it closes.
+    pub partings: Partings,
+    /// The connections that clients may have, on all ports together.
+    pub places: Arc<Semaphore>,
+}
+
 /// Serves connections of `listener` until the stream is dropped. With `unread` a connection is over whose other end has
-/// taken nothing for so long of what it was sent. A port that closes before the process ends has `partings`.
+/// taken nothing for so long of what it was sent.
 pub fn incoming(
     listener: Listener,
     tls: Option<Arc<Tls>>,
     unread: Option<Duration>,
-    partings: Option<Partings>,
+    clients: Option<OfClients>,
 ) -> ReceiverStream<io::Result<Stream>> {
     let (ready, stream) = mpsc::channel(READY);
-    let port =
-        Port { tls, unread, ready, partings: partings.clone().unwrap_or_default(), handshakes: Handshakes::default() };
+    let (partings, places) = clients.map(|clients| (clients.partings, clients.places)).unzip();
+    let port = Port {
+        tls,
+        unread,
+        ready,
+        partings: partings.clone().unwrap_or_default(),
+        places,
+        handshakes: Handshakes::default(),
+    };
     match partings {
         Some(partings) => partings.spawn(port.accept(listener)),
         None => drop(tokio::spawn(port.accept(listener))),
@@ -75,18 +94,22 @@ struct Port {
     unread: Option<Duration>,
     ready: mpsc::Sender<io::Result<Stream>>,
     partings: Partings,
+    /// None where nobody counts.
+    places: Option<Arc<Semaphore>>,
     handshakes: Handshakes,
 }
 
 impl Port {
     async fn accept(mut self, listener: Listener) {
         loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+            // Whoever finds no place waits with the system, as with etcd, and nobody who is here suffers from it.
+            let next = async { (self.place().await, listener.accept().await) };
+            let (place, accepted) = tokio::select! {
+                next = next => next,
                 () = self.ready.closed() => break,
             };
             match accepted {
-                Ok((stream, remote)) => self.accepted(stream, remote).await,
+                Ok((stream, remote)) => self.accepted(stream, remote, place).await,
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     sleep(AFTER_FAILURE).await;
@@ -98,17 +121,23 @@ impl Port {
         }
     }
 
-    async fn accepted(&mut self, stream: Socket, remote: Remote) {
+    async fn place(&self) -> Option<Place> {
+        // It fails only for a semaphore that somebody has closed, and nobody does.
+        self.places.clone()?.acquire_owned().await.ok()
+    }
+
+    async fn accepted(&mut self, stream: Socket, remote: Remote, place: Option<Place>) {
         stream.set_up(self.unread);
         match &self.tls {
             None => {
                 let connection = Connection::new(remote, false, None);
-                let stream = Stream::new(Bytes::Plain(stream), connection, self.partings.clone());
+                let stream = Stream::new(Bytes::Plain(stream), connection, self.partings.clone(), place);
                 // Nobody takes it once the port is closed, and dropping it says so to its client.
                 let _ = self.ready.send(Ok(stream)).await;
             }
             Some(tls) => {
-                self.handshakes.start(tls.clone(), stream, remote, self.partings.clone(), self.ready.clone());
+                let shaken = handshake(tls.clone(), stream, remote, self.partings.clone(), place);
+                self.handshakes.start(tls.port(), remote, shaken, self.ready.clone());
             }
         }
     }
@@ -116,7 +145,7 @@ impl Port {
     /// Says farewell to whoever is waiting, whom the system would send a reset as the port goes.
     async fn close(mut self, listener: Listener) {
         for (stream, remote) in listener.close() {
-            self.accepted(stream, remote).await;
+            self.accepted(stream, remote, None).await;
         }
         let _ = timeout(LAST_HANDSHAKES, self.handshakes.all()).await;
     }
@@ -136,10 +165,9 @@ impl Handshakes {
 
     fn start(
         &mut self,
-        tls: Arc<Tls>,
-        stream: Socket,
+        port: &'static str,
         remote: Remote,
-        partings: Partings,
+        shaken: impl Future<Output = io::Result<Stream>> + Send + 'static,
         ready: mpsc::Sender<io::Result<Stream>>,
     ) {
         while self.tasks.try_join_next().is_some() {}
@@ -153,12 +181,12 @@ impl Handshakes {
             oldest.abort();
         }
         self.oldest_first.push_back(self.tasks.spawn(async move {
-            let shaken = timeout(HANDSHAKE_BOUND, handshake(&tls, stream, remote, partings)).await;
+            let shaken = timeout(HANDSHAKE_BOUND, shaken).await;
             match shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 Ok(stream) => drop(timeout(HANDSHAKE_BOUND, ready.send(Ok(stream))).await),
                 Err(error) => {
-                    TLS_HANDSHAKE_FAILURES.with_label_values(&[tls.port()]).inc();
-                    tracing::warn!("remote-addr" = %remote, %error, "rejected connection on {} endpoint", tls.port());
+                    TLS_HANDSHAKE_FAILURES.with_label_values(&[port]).inc();
+                    tracing::warn!("remote-addr" = %remote, %error, "rejected connection on {port} endpoint");
                 }
             }
         }));
@@ -204,16 +232,22 @@ fn too_old(hello: &[u8; HELLO]) -> Option<u16> {
     (*kind == CLIENT_HELLO && version < TLS_1_2).then_some(version)
 }
 
-async fn handshake(tls: &Tls, stream: Socket, remote: Remote, partings: Partings) -> io::Result<Stream> {
+async fn handshake(
+    tls: Arc<Tls>,
+    stream: Socket,
+    remote: Remote,
+    partings: Partings,
+    place: Option<Place>,
+) -> io::Result<Stream> {
     let config = tls.server().ok_or_else(|| io::Error::other("there is no certificate to serve with"))?;
     let stream = greeted(stream).await?;
     let stream = TlsAcceptor::from(config).accept(stream).await?;
     let certificate = match stream.get_ref().1.peer_certificates() {
-        Some([leaf, ..]) => Some(admitted(tls, leaf, remote).await?),
+        Some([leaf, ..]) => Some(admitted(&tls, leaf, remote).await?),
         _ => None,
     };
     let connection = Connection::new(remote, true, certificate);
-    Ok(Stream::new(Bytes::Tls(Box::new(stream)), connection, partings))
+    Ok(Stream::new(Bytes::Tls(Box::new(stream)), connection, partings, place))
 }
 
 /// The certificate of a client whose chain is good already. A peer's must be of the host that it connects from.
@@ -225,4 +259,25 @@ async fn admitted(tls: &Tls, leaf: &CertificateDer<'_>, remote: Remote) -> io::R
         certificate_hosts::check(&subject, remote.ip()).await.map_err(io::Error::other)?;
     }
     Ok(Arc::new(ClientCertificate { common_name: subject.common_name }))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::StreamExt as _;
+
+    use super::*;
+    use crate::config::url::Listen;
+
+    #[tokio::test]
+    async fn who_finds_no_place_waits_until_another_goes() {
+        let listener = Listener::bind(&Listen::Tcp("127.0.0.1:0".parse().unwrap()), false).unwrap();
+        let address = listener.local_addr().unwrap().unwrap();
+        let clients = OfClients { partings: Partings::default(), places: Arc::new(Semaphore::new(1)) };
+        let mut incoming = incoming(listener, None, None, Some(clients));
+        let _clients = (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
+        let first = incoming.next().await.unwrap().unwrap();
+        assert!(timeout(Duration::from_millis(100), incoming.next()).await.is_err(), "there is one place");
+        drop(first);
+        timeout(Duration::from_secs(30), incoming.next()).await.expect("it is free").unwrap().unwrap();
+    }
 }

@@ -41,6 +41,7 @@ mod request_stats;
 mod request_text;
 mod serve;
 pub mod server;
+mod silence;
 pub mod snapshot_command;
 pub mod socket;
 pub mod spans;

@@ -32,7 +32,7 @@ fn port(tls: Option<&Arc<Tls>>) -> (Listeners, SocketAddr) {
         keepalive_interval: None,
         keepalive_timeout: Duration::from_secs(20),
     };
-    let mut listeners = Listeners::new(limits, false);
+    let mut listeners = Listeners::new(limits, false, usize::MAX);
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = Url::parse(&format!("{scheme}://127.0.0.1:0")).unwrap();
     let bound = listeners.serve(&[url], tls, &Router::new(), Closing::Gracefully).unwrap();

@@ -25,7 +25,7 @@ use crate::config::Http2;
 /// Headers that a request over HTTP/1.1 may have. Go has no bound but that on bytes; here each has a place from the start.
 const HEADERS: usize = 1_000;
 /// How long the head of a request over HTTP/1.1 may take; etcd's number.
-const HEAD_BOUND: Duration = Duration::from_secs(5 * 60);
+pub(super) const HEAD_BOUND: Duration = Duration::from_secs(5 * 60);
 /// Streams of one connection that are reset for faults of its client before the connection is. Each has a frame that waits to
 /// be sent, so without a bound a client that does not read would fill the memory.
 const FAULTS: usize = 10_000;

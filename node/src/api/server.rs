@@ -24,6 +24,7 @@ use pb::maintenance_server::MaintenanceServer;
 use pb::watch_server::WatchServer;
 use peer::leases_server::LeasesServer;
 use prost_reflect::DescriptorError;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
@@ -50,7 +51,7 @@ use super::kv::KvApi;
 use super::lease::LeaseApi;
 use super::lease_clock::{GrpcClock, LeaseClockApi};
 use super::leftover;
-use super::listener;
+use super::listener::{self, OfClients};
 use super::lock::LockApi;
 use super::maintenance::MaintenanceApi;
 use super::methods::{self, Methods};
@@ -284,17 +285,19 @@ pub struct Listeners {
     servers: JoinSet<()>,
     until_exit: JoinSet<()>,
     closing: CancellationToken,
-    partings: Partings,
+    of_clients: OfClients,
     clients: Http2,
     reuse_port: bool,
 }
 
 impl Listeners {
-    /// None yet. Those that close gracefully are for clients, whose connections obey `clients`.
-    pub fn new(clients: Http2, reuse_port: bool) -> Self {
+    /// None yet. Those that close gracefully are for clients, whose connections obey `clients`; there are `most` of them at
+    /// most.
+    pub fn new(clients: Http2, reuse_port: bool, most: usize) -> Self {
         let closing = CancellationToken::new();
-        let partings = Partings::new(closing.clone());
-        Self { servers: JoinSet::new(), until_exit: JoinSet::new(), closing, partings, clients, reuse_port }
+        let places = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+        let of_clients = OfClients { partings: Partings::new(closing.clone()), places };
+        Self { servers: JoinSet::new(), until_exit: JoinSet::new(), closing, of_clients, clients, reuse_port }
     }
 
     /// Binds each address and serves `routes` there, behind `tls` where the URL says so. Bound when it returns, which has the
@@ -319,8 +322,8 @@ impl Listeners {
             // etcd's own rule: a connection that is pinged when it is idle also has to take what it is sent.
             let unread = limits.keepalive_interval.map(|_| limits.keepalive_timeout);
             let unread = unread.filter(|_| closing == Closing::Gracefully);
-            let partings = (closing == Closing::Gracefully).then(|| self.partings.clone());
-            let incoming = listener::incoming(listener, tls.filter(|_| url.is_secure()).cloned(), unread, partings);
+            let clients = (closing == Closing::Gracefully).then(|| self.of_clients.clone());
+            let incoming = listener::incoming(listener, tls.filter(|_| url.is_secure()).cloned(), unread, clients);
             let served = move |stream| Gathered::new(Guarded::new(stream, limits.ping_min_time));
             let incoming = incoming.map(move |accepted| accepted.map(served));
             let (routes, builder) = (routes.clone(), builder(closing, limits));
@@ -355,7 +358,7 @@ impl Listeners {
         self.closing.cancel();
         let all = async {
             while self.servers.join_next().await.is_some() {}
-            self.partings.all().await;
+            self.of_clients.partings.all().await;
         };
         if timeout(CLOSE_BOUND, all).await.is_err() {
             tracing::warn!("some connections were still open and end with the process");

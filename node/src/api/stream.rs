@@ -10,7 +10,10 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::connection::Connection;
+use super::listener::Place;
 use super::parting::{self, Greeting, Linger, Partings};
+use super::serve::HEAD_BOUND;
+use super::silence::Silence;
 use super::socket::Socket;
 
 /// The bytes of a connection.
@@ -18,7 +21,11 @@ pub struct Stream {
     bytes: Bytes,
     connection: Connection,
     stage: Stage,
+    /// Until it is known which HTTP the client speaks.
+    silence: Option<Silence>,
     partings: Partings,
+    /// Free when the connection is gone.
+    place: Option<Place>,
 }
 
 /// How far a connection has come.
@@ -56,15 +63,17 @@ impl Bytes {
 }
 
 impl Stream {
-    pub(super) fn new(bytes: Bytes, connection: Connection, partings: Partings) -> Self {
-        Self { bytes, connection, stage: Stage::Fresh(Greeting::default()), partings }
+    pub(super) fn new(bytes: Bytes, connection: Connection, partings: Partings, place: Option<Place>) -> Self {
+        let silence = Some(Silence::new(HEAD_BOUND));
+        Self { bytes, connection, stage: Stage::Fresh(Greeting::default()), silence, partings, place }
     }
 
     /// The same connection in other hands.
     fn take(&mut self) -> Self {
         let bytes = std::mem::replace(&mut self.bytes, Bytes::Taken);
         let stage = std::mem::replace(&mut self.stage, Stage::Served);
-        Self { bytes, connection: self.connection.clone(), stage, partings: self.partings.clone() }
+        let (connection, partings) = (self.connection.clone(), self.partings.clone());
+        Self { bytes, connection, stage, silence: None, partings, place: self.place.take() }
     }
 
     /// Whether something was sent.
@@ -103,10 +112,17 @@ impl AsyncRead for Stream {
         self.connection.closer.check(context)?;
         let before = into.filled().len();
         let read = self.bytes.open()?.poll_read(context, into);
+        let new = &into.filled()[before..];
         if let Stage::Fresh(greeting) = &mut self.stage {
-            greeting.note(&into.filled()[before..]);
+            greeting.note(new);
         }
-        read
+        if self.silence.as_mut().is_some_and(|silence| silence.is_broken_by(new)) {
+            self.silence = None;
+        }
+        match &mut self.silence {
+            Some(silence) if read.is_pending() => silence.poll(context).map(Err),
+            _ => read,
+        }
     }
 }
 
@@ -158,6 +174,40 @@ impl AsyncWrite for Stream {
             Bytes::Plain(stream) => linger.poll(stream, context).map(Ok),
             Bytes::Tls(stream) => linger.poll(stream.get_mut().0, context).map(Ok),
             Bytes::Taken => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::api::socket::Listener;
+    use crate::config::url::Listen;
+
+    #[tokio::test]
+    async fn who_never_says_what_he_speaks_is_let_go() {
+        let listener = Listener::bind(&Listen::Tcp("127.0.0.1:0".parse().unwrap()), false).unwrap();
+        let address = listener.local_addr().unwrap().unwrap();
+        for (said, known) in [(&b""[..], false), (b"PRI * HTTP/2", false), (b"GET", true)] {
+            let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+            let (socket, remote) = listener.accept().await.unwrap();
+            let connection = Connection::new(remote, false, None);
+            let mut stream = Stream::new(Bytes::Plain(socket), connection, Partings::default(), None);
+            stream.silence = Some(Silence::new(Duration::from_millis(300)));
+            client.write_all(said).await.unwrap();
+            let all = async {
+                let mut read = [0; 64];
+                loop {
+                    stream.read(&mut read).await?;
+                }
+            };
+            let ended: Result<io::Result<()>, _> = tokio::time::timeout(Duration::from_secs(2), all).await;
+            let error = ended.ok().map(|ended| ended.unwrap_err().kind());
+            assert_eq!(error, (!known).then_some(io::ErrorKind::TimedOut), "{said:?}");
         }
     }
 }

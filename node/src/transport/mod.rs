@@ -2,6 +2,7 @@
 //! frames. Nothing here knows what a frame is for, who leads or what a member's disk holds.
 
 pub mod messages;
+pub mod open_files;
 pub mod otlp;
 pub mod registry;
 pub mod siblings;

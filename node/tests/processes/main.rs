@@ -45,6 +45,7 @@ mod metrics;
 mod metrics_of_ours;
 mod moved;
 mod nemesis;
+mod open_files;
 mod overload;
 mod peer_http;
 mod quorum;
