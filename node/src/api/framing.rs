@@ -29,6 +29,8 @@ use crate::engine::Limit;
 
 /// Flag and length before each message.
 const HEAD: usize = 5;
+/// Pieces of a message that have no more together are one.
+const SMALL: usize = 256;
 /// How long the end of a call of one message is waited for once that has come. Most clients send it with the message, or in
 /// a frame right behind; answering before it has come makes HTTP/2 reset the stream, and h2 remembers only 50 of these.
 const END_BOUND: Duration = Duration::from_millis(10);
@@ -145,11 +147,11 @@ impl Framed {
 
     /// The only message.
     async fn whole(&mut self) -> Result<Pieces, axum::Error> {
-        let mut pieces = VecDeque::new();
+        let mut pieces = Pieces::default();
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut *self).poll_frame(cx)).await {
-            pieces.extend(frame?.into_data());
+            frame?.into_data().into_iter().for_each(|piece| pieces.push(piece));
         }
-        Ok(Pieces(pieces))
+        Ok(pieces)
     }
 
     /// What the bytes that are there give, if anything.
@@ -304,7 +306,18 @@ impl HttpBody for Framed {
 }
 
 /// A message, in the pieces in which it came.
+#[derive(Default)]
 struct Pieces(VecDeque<Bytes>);
+
+impl Pieces {
+    /// Small ones are joined: each piece costs more memory than a byte, and keeps what else was read with it.
+    fn push(&mut self, piece: Bytes) {
+        match self.0.back_mut() {
+            Some(last) if last.len() + piece.len() <= SMALL => *last = [&last[..], &piece].concat().into(),
+            _ => self.0.push_back(piece),
+        }
+    }
+}
 
 impl HttpBody for Pieces {
     type Data = Bytes;
@@ -360,6 +373,20 @@ mod tests {
             let pieces: Vec<_> = two.chunks(size).collect();
             assert_eq!(read(Kind::Stream, false, &pieces, false).await, (two.clone(), None), "{size}");
             assert_eq!(read(Kind::Unary, false, &pieces, false).await, (ABC.to_vec(), None), "{size}");
+        }
+    }
+
+    /// Each piece costs as much as a few dozen bytes.
+    #[tokio::test]
+    async fn a_message_that_comes_byte_by_byte_is_not_held_byte_by_byte() {
+        let message: Vec<u8> =
+            [&[0, 0, 0, 0x27, 0x10][..], &(0..=255).cycle().take(10_000).collect::<Vec<_>>()].concat();
+        for (size, most) in [(1, 2 * message.len() / SMALL), (100, 2 * message.len() / SMALL), (5_000, 4)] {
+            let pieces: Vec<_> = message.chunks(size).map(|p| Ok::<_, Infallible>(Bytes::copy_from_slice(p))).collect();
+            let mut framed = Framed::new(Body::from_stream(stream::iter(pieces)), Kind::Unary, 10_000, false);
+            let whole = framed.whole().await.unwrap().0;
+            assert!(whole.len() <= most, "{} pieces of {size}", whole.len());
+            assert_eq!(whole.iter().flatten().copied().collect::<Vec<u8>>(), message);
         }
     }
 
