@@ -28,9 +28,10 @@ const LEAST: Duration = Duration::from_micros(1);
 /// Passes a call on for as long as its client gives it. One that may be answered with a stream has that time for all of it.
 pub(super) async fn keep(request: Request, next: Next, streams: bool) -> Response {
     let Some(value) = request.headers().get_all(TIMEOUT).iter().next_back() else { return next.run(request).await };
-    let timeout = match parse(&String::from_utf8_lossy(value.as_bytes())) {
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let timeout = match read(&text) {
         Ok(timeout) => timeout,
-        Err(reason) => return Status::internal(format!("malformed grpc-timeout: {reason}")).into_http(),
+        Err(flaw) => return Status::internal(format!("malformed grpc-timeout: {}", flaw.of(&text))).into_http(),
     };
     let Some(deadline) = Instant::now().checked_add(timeout) else { return next.run(request).await };
     if timeout < LEAST {
@@ -64,21 +65,41 @@ pub(super) fn nanoseconds(unit: &str) -> Option<u64> {
     })
 }
 
-/// Reads the header as gRPC-Go does, or says why not in its words.
-pub(super) fn parse(text: &str) -> Result<Duration, String> {
-    let shown = go_quoted(text.as_bytes());
-    match text.len() {
-        0 | 1 => return Err(format!("transport: timeout string is too short: {shown}")),
-        LONGEST.. if text.len() > LONGEST => {
-            return Err(format!("transport: timeout string is too long: {shown}"));
+/// Why a time cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flaw {
+    Short,
+    Long,
+    Unit,
+    Number,
+}
+
+impl Flaw {
+    /// In gRPC-Go's words, of this text.
+    pub(super) fn of(self, text: &str) -> String {
+        let shown = go_quoted(text.as_bytes());
+        match self {
+            Self::Short => format!("transport: timeout string is too short: {shown}"),
+            Self::Long => format!("transport: timeout string is too long: {shown}"),
+            Self::Unit => format!("transport: timeout unit is not recognized: {shown}"),
+            Self::Number => {
+                let number = text.split_at_checked(text.len().saturating_sub(1)).map_or(text, |(number, _)| number);
+                format!("strconv.ParseInt: parsing {}: invalid syntax", go_quoted(number.as_bytes()))
+            }
         }
+    }
+}
+
+/// Reads the header as gRPC-Go does.
+pub(super) fn read(text: &str) -> Result<Duration, Flaw> {
+    match text.len() {
+        0 | 1 => return Err(Flaw::Short),
+        LONGEST.. if text.len() > LONGEST => return Err(Flaw::Long),
         _ => {}
     }
-    let unknown = || format!("transport: timeout unit is not recognized: {shown}");
-    let (number, unit) = text.split_at_checked(text.len() - 1).ok_or_else(unknown)?;
-    let unit = nanoseconds(unit).ok_or_else(unknown)?;
-    let syntax = |_| format!("strconv.ParseInt: parsing {}: invalid syntax", go_quoted(number.as_bytes()));
-    let number: i64 = number.parse().map_err(syntax)?;
+    let (number, unit) = text.split_at_checked(text.len() - 1).ok_or(Flaw::Unit)?;
+    let unit = nanoseconds(unit).ok_or(Flaw::Unit)?;
+    let number: i64 = number.parse().map_err(|_| Flaw::Number)?;
     // A time that has passed is a call that is over.
     Ok(Duration::from_nanos(u64::try_from(number).unwrap_or_default().saturating_mul(unit)))
 }
@@ -168,7 +189,7 @@ mod tests {
             ("-1S", Duration::ZERO),
             ("99999999H", Duration::from_nanos(u64::MAX)),
         ] {
-            assert_eq!(parse(text), Ok(expected), "{text}");
+            assert_eq!(read(text), Ok(expected), "{text}");
         }
         for (text, expected) in [
             ("", "transport: timeout string is too short: \"\""),
@@ -178,7 +199,7 @@ mod tests {
             ("1é", "transport: timeout unit is not recognized: \"1é\""),
             ("1.5S", "strconv.ParseInt: parsing \"1.5\": invalid syntax"),
         ] {
-            assert_eq!(parse(text), Err(expected.to_owned()));
+            assert_eq!(read(text).map_err(|flaw| flaw.of(text)), Err(expected.to_owned()));
         }
     }
 }

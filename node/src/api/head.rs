@@ -1,8 +1,10 @@
 //! The head of a call as gRPC-Go checks it, in its order and with its texts.
 
+use std::borrow::Cow;
+
 use axum::extract::Request;
 use axum::http::header::{CONTENT_TYPE, HOST};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use tonic::Status;
 
 use super::deadline;
@@ -54,18 +56,36 @@ fn content_type(headers: &HeaderMap) -> &[u8] {
     headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default()
 }
 
-/// What is wrong with the last header that is.
+/// What is wrong with the last header that is. Words are made for that one alone: to send thousands costs a client a byte for
+/// each (HPACK).
 fn malformed(headers: &HeaderMap) -> Option<String> {
-    let flaw = |(name, value): (&axum::http::HeaderName, &HeaderValue)| {
-        if name == deadline::TIMEOUT {
-            let parsed = deadline::parse(&String::from_utf8_lossy(value.as_bytes()));
-            return parsed.err().map(|reason| format!("malformed grpc-timeout: {reason}"));
+    let (name, value, flaw) =
+        headers.iter().filter_map(|(name, value)| Some((name, value, flaw(name, value)?))).last()?;
+    Some(match flaw {
+        Flaw::Timeout(flaw) => format!("malformed grpc-timeout: {}", flaw.of(&text(value))),
+        Flaw::Binary(at) => {
+            let (value, name) = (go_quoted(value.as_bytes()), go_quoted(name.as_str().as_bytes()));
+            format!("malformed binary metadata {value} in header {name}: illegal base64 data at input byte {at}")
         }
-        let at = name.as_str().ends_with("-bin").then(|| corrupt_at(value.as_bytes())).flatten()?;
-        let (value, name) = (go_quoted(value.as_bytes()), go_quoted(name.as_str().as_bytes()));
-        Some(format!("malformed binary metadata {value} in header {name}: illegal base64 data at input byte {at}"))
-    };
-    headers.iter().filter_map(flaw).last()
+    })
+}
+
+/// What a header can be wrong in.
+enum Flaw {
+    Timeout(deadline::Flaw),
+    /// From this byte on.
+    Binary(usize),
+}
+
+fn flaw(name: &HeaderName, value: &HeaderValue) -> Option<Flaw> {
+    if name == deadline::TIMEOUT {
+        return deadline::read(&text(value)).err().map(Flaw::Timeout);
+    }
+    name.as_str().ends_with("-bin").then(|| corrupt_at(value.as_bytes())).flatten().map(Flaw::Binary)
+}
+
+fn text(value: &HeaderValue) -> Cow<'_, str> {
+    String::from_utf8_lossy(value.as_bytes())
 }
 
 /// Where Go's decoder stops in what should be base64, with or without padding. Unlike others it takes what stands in the
