@@ -17,8 +17,18 @@ pub(super) async fn redirect(request: Request, next: Next) -> Response {
     if clean == path || request.method() == Method::CONNECT || grpc_only::is_call(&request) {
         return next.run(request).await;
     }
-    // What is escaped in it is escaped once more, as there.
-    to(&request, &clean.replace('%', "%25"))
+    to(&request, &location(&clean))
+}
+
+/// A clean path as a place to go to, as Go writes it: what is escaped in it is escaped once more, and what has to be escaped is
+/// so before. A browser takes `/\host` for another host.
+fn location(clean: &str) -> String {
+    let escaped = |byte: u8| match byte {
+        b'"' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' | 0x7f.. => format!("%25{byte:02X}"),
+        b'%' => "%25".to_owned(),
+        byte => char::from(byte).to_string(),
+    };
+    clean.bytes().map(escaped).collect()
 }
 
 /// The answer that sends a request to another path, with its query.
@@ -80,6 +90,18 @@ mod tests {
             ("/...", "/..."),
         ] {
             assert_eq!(clean(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_sent_to_another_host() {
+        for (path, expected) in [
+            ("/./\\evil.example", "/%255Cevil.example"),
+            ("//evil.example", "/evil.example"),
+            ("/.//a|b", "/a%257Cb"),
+            ("/a//b%5c", "/a/b%255c"),
+        ] {
+            assert_eq!(location(&clean(path)), expected, "{path}");
         }
     }
 

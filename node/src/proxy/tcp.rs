@@ -107,8 +107,8 @@ async fn dial(address: &str) -> io::Result<TcpStream> {
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-    use super::super::remotes::Server;
     use super::*;
+    use crate::transport::srv::Server;
 
     /// The kinds of the timers of connections that are open, for which `concerns` is told both ends' ports; 2 is for asking
     /// whether the other end is there.

@@ -130,7 +130,7 @@ fn call_and_latch(view: &View<'_>, notes: &mut Notes, cluster_id: u64) -> Row {
     if node.marker.is_none() {
         return call(view, notes, cluster_id);
     }
-    // B5: P1. Only now a client Service is built, so no write was acknowledged that a second bootstrap could lose.
+    // B5: P1. Before, the client Service leads nowhere, so no write was acknowledged that a second bootstrap could lose.
     if view.list.is_none() {
         let message = "pod 0 has founded the cluster and gives no linearizable answer yet";
         notes.wait(Decision::wait("B5", WaitReason::NoQuorum, message).on(0, None));
