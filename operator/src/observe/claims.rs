@@ -12,6 +12,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::{Api, ResourceExt};
 
+use super::MOST_ORDINALS;
 use crate::names;
 
 /// The claims whose labels hide them, beside the `listed` ones, which may be of others.
@@ -19,19 +20,20 @@ pub(super) async fn unlisted(
     claims: &Api<PersistentVolumeClaim>,
     name: &str,
     listed: &[PersistentVolumeClaim],
-    ordinals: u32,
+    ordinals: &BTreeSet<u32>,
 ) -> Result<Vec<PersistentVolumeClaim>, kube::Error> {
     let known: BTreeSet<String> = listed.iter().map(ResourceExt::name_any).collect();
-    let names = (0..ordinals).map(|k| names::volume(name, k)).filter(|name| !known.contains(name));
+    let names = ordinals.iter().map(|k| names::volume(name, *k)).filter(|name| !known.contains(name));
     let found = try_join_all(names.map(|name| async move { claims.get_opt(&name).await })).await?;
     Ok(found.into_iter().flatten().collect())
 }
 
-/// How many ordinals may have a claim: those of the largest cluster, and of whatever somebody has made of the set or of the pods.
-pub(super) fn ordinals(set: Option<&StatefulSet>, pods: &[Pod], name: &str) -> u32 {
+/// The ordinals that may have a claim: those of the largest cluster, of whatever somebody has made of the set, and of the pods that
+/// are there. Whoever may name a pod or scale the set does not choose how much is asked.
+pub(super) fn ordinals(set: Option<&StatefulSet>, pods: &[Pod], name: &str) -> BTreeSet<u32> {
     let replicas = set.and_then(|set| set.spec.as_ref()?.replicas).unwrap_or_default().max(MAX_REPLICAS);
-    let pods = pods.iter().filter_map(|pod| names::pod_ordinal(name, &pod.name_any())?.checked_add(1));
-    pods.chain(u32::try_from(replicas)).max().unwrap_or_default()
+    let of_set = 0..u32::try_from(replicas).unwrap_or_default().min(MOST_ORDINALS);
+    of_set.chain(pods.iter().filter_map(|pod| names::pod_ordinal(name, &pod.name_any()))).collect()
 }
 
 #[cfg(test)]
@@ -47,9 +49,21 @@ mod tests {
             from_value(json!({"metadata": {}, "spec": spec})).expect("a set")
         };
         let pod = |name: &str| -> Pod { from_value(json!({"metadata": {"name": name}})).expect("a pod") };
-        assert_eq!(ordinals(None, &[], "db"), 7);
-        assert_eq!(ordinals(Some(&set(json!(3))), &[pod("db-2"), pod("other-99")], "db"), 7);
-        assert_eq!(ordinals(Some(&set(json!(12))), &[], "db"), 12, "by hand");
-        assert_eq!(ordinals(None, &[pod("db-8")], "db"), 9, "its set is gone");
+        let first = |count| BTreeSet::from_iter(0..count);
+        assert_eq!(ordinals(None, &[], "db"), first(7));
+        assert_eq!(ordinals(Some(&set(json!(3))), &[pod("db-2"), pod("other-99")], "db"), first(7));
+        assert_eq!(ordinals(Some(&set(json!(12))), &[], "db"), first(12), "by hand");
+        assert_eq!(ordinals(None, &[pod("db-8")], "db"), &first(7) | &BTreeSet::from([8]), "its set is gone");
+    }
+    /// One tenant's pod or set must not have the operator, which is everybody's, ask for four billion claims.
+    #[test]
+    fn nobody_chooses_how_many_are_asked_for() {
+        let set: StatefulSet = from_value(json!({
+            "metadata": {}, "spec": {"replicas": i32::MAX, "selector": {}, "template": {}, "serviceName": ""}
+        }))
+        .expect("a set");
+        let pod: Pod = from_value(json!({"metadata": {"name": format!("db-{}", u32::MAX)}})).expect("a pod");
+        let asked = ordinals(Some(&set), &[pod], "db");
+        assert_eq!((asked.len(), asked.last()), (MOST_ORDINALS as usize + 1, Some(&u32::MAX)));
     }
 }

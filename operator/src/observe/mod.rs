@@ -29,6 +29,9 @@ use crate::members::Dial;
 use crate::names;
 use crate::observed::{Host, HostState, Observed, ObservedResource, UnixSeconds};
 
+/// Ordinals of one set that are looked at one by one: many times as many as the largest cluster has. Whoever may scale the set could
+/// else have a pass look at two billion.
+const MOST_ORDINALS: u32 = 100;
 /// HTTP status of what the operator's role does not allow.
 const FORBIDDEN: u16 = 403;
 
@@ -152,7 +155,7 @@ async fn read(
     };
     let (pods, mut volumes) = (pods.map_err(failed("pods"))?.items, volumes.map_err(failed("volume claims"))?.items);
     let ordinals = claims::ordinals(live.stateful_set.as_ref(), &pods, name);
-    let unlisted = claims::unlisted(&claims, name, &volumes, ordinals).await;
+    let unlisted = claims::unlisted(&claims, name, &volumes, &ordinals).await;
     volumes.extend(unlisted.map_err(failed("volume claims"))?);
     Ok((live, pods, volumes))
 }
@@ -176,7 +179,9 @@ async fn unmade(client: &Client, set: Option<&StatefulSet>, pods: &[Pod], name: 
     let replicas = set.spec.as_ref().and_then(|spec| spec.replicas).and_then(|count| u32::try_from(count).ok());
     let there: BTreeSet<String> = pods.iter().map(ResourceExt::name_any).collect();
     let missing = (0..replicas.unwrap_or_default()).map(|k| (k, names::pod(name, k)));
-    let missing: Vec<(u32, String)> = missing.filter(|(_, pod)| !there.contains(pod)).collect();
+    // The controller makes them in this order, and ends at the first that it cannot make or waits for.
+    let missing: Vec<(u32, String)> =
+        missing.filter(|(_, pod)| !there.contains(pod)).take(MOST_ORDINALS as usize).collect();
     if missing.is_empty() {
         return BTreeMap::new();
     }

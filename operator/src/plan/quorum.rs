@@ -1,5 +1,7 @@
 //! Rows L, and X2: what may be done without a linearizable list of members.
 
+use std::collections::BTreeSet;
+
 use super::TERMINATION_MARGIN_SECONDS;
 use super::learner::{not_running, pod_cause};
 use super::{Decision, Matter, NEXT, Notes, QUORUM_LOST_GRACE_SECONDS, Row, View, aged, roll};
@@ -58,7 +60,15 @@ pub(super) fn stuck_terminating(view: &View<'_>, notes: &mut Notes) -> Row {
 
 fn lost_or_silent(view: &View<'_>) -> Decision {
     let have = view.have();
-    let lost = (0..have).filter(|k| is_lost(view, *k)).count();
+    // Of any other ordinal nothing is known; and a set may have been scaled to two billion.
+    let (pods, nodes, volumes) = (&view.observed.pods, &view.observed.nodes, &view.observed.volumes);
+    let known: BTreeSet<u32> = pods
+        .range(..have)
+        .map(|(k, _)| *k)
+        .chain(nodes.range(..have).map(|(k, _)| *k))
+        .chain(volumes.range(..have).map(|(k, _)| *k))
+        .collect();
+    let lost = known.into_iter().filter(|k| is_lost(view, *k)).count();
     let survivors = [survivors(view), refused_restarts(view)].concat();
     // L2: P7 keeps a passing state from being shown as the end.
     if lost * 2 > have as usize && aged(view, Matter::Quorum, Target::default(), QUORUM_LOST_GRACE_SECONDS) {
