@@ -111,8 +111,11 @@ impl Dialer {
             let secured = service_fn(move |uri| secured(uri, tls.clone(), expected.clone()));
             match (is_https(&endpoint), self.as_client) {
                 (true, _) => endpoint.connect_with_connector(secured).await,
-                (false, None) => endpoint.connect().await,
-                (false, Some(_)) => endpoint.connect_with_connector(service_fn(plain)).await,
+                // A socket of the file system has nothing to watch over.
+                (false, Some(_)) if !url.starts_with("unix:") => {
+                    endpoint.connect_with_connector(service_fn(plain)).await
+                }
+                (false, _) => endpoint.connect().await,
             }
         };
         match timeout(CONNECT_TIMEOUT, connected).await {
@@ -252,5 +255,17 @@ mod tests {
         drop(listener);
         let absent = Dialer::default().members(&url, Duration::from_secs(3)).await;
         assert!(matches!(absent, Err(AskError::Unreachable { .. })), "{absent:?}");
+    }
+    #[tokio::test]
+    async fn a_client_reaches_ports_and_sockets() {
+        let pings = Pings { every: None, within: Duration::from_secs(1), while_idle: false };
+        let dialer = Dialer::default().as_client(pings);
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        for url in [format!("http://{}", port.local_addr().unwrap()), format!("unix://{}", path.display())] {
+            assert!(dialer.connect(&url).await.is_ok(), "{url}");
+        }
     }
 }
