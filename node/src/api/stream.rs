@@ -202,7 +202,7 @@ mod tests {
             let all = async {
                 let mut read = [0; 64];
                 loop {
-                    stream.read(&mut read).await?;
+                    let _read = stream.read(&mut read).await?;
                 }
             };
             let ended: Result<io::Result<()>, _> = tokio::time::timeout(Duration::from_secs(2), all).await;
