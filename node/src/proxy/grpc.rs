@@ -34,7 +34,6 @@ use crate::api::http::not_found;
 use crate::api::server::{Closing, Listeners};
 use crate::config::Http2;
 use crate::config::url::Url;
-use crate::transport::open_files;
 use crate::transport::tls::{Identity, Tls, TlsError, TlsOptions, Version, self_signed};
 use crate::transport::tonic::{Dialer, Pings};
 
@@ -282,7 +281,7 @@ impl GrpcProxy {
         });
         let to_itself = of_port.as_ref().map(|_| self.tls_to_itself()).transpose().map_err(|error| said(&error))?;
         let (routes, metrics) = routes(&calls, health::Own { to_itself, to_members });
-        let mut listeners = Listeners::new(self.http2(), false, open_files::for_clients());
+        let mut listeners = Listeners::new(self.http2(), false, crate::transport::open_files::for_clients());
         let bound = self.listen(&mut listeners, &of_port, &routes, &metrics).map_err(|error| said(&error))?;
         tokio::spawn(Registry::keep(calls));
         tracing::info!(address = ?bound, "started gRPC proxy");

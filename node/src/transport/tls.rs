@@ -90,11 +90,11 @@ pub struct TlsOptions {
     pub self_signed: bool,
     /// Whether those that connect must come from a host of their certificate.
     pub checks_origin: bool,
-    /// Whether connections are made too. Without it the files of `client_identity` are only looked at.
-    pub dials: bool,
     /// Whether what is shown when connecting must name nobody: who connects does so for others, and a common name would be
     /// the user that all of them are.
     pub nameless: bool,
+    /// Whether connections are made too. Without it the files of `client_identity` are only looked at.
+    pub dials: bool,
     /// Suites of TLS 1.2 by Go's names; all when empty.
     pub cipher_suites: Vec<String>,
     /// Lowest version.
@@ -127,8 +127,8 @@ impl Default for TlsOptions {
             allowed_hosts: Vec::new(),
             self_signed: false,
             checks_origin: false,
-            dials: false,
             nameless: false,
+            dials: false,
             cipher_suites: Vec::new(),
             min_version: Version::Tls12,
             max_version: Version::Tls13,
