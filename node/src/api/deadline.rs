@@ -3,7 +3,7 @@
 //! one that was withdrawn, and lets go of a stream once it has begun.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -126,12 +126,13 @@ impl HttpBody for Bounded {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
-            return Poll::Ready(frame);
+        let this = &mut *self;
+        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        // First: a stream that always has something to give would never end.
+        if this.over.as_mut().poll(cx).is_pending() {
+            return Pin::new(body).poll_frame(cx);
         }
-        ready!(self.over.as_mut().poll(cx));
-        self.body = None;
+        this.body = None;
         let mut trailers = HeaderMap::new();
         // It fails only for a message that cannot be a header, which this one can.
         let _ = exceeded().add_header(&mut trailers);
@@ -174,6 +175,22 @@ mod tests {
         let begun = Instant::now();
         unanswered("30m").await;
         assert!(begun.elapsed() >= Duration::from_millis(30));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_has_always_something_to_give_ends_too() {
+        let endless = futures::stream::repeat_with(|| Ok::<_, std::convert::Infallible>(Bytes::from_static(b"x")));
+        let mut body = Bounded::new(Body::from_stream(endless), Instant::now() + Duration::from_millis(30));
+        let status = loop {
+            let frame =
+                std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.expect("no end before").unwrap();
+            if let Ok(trailers) = frame.into_trailers() {
+                break trailers["grpc-status"].clone();
+            }
+            tokio::task::yield_now().await;
+        };
+        assert_eq!(status, "4");
+        assert!(std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.is_none());
     }
 
     #[test]
