@@ -1,4 +1,4 @@
-//! Clients that misuse a stream: nobody else may notice.
+//! Clients that misuse a stream: nobody else may notice. That one who never reads is cut off, in each way, is in `cut_off.rs`.
 
 use std::time::Duration;
 
@@ -17,9 +17,6 @@ use crate::gateway::http;
 
 /// Watchers of the client that does not read.
 pub(crate) const WATCHERS: usize = 10_000;
-
-/// Streams over which they are spread.
-const STREAMS: u32 = 10;
 
 /// Writes, each of which every watcher wants.
 const WRITES: usize = 500;
@@ -212,44 +209,6 @@ async fn nobody_notices_a_client_that_reads_none_of_its_range_streams() {
 
     drop(mute);
     eventually(member, "etcd_mvcc_db_open_read_transactions", |views| views < f64::from(RANGE_STREAMS) / 2.0).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_never_reads_is_cut_off_and_nobody_else_notices() {
-    let cluster = Cluster::start_with(1, &["--unread-stream-timeout=3s"]).await;
-    let member = &cluster.members[0];
-    member.put("before", "x").await.expect("a write");
-    let mut events = watch(member.watch()).await;
-    let sockets = open_sockets(member);
-    let mut mute = Mute::connect(member, 4 << 20).await;
-    for number in 0..STREAMS {
-        mute.watch(2 * number + 1, WATCHERS / STREAMS as usize).await;
-    }
-    let all = f64::from(u32::try_from(WATCHERS).expect("few")) + 1.0;
-    eventually(member, "etcd_debugging_mvcc_watcher_total", |watchers| watchers == all).await;
-    eventually(member, "etcd_debugging_mvcc_watch_stream_total", |streams| streams == f64::from(STREAMS) + 1.0).await;
-
-    let reading = tokio::spawn(async move {
-        read_all(&mut events, Duration::ZERO).await;
-        events
-    });
-    for number in 0..WRITES {
-        let (key, value) = (format!("k{number}"), "x".repeat(1000));
-        tokio::time::timeout(PATIENCE, member.put(&key, &value)).await.expect("in time").expect("a write");
-    }
-    let mut events = tokio::time::timeout(PATIENCE, reading).await.expect("every event").expect("no panic");
-
-    eventually(member, "balsa_unread_streams_ended_total", |ended| ended == f64::from(STREAMS)).await;
-    eventually(member, "etcd_debugging_mvcc_watcher_total", |watchers| watchers == 1.0).await;
-    eventually(member, "etcd_debugging_mvcc_watch_stream_total", |streams| streams == 1.0).await;
-    eventually(member, "etcd_debugging_mvcc_pending_events_total", |events| events == 0.0).await;
-    tokio::time::timeout(PATIENCE, mute.closed()).await.expect("the connection is closed");
-    eventually(member, "balsa_unread_connections_closed_total", |closed| closed == 1.0).await;
-    cluster.eventually("its socket is closed", || async { open_sockets(member) <= sockets }).await;
-
-    member.put("after", "x").await.expect("a write");
-    let last = tokio::time::timeout(PATIENCE, events.message()).await.expect("in time").expect("open").expect("one");
-    assert_eq!(last.events[0].kv.as_ref().expect("a pair").key, "after");
 }
 
 #[tokio::test(flavor = "multi_thread")]
