@@ -170,7 +170,7 @@ const SERVED: [Flag; 106] = [
     flag("listen-client-http-urls", Text(""), "Port of its own for plain HTTP, which the client port then has not"),
     flag("enable-grpc-gateway", Bool("true"), "Serve the JSON gateway"),
     flag("max-concurrent-streams", Count("4294967295"), "Streams that a client may have open on one connection"),
-    flag("grpc-keepalive-min-time", Duration("5s"), "How far apart the pings of a client must be; 0 is any"),
+    flag("grpc-keepalive-min-time", Duration("5s"), "How far apart the pings of a client must be; 0 is 5m"),
     flag("grpc-keepalive-interval", Duration("2h"), "How often an idle client is pinged; 0 is never"),
     flag("grpc-keepalive-timeout", Duration("20s"), "How long it may take to answer"),
     flag("unread-stream-timeout", Duration("5m"), "How long a client may leave a stream unread; 0 is for ever"),

@@ -601,11 +601,16 @@ fn http2(raw: &Raw) -> Result<Http2, ConfigError> {
     let (interval, timeout) = (raw.duration("grpc-keepalive-interval")?, raw.duration("grpc-keepalive-timeout")?);
     Ok(Http2 {
         max_concurrent_streams: raw.number("max-concurrent-streams")?,
-        ping_min_time: raw.duration("grpc-keepalive-min-time")?,
+        ping_min_time: ping_min_time(raw.duration("grpc-keepalive-min-time")?),
         // Without either nobody is pinged, as in etcd.
         keepalive_interval: (!interval.is_zero() && !timeout.is_zero()).then_some(interval),
         keepalive_timeout: timeout,
     })
+}
+
+/// Without a bound etcd leaves it to gRPC, which has one of its own.
+pub fn ping_min_time(flag: Duration) -> Duration {
+    if flag.is_zero() { Duration::from_secs(300) } else { flag }
 }
 
 /// The rate is looked at only by whoever asks for spans, as in etcd.
@@ -732,6 +737,10 @@ mod tests {
         };
         assert_eq!((warned("0"), warned("-1s")), (Duration::from_millis(300), Duration::ZERO));
         assert_eq!(load(&["--grpc-keepalive-interval=-1s"]).unwrap().http2.keepalive_interval, None);
+        let min_time =
+            |value: &str| load(&[&format!("--grpc-keepalive-min-time={value}")]).unwrap().http2.ping_min_time;
+        let grpcs_own = Duration::from_secs(300);
+        assert_eq!(["0", "-1s", "1ns"].map(min_time), [grpcs_own, grpcs_own, Duration::from_nanos(1)]);
         for flag in ["drain-delay", "unread-stream-timeout", "corrupt-check-time", "compact-hash-check-time"] {
             assert!(matches!(load(&[&format!("--{flag}=-1s")]), Err(ConfigError::Invalid(_))), "{flag}");
         }

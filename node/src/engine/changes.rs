@@ -31,6 +31,15 @@ pub(crate) struct Changes {
     removing: Option<u64>,
 }
 
+/// What a membership change is held to before it is proposed.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Terms {
+    /// The index of the membership that it was planned on; 0 for any.
+    pub(crate) planned_on: u64,
+    /// A removal may leave fewer active voters than a quorum has.
+    pub(crate) at_any_price: bool,
+}
+
 /// Sequences of membership changes lie in the upper half, apart from those of commands.
 const CHANGE_SEQUENCES: u64 = 1 << 63;
 
@@ -49,17 +58,18 @@ impl Changes {
         waiters: &Arc<Waiters>,
         (origin, incarnation): (u64, u64),
         change: Change,
-        planned_on: u64,
+        terms: Terms,
         reply: Reply<Arc<log::Membership>>,
     ) {
         let change = with_next_id(change, &status.membership);
-        if let Err(failure) = check(replica, status, &change, planned_on) {
+        if let Err(failure) = check(replica, status, &change, terms) {
             let _ = reply.send(Err(failure));
             return;
         }
         self.sequence += 1;
         let sequence = CHANGE_SEQUENCES | self.sequence;
         let conf_change = conf_change(&change);
+        let planned_on = terms.planned_on;
         let context = log::MembershipChange { origin, incarnation, sequence, planned_on, change: Some(change) };
         let removes = match &context.change {
             Some(Change::Remove(remove)) => Some(remove.id),
@@ -150,7 +160,7 @@ fn with_next_id(change: Change, membership: &log::Membership) -> Change {
     }
 }
 
-fn check<L: LogStore>(replica: &Replica<L>, status: &Status, change: &Change, planned_on: u64) -> Result<(), Failure> {
+fn check<L: LogStore>(replica: &Replica<L>, status: &Status, change: &Change, terms: Terms) -> Result<(), Failure> {
     let role = replica.role();
     if !role.leads {
         return Err(Failure::NotLeader { leader: Some(role.leader).filter(|id| *id != 0) });
@@ -158,17 +168,18 @@ fn check<L: LogStore>(replica: &Replica<L>, status: &Status, change: &Change, pl
     if replica.change_in_flight() || replica.transferring() {
         return Err(Failure::ChangeInFlight);
     }
-    let planned = log::MembershipChange { planned_on, change: Some(change.clone()), ..Default::default() };
+    let planned =
+        log::MembershipChange { planned_on: terms.planned_on, change: Some(change.clone()), ..Default::default() };
     membership::check(&planned, &status.membership)?;
     match change {
-        Change::Remove(remove) => may_remove(status, remove.id),
+        Change::Remove(remove) => may_remove(status, remove.id, terms.at_any_price),
         Change::Promote(promote) => may_promote(replica, promote.id),
         Change::Add(_) | Change::Update(_) => Ok(()),
     }
 }
 
-/// A quorum of the voters that remain must be active, as in etcd's strict reconfiguration check.
-fn may_remove(status: &Status, id: u64) -> Result<(), Failure> {
+/// A quorum of the voters that remain must be active, as in etcd's strict reconfiguration check, unless that is of no account.
+fn may_remove(status: &Status, id: u64, at_any_price: bool) -> Result<(), Failure> {
     if id == status.raft_id {
         return Err(Failure::MoveLeaderFirst(id));
     }
@@ -176,7 +187,7 @@ fn may_remove(status: &Status, id: u64) -> Result<(), Failure> {
     let remaining: Vec<u64> = status.membership.members.iter().filter(voters).map(|member| member.id).collect();
     let is_active = |voter: &&u64| status.progress.iter().any(|peer| peer.id == **voter && peer.active);
     let active = remaining.iter().filter(is_active).count();
-    if active < remaining.len() / 2 + 1 { Err(Failure::QuorumAtRisk) } else { Ok(()) }
+    if active < remaining.len() / 2 + 1 && !at_any_price { Err(Failure::QuorumAtRisk) } else { Ok(()) }
 }
 
 fn may_promote<L: LogStore>(replica: &Replica<L>, id: u64) -> Result<(), Failure> {

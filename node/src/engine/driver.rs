@@ -175,10 +175,10 @@ impl Driver {
             }
             Input::Read(reply) => self.reads.wait(reply),
             Input::Frame(frame) => self.frame(frame),
-            Input::Change { change, planned_on, reply } => {
+            Input::Change { change, terms, reply } => {
                 let (status, waiters) = (self.ports.status.read().clone(), &self.ports.waiters);
                 let name = (self.ports.member_id, self.ports.incarnation);
-                self.changes.propose(&mut self.replica, &status, waiters, name, change, planned_on, reply);
+                self.changes.propose(&mut self.replica, &status, waiters, name, change, terms, reply);
                 self.refuse_leaving();
             }
             Input::MoveLeader { target, reply } => {

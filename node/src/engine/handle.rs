@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
+use super::changes::Terms;
 use super::credentials::Credentials;
 use super::failpoint;
 use super::fatal::Fatal;
@@ -188,7 +189,19 @@ impl Handle {
     /// # Errors
     /// See [`Failure`]; `NotLeader` on any other member.
     pub async fn change_membership(&self, change: Change, planned_on: u64) -> Result<Arc<log::Membership>, Failure> {
-        self.request(|reply| Input::Change { change, planned_on, reply }).await
+        let terms = Terms { planned_on, ..Terms::default() };
+        self.request(|reply| Input::Change { change, terms, reply }).await
+    }
+
+    /// Removes a member, unfenced, also when the active voters that remain are no quorum: nothing is written then until others
+    /// are back. Who turned the strict check off asks for that.
+    ///
+    /// # Errors
+    /// As [`Handle::change_membership`], but for `QuorumAtRisk`.
+    pub async fn remove_at_any_price(&self, id: u64) -> Result<Arc<log::Membership>, Failure> {
+        let terms = Terms { at_any_price: true, ..Terms::default() };
+        let change = Change::Remove(log::RemoveMember { id });
+        self.request(|reply| Input::Change { change, terms, reply }).await
     }
 
     /// Hands leadership to the voter `target` and waits, at most one election timeout, until it leads.

@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::Failure;
+use super::changes::Terms;
 use super::handle::Change;
 use super::snapshot::Checkpoint;
 use crate::metrics;
@@ -33,7 +34,7 @@ pub(crate) enum Input {
     /// From a peer.
     Frame(peer::Frame),
     /// A membership change.
-    Change { change: Change, planned_on: u64, reply: Reply<std::sync::Arc<log::Membership>> },
+    Change { change: Change, terms: Terms, reply: Reply<std::sync::Arc<log::Membership>> },
     /// A transfer of leadership.
     MoveLeader { target: u64, reply: Reply<()> },
     /// The transport lost a peer.

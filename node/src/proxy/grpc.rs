@@ -32,8 +32,8 @@ use super::{Invocation, Proxy, Refused};
 use crate::api::grpc_only;
 use crate::api::http::not_found;
 use crate::api::server::{Closing, Listeners};
-use crate::config::Http2;
 use crate::config::url::Url;
+use crate::config::{self, Http2};
 use crate::transport::tls::{Identity, Tls, TlsError, TlsOptions, Version, self_signed};
 use crate::transport::tonic::{Dialer, Pings};
 
@@ -316,7 +316,7 @@ impl GrpcProxy {
         let interval = self.0.time("grpc-keepalive-interval");
         Http2 {
             max_concurrent_streams: self.0.number("max-concurrent-streams"),
-            ping_min_time: self.0.time("grpc-keepalive-min-time"),
+            ping_min_time: config::ping_min_time(self.0.time("grpc-keepalive-min-time")),
             keepalive_interval: (!interval.is_zero()).then_some(interval),
             keepalive_timeout: self.0.time("grpc-keepalive-timeout"),
         }

@@ -152,7 +152,10 @@ impl Cluster {
         if request.id == handle.member_id() {
             return self.remove_self(handle, request).await;
         }
-        let membership = take_out(handle, request.id).await?;
+        let membership = match self.strict() {
+            true => take_out(handle, request.id).await?,
+            false => handle.remove_at_any_price(request.id).await?,
+        };
         Ok(pb::MemberRemoveResponse { header: Some(header(&handle.status(), 0)), members: members(&membership) })
     }
 

@@ -33,15 +33,20 @@ impl Etcd {
     }
 
     /// Members that found a cluster together, with further flags for each. With a certificate among these, the client
-    /// ports are behind TLS. Nobody waits for them here.
+    /// ports are behind TLS. Nobody waits for them here. The program may be Balsa.
     pub(crate) fn run(program: &Path, size: usize, flags: &[String]) -> Self {
+        Self::run_at("127.0.0.1", program, size, flags)
+    }
+
+    /// The same on another name of the loopback.
+    pub(crate) fn run_at(host: &str, program: &Path, size: usize, flags: &[String]) -> Self {
         let scheme = if flags.iter().any(|flag| flag.starts_with("--cert-file=")) { "https" } else { "http" };
         let directory = TempDir::new().expect("a directory");
         let ports: Vec<u16> = (0..size).map(|_| free_port()).collect();
-        let peers: Vec<String> = (0..size).map(|_| format!("http://127.0.0.1:{}", free_port())).collect();
+        let peers: Vec<String> = (0..size).map(|_| format!("http://{host}:{}", free_port())).collect();
         let all: Vec<String> = peers.iter().enumerate().map(|(index, peer)| format!("m{index}={peer}")).collect();
         let start = |(index, (port, peer)): (usize, (&u16, &String))| {
-            let (name, client) = (format!("m{index}"), format!("{scheme}://127.0.0.1:{port}"));
+            let (name, client) = (format!("m{index}"), format!("{scheme}://{host}:{port}"));
             let mut command = command(program, directory.path(), &name, &client, peer);
             command.arg(format!("--initial-cluster={}", all.join(","))).args(flags).spawn().expect("etcd runs")
         };
@@ -84,7 +89,7 @@ impl Etcd {
 }
 
 /// One member, but for the cluster that it is of. It logs to a file of its name.
-fn command(program: &Path, directory: &Path, name: &str, client: &str, peer: &str) -> Command {
+pub(crate) fn command(program: &Path, directory: &Path, name: &str, client: &str, peer: &str) -> Command {
     let log = std::fs::File::create(directory.join(format!("{name}.log"))).expect("a log file");
     let mut command = Command::new(program);
     command

@@ -11,6 +11,7 @@ mod writer;
 
 mod admission;
 mod alerts;
+mod at_work;
 mod auth;
 mod auth_leases;
 mod beside;

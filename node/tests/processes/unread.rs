@@ -80,6 +80,13 @@ async fn a_stream_that_is_opened_and_left_is_no_harm() {
     assert_eq!(member.get("k").await.expect("a read").as_deref(), Some("v"));
 }
 
+/// A frame of HTTP/2 that the server sent.
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) body: Vec<u8>,
+}
+
 /// A connection whose other end writes frames and reads none after the greeting: no window is granted, no ping answered.
 pub(crate) struct Mute {
     stream: TcpStream,
@@ -88,35 +95,47 @@ pub(crate) struct Mute {
 impl Mute {
     /// `window` is what the server may send over the whole connection. Each stream may be sent 64 KiB.
     pub(crate) async fn connect(member: &Member, window: u32) -> Self {
-        let mut stream = TcpStream::connect(("127.0.0.1", member.client_port)).await.expect("the port is open");
-        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("written");
-        let mut mute = Self { stream };
-        mute.frame(4, 0, 0, &[]).await;
+        let mut mute = Self::open(member.client_port).await;
         mute.frame(8, 0, 0, &(window - 65_535).to_be_bytes()).await;
         mute.greeted().await;
         mute
     }
 
+    /// A connection with a client's first frame on it, and nothing read.
+    pub(crate) async fn open(port: u16) -> Self {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("the port is open");
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("written");
+        let mut mute = Self { stream };
+        mute.frame(4, 0, 0, &[]).await;
+        mute
+    }
+
     /// Reads on until the server has opened its own window, as it does at once: the last that is read of it.
     async fn greeted(&mut self) {
-        let mut kind = 0;
-        while kind != 8 {
-            let mut head = [0; 9];
-            self.stream.read_exact(&mut head).await.expect("a frame");
-            kind = head[3];
-            let mut body = vec![0; usize::from(head[2])];
-            self.stream.read_exact(&mut body).await.expect("its body");
-        }
+        while self.next().await.expect("a frame").kind != 8 {}
+    }
+
+    /// The next frame of the server; none at the end.
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
+        let mut head = [0; 9];
+        self.stream.read_exact(&mut head).await.ok()?;
+        let mut body = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        self.stream.read_exact(&mut body).await.ok()?;
+        Some(Frame { kind: head[3], flags: head[4], body })
     }
 
     async fn frame(&mut self, kind: u8, flags: u8, stream: u32, body: &[u8]) {
+        self.try_frame(kind, flags, stream, body).await.expect("written");
+    }
+
+    pub(crate) async fn try_frame(&mut self, kind: u8, flags: u8, stream: u32, body: &[u8]) -> std::io::Result<()> {
         let length = u32::try_from(body.len()).expect("short").to_be_bytes();
         let frame = [&length[1..], &[kind, flags], &stream.to_be_bytes(), body].concat();
-        self.stream.write_all(&frame).await.expect("written");
+        self.stream.write_all(&frame).await
     }
 
     /// Opens a call of a method.
-    async fn call(&mut self, stream: u32, path: &str) {
+    pub(crate) async fn call(&mut self, stream: u32, path: &str) {
         // POST, http, the path, the authority, content-type and te, without Huffman's code or a table.
         let mut head = vec![0x83, 0x86];
         let kind = if path.starts_with("/v3/") { "application/json" } else { "application/grpc" };
