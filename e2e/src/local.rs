@@ -26,6 +26,7 @@ pub struct Server {
     pub name: String,
     /// Where its clients go, `127.0.0.1:port`.
     pub address: String,
+    scheme: &'static str,
     program: PathBuf,
     arguments: Vec<String>,
     process: Option<Child>,
@@ -33,7 +34,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the members of a cluster, with further arguments for each, and waits until all serve.
+    /// Starts the members of a cluster, with further arguments for each, and waits until all serve. With a certificate among
+    /// the arguments, the client ports are behind TLS.
     ///
     /// # Errors
     /// A program cannot be run, or does not get ready; the end of its log is in the text.
@@ -66,15 +68,17 @@ impl Server {
         let ports: Vec<_> = names.iter().map(|_| (free_port(), free_port())).collect();
         let peer = |(name, (_, port)): (&String, &(u16, u16))| format!("{name}=http://127.0.0.1:{port}");
         let all = names.iter().zip(&ports).map(peer).collect::<Vec<_>>().join(",");
+        let scheme = if more.iter().any(|argument| argument.starts_with("--cert-file=")) { "https" } else { "http" };
         let mut members = Vec::new();
         for (own, (client, peer)) in names.into_iter().zip(ports) {
             let directory = TempDir::new_in(disk)?;
             let name = format!("{name} {own}");
-            let mut arguments = arguments(&own, directory.path(), client, peer);
+            let mut arguments = arguments(&own, directory.path(), &format!("{scheme}://127.0.0.1:{client}"), peer);
             arguments.push(format!("--initial-cluster={all}"));
             arguments.extend(more.iter().map(ToString::to_string));
             let address = format!("127.0.0.1:{client}");
-            let mut member = Self { name, address, program: program.to_owned(), arguments, process: None, directory };
+            let program = program.to_owned();
+            let mut member = Self { name, address, scheme, program, arguments, process: None, directory };
             member.start()?;
             members.push(member);
         }
@@ -109,7 +113,12 @@ impl Server {
         }
     }
 
-    /// A connection that opens with its first use.
+    /// Where its clients go.
+    pub fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    /// A connection that opens with its first use, without TLS.
     ///
     /// # Errors
     /// None that could happen with an address of ours.
@@ -164,8 +173,8 @@ impl Drop for Server {
     }
 }
 
-fn arguments(name: &str, directory: &Path, client: u16, peer: u16) -> Vec<String> {
-    let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+fn arguments(name: &str, directory: &Path, client: &str, peer: u16) -> Vec<String> {
+    let peer = format!("http://127.0.0.1:{peer}");
     vec![
         format!("--name={name}"),
         format!("--data-dir={}", directory.join("data").display()),

@@ -14,7 +14,6 @@ import (
 	"go.etcd.io/etcd/client/v3/mirror"
 	"go.etcd.io/etcd/client/v3/namespace"
 	"go.etcd.io/etcd/client/v3/ordering"
-	"go.uber.org/zap"
 )
 
 func kv(ctx context.Context, client *clientv3.Client) error {
@@ -38,7 +37,7 @@ func kv(ctx context.Context, client *clientv3.Client) error {
 	}
 	// Through every member, each of which must know the last write.
 	for _, endpoint := range client.Endpoints() {
-		one, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}})
+		one, err := clientv3.New(config(endpoint))
 		if err != nil {
 			return err
 		}
@@ -213,7 +212,7 @@ func cluster(ctx context.Context, client *clientv3.Client) error {
 }
 
 func snapshot(ctx context.Context, client *clientv3.Client) error {
-	one, err := clientv3.New(clientv3.Config{Endpoints: client.Endpoints()[:1], Logger: zap.NewNop()})
+	one, err := clientv3.New(config(client.Endpoints()[0]))
 	if err != nil {
 		return err
 	}

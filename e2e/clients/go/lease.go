@@ -8,7 +8,6 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
-	"go.uber.org/zap"
 )
 
 func lease(ctx context.Context, client *clientv3.Client) error {
@@ -179,7 +178,7 @@ const accounts, balance = 10, 100
 // atOneMember is a client of one member. The package reads at the revision of its first read without consensus, so a
 // member that is behind, of etcd as of Balsa, would refuse the second read as one from the future.
 func atOneMember(client *clientv3.Client) (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{Endpoints: client.Endpoints()[:1], Logger: zap.NewNop()})
+	return clientv3.New(config(client.Endpoints()[0]))
 }
 
 // stm: money moves between accounts from many sides, none is made or lost.

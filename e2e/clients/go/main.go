@@ -1,5 +1,6 @@
 // Program clients uses a cluster as programs in Go do: through etcd's own client, with its packages on top. It takes
-// the endpoints from ENDPOINTS and prints a line for each part that works; the first that does not ends it.
+// the endpoints from ENDPOINTS, what it shows and trusts from CA, CERT, KEY, USERNAME and PASSWORD if they are there, and
+// prints a line for each part that works; the first that does not ends it.
 package main
 
 import (
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 )
@@ -42,13 +44,18 @@ var parts = []part{
 	{"pings", pings},
 }
 
+// named are done when they are asked for: they need a user, and somebody who kills the leader.
+var named = []part{
+	{"denied", denied},
+	{"failover", failover},
+}
+
 func main() {
 	only := os.Args[1:]
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints:   strings.Split(os.Getenv("ENDPOINTS"), ","),
-		DialTimeout: 5 * time.Second,
-		Logger:      zap.NewNop(), // refused requests are part of it
-	})
+	if len(only) > 0 {
+		parts = append(parts, named...)
+	}
+	client, err := clientv3.New(config(strings.Split(os.Getenv("ENDPOINTS"), ",")...))
 	if err != nil {
 		fail("dial", err)
 	}
@@ -65,6 +72,25 @@ func main() {
 		cancel()
 		fmt.Printf("ok %s (%d ms)\n", part.name, time.Since(started).Milliseconds())
 	}
+}
+
+func config(endpoints ...string) clientv3.Config {
+	config := clientv3.Config{
+		Endpoints:   endpoints,
+		DialTimeout: 5 * time.Second,
+		Username:    os.Getenv("USERNAME"),
+		Password:    os.Getenv("PASSWORD"),
+		Logger:      zap.NewNop(), // refused requests are part of it
+	}
+	if ca := os.Getenv("CA"); ca != "" {
+		files := transport.TLSInfo{TrustedCAFile: ca, CertFile: os.Getenv("CERT"), KeyFile: os.Getenv("KEY")}
+		tls, err := files.ClientConfig()
+		if err != nil {
+			fail("certificates", err)
+		}
+		config.TLS = tls
+	}
+	return config
 }
 
 func contains(all []string, one string) bool {

@@ -1,11 +1,18 @@
-// Uses a cluster as programs on Node.js do, through the npm package etcd3. It takes the endpoints from ENDPOINTS and
-// prints a line for each part that works; the first that does not ends it.
+// Uses a cluster as programs on Node.js do, through the npm package etcd3. It takes the endpoints from ENDPOINTS, what it
+// shows and trusts from CA, CERT, KEY, USERNAME and PASSWORD if they are there, and prints a line for each part that works;
+// the first that does not ends it.
 'use strict';
 
 const assert = require('node:assert');
-const { Etcd3, EtcdLeaseInvalidError } = require('etcd3');
+const { readFileSync } = require('node:fs');
+const { Etcd3, EtcdLeaseInvalidError, isRecoverableError } = require('etcd3');
 
-const client = new Etcd3({ hosts: process.env.ENDPOINTS.split(',') });
+const { ENDPOINTS, CA, CERT, KEY, USERNAME, PASSWORD } = process.env;
+const client = new Etcd3({
+  hosts: ENDPOINTS.split(','),
+  auth: CA && { username: USERNAME, password: PASSWORD },
+  credentials: CA && { rootCertificate: readFileSync(CA), certChain: readFileSync(CERT), privateKey: readFileSync(KEY) },
+});
 
 const parts = {
   async kv() {
@@ -73,7 +80,7 @@ const parts = {
 
   async cluster() {
     const members = await client.cluster.memberList({});
-    assert.equal(members.members.length, process.env.ENDPOINTS.split(',').length);
+    assert.equal(members.members.length, ENDPOINTS.split(',').length);
     const status = await client.maintenance.status();
     assert.match(status.version, /^3\.\d+\.\d+$/);
   },
@@ -128,9 +135,84 @@ const parts = {
   },
 };
 
+const pause = () => new Promise((resolve) => setTimeout(resolve, 10));
+
+// Calls again until there is an answer, which the package itself does three times. Counts what failed.
+const failed = {};
+async function insist(call) {
+  for (;;) {
+    try {
+      return await call();
+    } catch (error) {
+      if (!isRecoverableError(error)) throw error;
+      failed[error.constructor.name] = 1 + (failed[error.constructor.name] ?? 0);
+      await pause();
+    }
+  }
+}
+
+// Parts that are done when they are named: they need a user, and somebody who kills the leader.
+const named = {
+  async denied() {
+    await assert.rejects(client.put('elsewhere').value('x'), /permission denied/);
+    await client.put('node/denied').value('not');
+  },
+
+  // The leader is killed and started again while all this works, until whoever started the program closes its standard
+  // input. Leases, leadership and watches go on by themselves.
+  async failover() {
+    // Seconds; less than the work takes, so that a lease that is not renewed any more is over before the end.
+    const TTL = 10;
+    const KEYS = 'node/failover/key/';
+    let over = false;
+    process.stdin.on('end', () => (over = true)).resume();
+    const lost = (error) => {
+      console.log(`FAILED failover: lost: ${error.stack}`);
+      process.exit(1);
+    };
+    const lease = client.lease(TTL).on('lost', lost);
+    await lease.put('node/failover/lease').value('1');
+    const lock = client.lock('node/failover/lock').ttl(TTL);
+    await lock.acquire();
+    const election = client.election('node/failover/leader', TTL);
+    const campaign = election.campaign('me');
+    await new Promise((resolve) => campaign.on('elected', resolve).on('error', lost));
+    const seen = [];
+    const watcher = await client.watch().prefix(KEYS).create();
+    watcher.on('error', lost).on('data', (answer) => seen.push(...answer.events));
+
+    const written = [];
+    while (!over || written.length === 0) {
+      const key = `${KEYS}${String(written.length).padStart(6, '0')}`;
+      const answer = await insist(() => client.put(key).value('x').exec());
+      written.push([key, Number(answer.header.revision)]);
+      await pause();
+    }
+    const [, last] = written[written.length - 1];
+    const revision = (event) => Number(event.kv.mod_revision);
+    while (seen.length === 0 || revision(seen[seen.length - 1]) < last) await pause();
+
+    seen.forEach((event, i) => assert.ok(i === 0 || revision(seen[i - 1]) < revision(event), `event ${i} out of order`));
+    const events = new Map(seen.map((event) => [revision(event), event.kv.key.toString()]));
+    const there = await insist(() => client.getAll().prefix(KEYS).exec());
+    const kept = new Map(there.kvs.map((kv) => [kv.key.toString(), Number(kv.mod_revision)]));
+    for (const [key, at] of written) {
+      assert.equal(events.get(at), key, `no event of ${key}, written at ${at}`);
+      // One that failed may have been done, later than the one that was made again.
+      assert.ok(kept.get(key) >= at, `${key} was written and is lost`);
+    }
+    assert.equal(await client.get('node/failover/lease').string(), '1', 'the lease is over');
+    assert.equal(await election.leader(), 'me', 'another leads');
+    const rival = client.lock('node/failover/lock').ttl(TTL);
+    await assert.rejects(rival.acquire(), (error) => error.constructor.name === 'EtcdLockFailedError');
+    await lock.release();
+    console.log(`   ${written.length} writes, calls failed: ${JSON.stringify(failed)}`);
+  },
+};
+
 async function main() {
   const only = process.argv.slice(2);
-  for (const [name, run] of Object.entries(parts)) {
+  for (const [name, run] of Object.entries(only.length > 0 ? { ...parts, ...named } : parts)) {
     if (only.length > 0 && !only.includes(name)) continue;
     const started = Date.now();
     try {

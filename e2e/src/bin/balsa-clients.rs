@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
-use balsa_e2e::clients::{PROGRAMS, endpoints, etcdctl, patroni, rust};
+use balsa_e2e::clients::{PROGRAMS, endpoints, etcdctl, patroni, secured};
 use balsa_e2e::local::Server;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,10 +13,17 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Members of the cluster.
 const MEMBERS: usize = 3;
 
+/// Each alone on a cluster of its own.
+const NAMES: [&str; 6] = ["etcdctl", "rust", "go", "node", "java", "patroni"];
+
+/// And all of these at once.
+const TOGETHER: &str = "users, TLS and the death of the leader";
+const SECURED: [&str; 6] = ["etcdctl", "rust", "go", "node", "java", "python"];
+
 #[derive(Parser)]
-#[command(about = "Runs real clients against a local cluster of three, all without a name")]
+#[command(about = "Runs real clients against local clusters of three, all without a name")]
 struct Args {
-    /// Which: etcdctl, rust, go, node, java, patroni.
+    /// Which: etcdctl, rust, go, node, java, patroni, python.
     names: Vec<String>,
     /// Where `e2e/install` puts programs.
     #[arg(long, env = "BALSA_CACHE")]
@@ -38,15 +45,15 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(server) => server,
         None => std::env::current_exe()?.with_file_name("balsa"),
     };
+    let is_wanted = |name: &&str| args.names.is_empty() || args.names.iter().any(|wanted| wanted == name);
+    let secured: Vec<&str> = SECURED.into_iter().filter(is_wanted).collect();
     let (mut passed, mut failed) = (0, 0);
-    for name in ["etcdctl", "rust", "go", "node", "java", "patroni"] {
-        if !args.names.is_empty() && !args.names.iter().any(|wanted| wanted == name) {
-            continue;
-        }
+    for name in NAMES.into_iter().filter(is_wanted).chain((!secured.is_empty()).then_some(TOGETHER)) {
         let started = Instant::now();
         println!("--- {name}");
         let ended = tokio::select! {
-            ended = run(name, &cache, &server) => ended,
+            ended = secured::run(&cache, &server, &secured), if name == TOGETHER => ended,
+            ended = run(name, &cache, &server), if name != TOGETHER => ended,
             told = told_to_end() => return told.map(|()| ExitCode::FAILURE),
         };
         match ended {
@@ -81,11 +88,11 @@ async fn run(name: &str, cache: &Path, server: &Path) -> anyhow::Result<()> {
     match name {
         "etcdctl" => {
             let etcd = Server::cluster("etcd", &cache.join("bin/etcd"), MEMBERS, &[]).await?;
-            let lines = etcdctl::compare(cache, &endpoints(&etcd), &cluster).await?;
+            let of = |endpoints| vec![("ETCDCTL_ENDPOINTS", endpoints)];
+            let lines = etcdctl::compare(cache, &of(endpoints(&etcd)), &of(cluster)).await?;
             println!("{lines} commands");
             Ok(())
         }
-        "rust" => rust::run(&cluster).await,
         "patroni" => patroni::run(cache, &mut members).await,
         other => {
             let program = PROGRAMS.iter().find(|program| program.name == other).context("no such client")?;

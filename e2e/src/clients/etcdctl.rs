@@ -1,8 +1,8 @@
 //! etcdctl with the same commands against an etcd and a Balsa: exit code, output and errors must be the same, ids, terms,
-//! sizes and times apart. The commands are the lines of `e2e/clients/etcdctl/script`, each for a shell.
+//! sizes and times apart. The commands are the lines of `e2e/clients/etcdctl/script` and `secured`, each for a shell.
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -11,6 +11,8 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 const SCRIPT: &str = include_str!("../../clients/etcdctl/script");
+/// The commands that only a cluster with users and TLS answers so.
+const SECURED: &str = include_str!("../../clients/etcdctl/secured");
 
 /// How long a line may take.
 const BOUND: Duration = Duration::from_secs(60);
@@ -36,15 +38,36 @@ const OWN: [&str; 17] = [
     "name",
 ];
 
-/// Runs the script line by line on both and compares.
+/// Variables of a command's environment.
+pub type Environment = Vec<(&'static str, String)>;
+
+/// Runs the script line by line on both and compares; how many lines these are.
 ///
 /// # Errors
 /// The lines that differ, with both outputs.
-pub async fn compare(cache: &Path, etcd: &str, balsa: &str) -> anyhow::Result<usize> {
+pub async fn compare(cache: &Path, etcd: &Environment, balsa: &Environment) -> anyhow::Result<usize> {
+    let lines: Vec<&str> = commands(SCRIPT).collect();
+    compare_lines(cache, etcd, balsa, &lines).await
+}
+
+/// The same behind TLS, as a user: the lines that wait for nothing, and those about users.
+///
+/// # Errors
+/// The lines that differ, with both outputs.
+pub async fn compare_secured(cache: &Path, etcd: &Environment, balsa: &Environment) -> anyhow::Result<usize> {
+    let quick = |line: &&str| !line.contains("sleep ") && !line.contains("timeout ");
+    let lines: Vec<&str> = commands(SCRIPT).filter(quick).chain(commands(SECURED)).collect();
+    compare_lines(cache, etcd, balsa, &lines).await
+}
+
+fn commands(script: &str) -> impl Iterator<Item = &str> {
+    script.lines().filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+async fn compare_lines(cache: &Path, etcd: &Environment, balsa: &Environment, lines: &[&str]) -> anyhow::Result<usize> {
     let mut differences = Vec::new();
-    let lines: Vec<&str> = SCRIPT.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
-    for line in &lines {
-        let (etcd, balsa) = tokio::join!(run(cache, etcd, line), run(cache, balsa, line));
+    for line in lines {
+        let (etcd, balsa) = tokio::join!(said(cache, etcd, line), said(cache, balsa, line));
         let (etcd, balsa) = (etcd?, balsa?);
         if etcd != balsa {
             differences.push(format!("$ {line}\n--- etcd\n{etcd}\n--- balsa\n{balsa}"));
@@ -53,11 +76,19 @@ pub async fn compare(cache: &Path, etcd: &str, balsa: &str) -> anyhow::Result<us
     if differences.is_empty() { Ok(lines.len()) } else { bail!("{}", differences.join("\n\n")) }
 }
 
-async fn run(cache: &Path, endpoints: &str, line: &str) -> anyhow::Result<String> {
+/// Runs lines of bash, in which etcdctl is that of the cache.
+///
+/// # Errors
+/// Bash cannot be run, or is not done in time.
+pub async fn bash(cache: &Path, environment: &Environment, lines: &str) -> anyhow::Result<Output> {
     let path = format!("{}:{}", cache.join("bin").display(), std::env::var("PATH").unwrap_or_default());
     let mut shell = Command::new("bash");
-    shell.args(["-c", line]).env("PATH", path).env("ETCDCTL_ENDPOINTS", endpoints).stdin(Stdio::null());
-    let output = timeout(BOUND, shell.kill_on_drop(true).output()).await.with_context(|| line.to_owned())??;
+    shell.args(["-c", lines]).env("PATH", path).envs(environment.iter().cloned()).stdin(Stdio::null());
+    Ok(timeout(BOUND, shell.kill_on_drop(true).output()).await.with_context(|| lines.to_owned())??)
+}
+
+async fn said(cache: &Path, environment: &Environment, line: &str) -> anyhow::Result<String> {
+    let output = bash(cache, environment, line).await?;
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let errors: Vec<&str> = stderr.lines().filter(|line| !line.starts_with('{')).collect();
     let text = stdout.lines().chain(errors).map(normalise).collect::<Vec<_>>().join("\n");

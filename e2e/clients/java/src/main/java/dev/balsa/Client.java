@@ -3,6 +3,7 @@ package dev.balsa;
 import static java.nio.charset.StandardCharsets.UTF_8;
 
 import io.etcd.jetcd.ByteSequence;
+import io.etcd.jetcd.ClientBuilder;
 import io.etcd.jetcd.support.CloseableClient;
 import io.etcd.jetcd.KV;
 import io.etcd.jetcd.Watch;
@@ -18,19 +19,25 @@ import io.etcd.jetcd.options.PutOption;
 import io.etcd.jetcd.options.WatchOption;
 import io.etcd.jetcd.support.Observers;
 import io.etcd.jetcd.watch.WatchEvent;
+import java.io.File;
+import java.io.IOException;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /**
- * Uses a cluster as programs in Java do, through jetcd. It takes the endpoints from ENDPOINTS and prints a line for each
- * part that works; the first that does not ends it.
+ * Uses a cluster as programs in Java do, through jetcd. It takes the endpoints from ENDPOINTS, what it shows and trusts from
+ * CA, CERT, KEY, USERNAME and PASSWORD if they are there, and prints a line for each part that works; the first that does not
+ * ends it.
  */
 public final class Client {
   private interface Part {
@@ -42,13 +49,20 @@ public final class Client {
   private final io.etcd.jetcd.Client client;
   private final int members;
 
-  private Client(String endpoints) {
-    members = endpoints.split(",").length;
-    client = io.etcd.jetcd.Client.builder().endpoints(endpoints.split(",")).build();
+  private Client(Map<String, String> given) throws IOException {
+    String[] endpoints = given.get("ENDPOINTS").split(",");
+    members = endpoints.length;
+    ClientBuilder builder = io.etcd.jetcd.Client.builder().endpoints(endpoints);
+    if (given.containsKey("CA")) {
+      builder.user(bytes(given.get("USERNAME"))).password(bytes(given.get("PASSWORD")));
+      builder.sslContext(ssl -> ssl.trustManager(new File(given.get("CA")))
+          .keyManager(new File(given.get("CERT")), new File(given.get("KEY"))));
+    }
+    client = builder.build();
   }
 
-  public static void main(String[] only) {
-    Client self = new Client(System.getenv("ENDPOINTS"));
+  public static void main(String[] only) throws IOException {
+    Client self = new Client(System.getenv());
     Map<String, Part> parts = new LinkedHashMap<>();
     parts.put("kv", self::kv);
     parts.put("txn", self::txn);
@@ -58,6 +72,11 @@ public final class Client {
     parts.put("lease", self::lease);
     parts.put("lock", self::lock);
     parts.put("election", self::election);
+    if (only.length > 0) {
+      // They need a user, and somebody who kills the leader.
+      parts.put("denied", self::denied);
+      parts.put("failover", self::failover);
+    }
     for (Map.Entry<String, Part> part : parts.entrySet()) {
       if (only.length > 0 && !List.of(only).contains(part.getKey())) {
         continue;
@@ -221,5 +240,98 @@ public final class Client {
     LeaderKey next = await(waiting).getLeader();
     expect(await(election.leader(name)).getKv().getValue().toString(UTF_8).equals("second"), "another leader");
     await(election.resign(next));
+  }
+
+  private void denied() throws Exception {
+    refused("permission denied", client.getKVClient().put(bytes("elsewhere"), bytes("x")));
+    await(client.getKVClient().put(bytes("java/denied"), bytes("not")));
+  }
+
+  /** Seconds; less than the work takes, so that a lease that is not renewed any more is over before the end. */
+  private static final long TTL = 10;
+
+  private static final String KEYS = "java/failover/key/";
+
+  /**
+   * The leader is killed and started again while all this works, until whoever started the program closes its standard
+   * input. Leases and watches go on by themselves; a write that failed is the program's to make again.
+   */
+  private void failover() throws Exception {
+    AtomicBoolean over = new AtomicBoolean();
+    Thread input = new Thread(() -> {
+      try {
+        System.in.readAllBytes();
+      } catch (IOException error) {
+        System.out.println("standard input: " + error);
+      }
+      over.set(true);
+    });
+    input.setDaemon(true);
+    input.start();
+    long lease = await(client.getLeaseClient().grant(TTL)).getID();
+    AtomicInteger renewed = new AtomicInteger();
+    client.getLeaseClient().keepAlive(lease,
+        Observers.observer((LeaseKeepAliveResponse answer) -> renewed.incrementAndGet()));
+    ByteSequence lock = await(client.getLockClient().lock(bytes("java/failover/lock"), lease)).getKey();
+    LeaderKey leader =
+        await(client.getElectionClient().campaign(bytes("java/failover/leader"), lease, bytes("me"))).getLeader();
+    List<WatchEvent> seen = new CopyOnWriteArrayList<>();
+    WatchOption option = WatchOption.builder().isPrefix(true).withRevision(leader.getRevision() + 1).build();
+    Map<String, Long> written = new LinkedHashMap<>();
+    int failed;
+    try (Watch.Watcher watcher =
+        client.getWatchClient().watch(bytes(KEYS), option, Watch.listener(answer -> seen.addAll(answer.getEvents())))) {
+      failed = write(over, written);
+      long last = List.copyOf(written.values()).get(written.size() - 1);
+      long until = System.currentTimeMillis() + BOUND_SECONDS * 1000;
+      while (seen.isEmpty() || revision(seen.get(seen.size() - 1)) < last) {
+        expect(System.currentTimeMillis() < until && !watcher.isClosed(), "the watch has ended");
+        Thread.sleep(10);
+      }
+    }
+    kept(written, seen);
+    expect(await(client.getKVClient().get(lock)).getKvs().get(0).getLease() == lease, "the lock is lost");
+    var leads = await(client.getElectionClient().leader(bytes("java/failover/leader"))).getKv();
+    expect(leads.getKey().equals(leader.getKey()), "another leads: " + leads);
+    System.out.printf("   %d writes, %d calls failed, %d renewals%n", written.size(), failed, renewed.get());
+  }
+
+  /** Writes until it is over; how many calls failed. */
+  private int write(AtomicBoolean over, Map<String, Long> written) throws Exception {
+    int failed = 0;
+    while (!over.get() || written.isEmpty()) {
+      String key = String.format("%s%06d", KEYS, written.size());
+      try {
+        written.put(key, await(client.getKVClient().put(bytes(key), bytes("x"))).getHeader().getRevision());
+      } catch (ExecutionException error) {
+        expect(!error.getMessage().contains("permission denied"), error);
+        failed++;
+      }
+      Thread.sleep(10);
+    }
+    return failed;
+  }
+
+  /** Nothing that was acknowledged is lost, and the watch has each of them, in order. */
+  private void kept(Map<String, Long> written, List<WatchEvent> seen) throws Exception {
+    Map<Long, String> events = new HashMap<>();
+    long before = 0;
+    for (WatchEvent event : seen) {
+      expect(revision(event) > before, "an event of revision " + revision(event) + " after one of " + before);
+      before = revision(event);
+      events.put(before, event.getKeyValue().getKey().toString(UTF_8));
+    }
+    Map<String, Long> there = new HashMap<>();
+    await(client.getKVClient().get(bytes(KEYS), GetOption.builder().isPrefix(true).build())).getKvs()
+        .forEach(kv -> there.put(kv.getKey().toString(UTF_8), kv.getModRevision()));
+    for (Map.Entry<String, Long> write : written.entrySet()) {
+      expect(write.getKey().equals(events.get(write.getValue())), "no event of " + write);
+      // One that failed may have been done, later than the one that was made again.
+      expect(there.getOrDefault(write.getKey(), 0L) >= write.getValue(), write + " is lost");
+    }
+  }
+
+  private static long revision(WatchEvent event) {
+    return event.getKeyValue().getModRevision();
   }
 }

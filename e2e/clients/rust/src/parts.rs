@@ -1,4 +1,4 @@
-//! The Rust client, by all that it offers.
+//! What the crate offers, part by part, each below a prefix of its own.
 
 use std::time::Duration;
 
@@ -7,28 +7,8 @@ use etcd_client::{
     AlarmAction, AlarmType, Client, Compare, CompareOp, EventType, GetOptions, LockOptions, ProclaimOptions,
     PutOptions, ResignOptions, SortOrder, SortTarget, Txn, TxnOp, WatchOptions,
 };
-use tokio::time::timeout;
 
-/// How long any one answer may take.
-const BOUND: Duration = Duration::from_secs(60);
-
-/// Runs all parts against a cluster.
-///
-/// # Errors
-/// What does not work.
-pub async fn run(endpoints: &str) -> anyhow::Result<()> {
-    let all: Vec<&str> = endpoints.split(',').collect();
-    let client = Client::connect(&all, None).await?;
-    timeout(BOUND, kv(client.clone())).await?.context("kv")?;
-    timeout(BOUND, watch(client.clone())).await?.context("watch")?;
-    timeout(BOUND, lease(client.clone())).await?.context("lease")?;
-    timeout(BOUND, lock(client.clone())).await?.context("lock")?;
-    timeout(BOUND, election(client.clone())).await?.context("election")?;
-    timeout(BOUND, maintenance(client, all.len())).await?.context("maintenance")?;
-    Ok(())
-}
-
-async fn kv(mut client: Client) -> anyhow::Result<()> {
+pub(crate) async fn kv(mut client: Client) -> anyhow::Result<()> {
     for number in 0..20 {
         client.put(format!("rust/kv/{number:02}"), number.to_string(), None).await?;
     }
@@ -50,7 +30,7 @@ async fn kv(mut client: Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn watch(mut client: Client) -> anyhow::Result<()> {
+pub(crate) async fn watch(mut client: Client) -> anyhow::Result<()> {
     let options = WatchOptions::new().with_prefix().with_prev_key();
     let mut events = client.watch("rust/watch/", Some(options)).await?;
     client.put("rust/watch/a", "1", None).await?;
@@ -66,7 +46,7 @@ async fn watch(mut client: Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn lease(mut client: Client) -> anyhow::Result<()> {
+pub(crate) async fn lease(mut client: Client) -> anyhow::Result<()> {
     let id = client.lease_grant(30, None).await?.id();
     client.put("rust/lease", "1", Some(PutOptions::new().with_lease(id))).await?;
     let (mut keeper, mut answers) = client.lease_keep_alive(id).await?;
@@ -79,7 +59,7 @@ async fn lease(mut client: Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn lock(mut client: Client) -> anyhow::Result<()> {
+pub(crate) async fn lock(mut client: Client) -> anyhow::Result<()> {
     let lease = client.lease_grant(30, None).await?.id();
     let key = client.lock("rust/lock", Some(LockOptions::new().with_lease(lease))).await?.key().to_vec();
     let mut other = client.clone();
@@ -92,7 +72,7 @@ async fn lock(mut client: Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn election(mut client: Client) -> anyhow::Result<()> {
+pub(crate) async fn election(mut client: Client) -> anyhow::Result<()> {
     let lease = client.lease_grant(30, None).await?.id();
     let leader = client.campaign("rust/election", "one", lease).await?.leader().context("no leader key")?.clone();
     let mut changes = client.observe("rust/election").await?;
@@ -106,7 +86,7 @@ async fn election(mut client: Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn maintenance(mut client: Client, members: usize) -> anyhow::Result<()> {
+pub(crate) async fn maintenance(mut client: Client, members: usize) -> anyhow::Result<()> {
     ensure!(client.member_list().await?.members().len() == members, "another number of members");
     ensure!(client.status().await?.leader() != 0, "no leader");
     ensure!(client.alarm(AlarmAction::Get, AlarmType::None, None).await?.alarms().is_empty(), "alarms");
@@ -118,5 +98,13 @@ async fn maintenance(mut client: Client, members: usize) -> anyhow::Result<()> {
         bytes += part.blob().len();
     }
     ensure!(bytes > 1000, "a snapshot of {bytes} bytes");
+    Ok(())
+}
+
+/// Who may not write there is told so, and may go on.
+pub(crate) async fn denied(mut client: Client) -> anyhow::Result<()> {
+    let refused = client.put("elsewhere", "x", None).await.expect_err("the user may not");
+    ensure!(refused.to_string().contains("etcdserver: permission denied"), "{refused}");
+    client.put("rust/denied", "not", None).await?;
     Ok(())
 }
