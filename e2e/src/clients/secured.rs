@@ -156,10 +156,10 @@ impl<'a> Cluster<'a> {
             loop {
                 ensure!(one.process.try_wait()?.is_none(), "{} has ended", one.name);
                 // None while there is no leader.
-                if let Ok(there) = self.written(one.name).await {
-                    if there >= *wanted.get_or_insert(there + PROGRESS) {
-                        break;
-                    }
+                if let Ok(there) = self.written(one.name).await
+                    && there >= *wanted.get_or_insert(there + PROGRESS)
+                {
+                    break;
                 }
                 ensure!(Instant::now() < deadline, "{} does not go on", one.name);
                 sleep(INTERVAL).await;
