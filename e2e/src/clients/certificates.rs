@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
 
 /// See the module.
@@ -22,7 +22,9 @@ impl Certificates {
         let authority = Issuer::new(parameters, key);
         for name in ["server", "client"] {
             let key = KeyPair::generate()?;
-            let parameters = CertificateParams::new(["127.0.0.1".to_owned()])?;
+            let mut parameters = CertificateParams::new(["127.0.0.1".to_owned()])?;
+            // A client's that names a user is refused at the JSON gateway.
+            parameters.distinguished_name = DistinguishedName::new();
             fs::write(made.path(&format!("{name}.pem")), parameters.signed_by(&key, &authority)?.pem())?;
             fs::write(made.path(&format!("{name}-key.pem")), key.serialize_pem())?;
         }

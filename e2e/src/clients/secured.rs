@@ -30,6 +30,7 @@ const INTERVAL: Duration = Duration::from_millis(300);
 /// A user with a prefix for each client, named as it is; the Node.js client's elections and the Python client's locks have
 /// prefixes before that.
 const USERS: &str = r#"set -e
+unset ETCDCTL_USER
 etcdctl user add root:pw
 etcdctl user grant-role root root
 for name in etcdctl go java node python rust; do
@@ -169,10 +170,9 @@ impl<'a> Cluster<'a> {
     }
 
     async fn written(&self, name: &str) -> anyhow::Result<u64> {
-        let count = format!("etcdctl get --prefix --count-only -w json {name}/failover/key/");
-        let answer: Value = serde_json::from_str(&self.etcdctl(&count).await?)?;
-        // What is 0 is not printed.
-        Ok(answer["count"].as_u64().unwrap_or_default())
+        let said = self.etcdctl(&format!("etcdctl get --prefix --count-only -w fields {name}/failover/key/")).await?;
+        let count = said.lines().find_map(|line| line.strip_prefix("\"Count\" : ")).context("no count")?;
+        Ok(count.parse()?)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::auth::etcdctl;
 use crate::cluster::{PATIENCE, free_port};
 use crate::etcd::{Etcd, RELEASES, command, program};
 use crate::gateway::http::{Request, healthy};
-use crate::unread::Mute;
+use crate::unread::{Frame, Mute};
 
 /// Balsa first.
 fn programs() -> Vec<PathBuf> {
@@ -30,10 +30,26 @@ fn flags(flags: &[&str]) -> Vec<String> {
 
 async fn started(program: &Path, size: usize, more: &[&str]) -> Etcd {
     let servers = Etcd::run(program, size, &flags(more));
+    all_there(&servers).await;
+    servers
+}
+
+/// Waits until every member has told the others where its clients go, as the last of its start.
+async fn all_there(servers: &Etcd) -> Vec<Value> {
     for port in &servers.ports {
         healthy(*port).await;
     }
-    servers
+    let listed = async {
+        loop {
+            let (_, list) = ask(servers.port, "cluster/member/list", json!({"linearizable": true})).await;
+            let members = list["members"].as_array().cloned().unwrap_or_default();
+            if members.len() == servers.ports.len() && members.iter().all(|member| member["clientURLs"].is_array()) {
+                return members;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, listed).await.expect("all are there")
 }
 
 /// The same on all at once; each must say what `expected` is.
@@ -128,10 +144,11 @@ async fn is_sent_away(port: u16, every: Duration) -> bool {
             return true;
         }
         loop {
-            let heard = timeout(PATIENCE, wire.next()).await.expect("an answer");
-            match heard.map(|frame| (frame.kind, frame.flags)) {
-                None | Some((GOAWAY, _)) => return true,
-                Some((PING, ACK)) => break,
+            match timeout(PATIENCE, wire.next()).await.expect("an answer") {
+                None | Some(Frame { kind: GOAWAY, .. }) => return true,
+                Some(Frame { kind: PING, flags: ACK, .. }) => break,
+                // Who does not answer is cut off for that.
+                Some(Frame { kind: PING, body, .. }) => drop(wire.try_frame(PING, ACK, 0, &body).await),
                 Some(_) => {}
             }
         }
@@ -206,12 +223,8 @@ async fn ports_are_shared_with_other_processes_when_the_flag_says_so_as_in_etcd(
 async fn members_at_localhost_found_a_cluster_and_are_listed_so_as_in_etcd() {
     let script = async |program: PathBuf| {
         let servers = Etcd::run_at("localhost", &program, 3, &[]);
-        for port in &servers.ports {
-            healthy(*port).await;
-        }
-        let (_, list) = ask(servers.port, "cluster/member/list", json!({"linearizable": true})).await;
+        let members = all_there(&servers).await;
         let without_ports = |urls: &Value| urls.to_string().replace(|c: char| c.is_ascii_digit(), "");
-        let members = list["members"].as_array().cloned().unwrap_or_default();
         let mut said: Vec<String> = members
             .iter()
             .map(|member| {
