@@ -79,8 +79,8 @@ def watch():
             if len(seen) == 3:
                 done.set()
 
-    after = int(client.status()["header"]["revision"]) + 1
-    events, cancel = client.watch_prefix("python/watch/", start_revision=after)
+    now = client.post(client.get_url("/kv/range"), json={"key": "cHl0aG9uLw=="})["header"]["revision"]
+    events, cancel = client.watch_prefix("python/watch/", start_revision=int(now) + 1)
     threading.Thread(target=told, daemon=True).start()
     client.put("python/watch/a", "1")
     client.put("python/watch/b", "2")
