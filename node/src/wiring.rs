@@ -252,7 +252,8 @@ pub fn client_tls(config: &Config) -> Result<Option<Arc<Tls>>, TlsError> {
     if !ports.into_iter().flatten().any(Url::is_secure) {
         return Ok(None);
     }
-    tls("client", config, &config.tls.client, &config.listen_client_urls)
+    let urls = [&config.listen_client_urls[..], &config.listen_client_http_urls].concat();
+    tls("client", config, &config.tls.client, &urls)
 }
 
 /// TLS of the peer port and of connections to peers, if there is any.
@@ -268,7 +269,7 @@ fn tls(port: &'static str, config: &Config, side: &TlsSide, urls: &[Url]) -> Res
     if side.is_empty() && !(is_peer && side.trusted_ca_file.is_some()) {
         return Ok(None);
     }
-    let made = side.auto && given.is_none();
+    let made = side.makes_its_own();
     let identity = if made {
         let hosts: Vec<String> = urls.iter().filter_map(Url::host).map(str::to_owned).collect();
         let directory = config.data_dir.join("fixtures").join(port);
@@ -282,7 +283,7 @@ fn tls(port: &'static str, config: &Config, side: &TlsSide, urls: &[Url]) -> Res
     };
     let options = TlsOptions {
         identity,
-        client_identity: pair(&side.client_cert_file, &side.client_key_file),
+        client_identity: pair(&side.client_cert_file, &side.client_key_file).filter(|_| !made),
         // A certificate that nobody has signed is for those that trust anybody.
         trusted_ca: side.trusted_ca_file.clone().filter(|_| !made),
         crl: side.crl_file.clone(),

@@ -7,6 +7,7 @@
 //! part of it that can change later.
 
 pub mod auth_token;
+pub mod cipher_suites;
 mod command_line;
 pub mod discovery;
 pub mod duration;
@@ -298,6 +299,8 @@ impl Config {
             client: &[&listen_client_urls[..], &listen_client_http_urls].concat(),
             peer: &listen_peer_urls,
             metrics: &listen_metrics_urls,
+            // A port of its own takes it from the others.
+            http: if listen_client_http_urls.is_empty() { &listen_client_urls } else { &listen_client_http_urls },
         };
         check_listened(raw, &listened, &listen_client_urls, &listen_client_http_urls)?;
         let tls = Tls::check(raw, &listened, &mut warnings)?;

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use super::cipher_suites::Suites;
 use super::sources::Raw;
 use super::url::Url;
 use super::{ConfigError, invalid, split};
@@ -23,8 +24,8 @@ pub struct Tls {
     pub client: TlsSide,
     /// Of the peer port, and of connections to peers.
     pub peer: TlsSide,
-    /// By the names that Go gives them; all when there is none. They only bound TLS 1.2.
-    pub cipher_suites: Vec<String>,
+    /// By the names that Go gives them; all when there is no list. They only bound TLS 1.2.
+    pub cipher_suites: Option<Vec<String>>,
     /// Lowest version that is spoken.
     pub min_version: TlsVersion,
     /// Highest version that is spoken.
@@ -63,7 +64,16 @@ pub struct TlsSide {
 impl TlsSide {
     /// Whether there is nothing to show.
     pub fn is_empty(&self) -> bool {
-        self.cert_file.is_none() && self.key_file.is_none() && !self.auto
+        !self.has_files() && !self.auto
+    }
+
+    /// Whether the process makes what it shows. Files that are given come first.
+    pub fn makes_its_own(&self) -> bool {
+        self.auto && !self.has_files()
+    }
+
+    fn has_files(&self) -> bool {
+        self.cert_file.is_some() || self.key_file.is_some()
     }
 
     fn read(raw: &Raw, prefix: &str) -> Result<Self, ConfigError> {
@@ -74,7 +84,7 @@ impl TlsSide {
             "" => ("client-crl-file", "client-cert-allowed-hostname"),
             _ => ("crl-file", "peer-cert-allowed-hostname"),
         };
-        let side = Self {
+        Ok(Self {
             cert_file: file("cert-file"),
             key_file: file("key-file"),
             client_cert_file: file("client-cert-file"),
@@ -86,12 +96,14 @@ impl TlsSide {
             allowed_hosts: list(hosts),
             skip_client_san_verification: raw.boolean("peer-skip-client-san-verification")?,
             auto: raw.boolean(&format!("{prefix}auto-tls"))?,
-        };
-        side.check()?;
-        Ok(side)
+        })
     }
 
+    /// Whether what is said of the files fits together. Where there are none nothing is made of it.
     fn check(&self) -> Result<(), ConfigError> {
+        if !self.has_files() {
+            return Ok(());
+        }
         let text = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         if self.cert_file.is_some() != self.key_file.is_some() {
             let (key, cert) = (text(&self.key_file), text(&self.cert_file));
@@ -103,17 +115,28 @@ impl TlsSide {
             return Err(invalid(format!("{what}: key: {key}, cert: {cert}]")));
         }
         if !self.allowed_names.is_empty() && !self.allowed_hosts.is_empty() {
-            let (names, hosts) = (&self.allowed_names, &self.allowed_hosts);
+            let (names, hosts) = (quoted(&self.allowed_names), quoted(&self.allowed_hosts));
             let what = "AllowedCNs and AllowedHostnames are mutually exclusive";
-            return Err(invalid(format!("{what} (cns={names:?}, hostnames={hosts:?})")));
+            return Err(invalid(format!("{what} (cns={names}, hostnames={hosts})")));
         }
         Ok(())
     }
 
+    /// Whether anything is said of the certificates of the other side.
+    fn looks_at_others(&self) -> bool {
+        let named = !self.allowed_names.is_empty() || !self.allowed_hosts.is_empty();
+        self.client_cert_auth || self.trusted_ca_file.is_some() || self.crl_file.is_some() || named
+    }
+
     /// Warnings about what is given and not used.
     fn unused(&self, which: &str, urls: &[Url], warnings: &mut Vec<String>) {
-        if self.auto && self.cert_file.is_some() {
+        if self.auto && self.has_files() {
             warnings.push(format!("ignoring {which} auto TLS since certs given"));
+        }
+        // As in etcd: nobody could have signed for those whose certificates are made as they start.
+        if self.makes_its_own() && self.looks_at_others() {
+            let what = "with auto TLS no certificate of the other side is looked at; ignoring what is said of it";
+            warnings.push(format!("{what}: {which}"));
         }
         for url in urls.iter().filter(|url| !url.is_secure()) {
             if !self.is_empty() {
@@ -133,52 +156,89 @@ pub(super) struct Listened<'a> {
     pub(super) client: &'a [Url],
     pub(super) peer: &'a [Url],
     pub(super) metrics: &'a [Url],
+    /// Those of `client` that serve HTTP, and not gRPC alone.
+    pub(super) http: &'a [Url],
 }
 
 impl Tls {
-    /// Reads and checks the flags against the URLs.
+    /// Reads and checks the flags against the URLs. Of several faults the first that etcd comes to is said.
     pub(super) fn check(raw: &Raw, urls: &Listened<'_>, warnings: &mut Vec<String>) -> Result<Self, ConfigError> {
+        let (min_version, max_version) = versions(raw)?;
+        let named: Vec<String> = split(raw.text("cipher-suites")).map(str::to_owned).collect();
+        if min_version == TlsVersion::Tls13 && !named.is_empty() {
+            return Err(invalid("cipher suites cannot be configured when only TLS1.3 is enabled"));
+        }
+        let suites = Suites::of(&named).map_err(invalid)?;
+        warnings.extend(suites.warning("cipher-suites"));
         let tls = Self {
             client: TlsSide::read(raw, "")?,
             peer: TlsSide::read(raw, "peer-")?,
-            cipher_suites: split(raw.text("cipher-suites")).map(str::to_owned).collect(),
-            min_version: version(raw.text("tls-min-version"))?.unwrap_or(TlsVersion::Tls12),
-            max_version: version(raw.text("tls-max-version"))?.unwrap_or(TlsVersion::Tls13),
-            self_signed_years: raw.number("self-signed-cert-validity")?,
+            cipher_suites: suites.spoken.clone(),
+            min_version,
+            max_version,
+            self_signed_years: self_signed_years(raw)?,
         };
-        if tls.min_version > tls.max_version {
-            let (min, max) = (raw.text("tls-min-version"), raw.text("tls-max-version"));
-            return Err(invalid(format!("min version ({min}) is greater than max version ({max})")));
-        }
-        if tls.min_version == TlsVersion::Tls13 && !tls.cipher_suites.is_empty() {
-            return Err(invalid("cipher suites cannot be configured when only TLS1.3 is enabled"));
-        }
-        if (tls.client.auto || tls.peer.auto) && tls.self_signed_years == 0 {
+        if (tls.client.makes_its_own() || tls.peer.makes_its_own()) && tls.self_signed_years == 0 {
             return Err(invalid("selfSignedCertValidity is invalid,it should be greater than 0"));
         }
-        tls.check_urls(urls)?;
+        tls.check_sides(urls)?;
+        if let Some(refusal) = suites.refusal_of_http2().filter(|_| secure(urls.http).is_some()) {
+            return Err(invalid(refusal));
+        }
         tls.client.unused("client", urls.client, warnings);
         tls.peer.unused("peer", urls.peer, warnings);
         Ok(tls)
     }
 
-    fn check_urls(&self, urls: &Listened<'_>) -> Result<(), ConfigError> {
-        let secure = |urls: &[Url]| urls.iter().find(|url| url.is_secure()).cloned();
-        if let Some(url) = secure(urls.client).filter(|_| self.client.is_empty()) {
-            let what = "TLS key/cert (--cert-file, --key-file) must be provided for client url";
-            return Err(invalid(format!("{what} {url} with HTTPS scheme")));
-        }
+    fn check_sides(&self, urls: &Listened<'_>) -> Result<(), ConfigError> {
         if let Some(url) = secure(urls.peer).filter(|_| self.peer.is_empty()) {
             let place = url.to_string().replacen("https://", "", 1);
             let what = "KeyFile and CertFile are not presented";
             return Err(invalid(format!("cannot listen on TLS for {place}: {what}")));
         }
+        // Peers are dialled with the same files, also from a port without TLS.
+        self.peer.check()?;
+        if let Some(url) = secure(urls.client).filter(|_| self.client.is_empty()) {
+            let what = "TLS key/cert (--cert-file, --key-file) must be provided for client url";
+            return Err(invalid(format!("{what} {url} with HTTPS scheme")));
+        }
         if secure(urls.metrics).is_some() && self.client.is_empty() {
             let what = "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url";
             return Err(invalid(what));
         }
-        Ok(())
+        match secure(urls.client).or(secure(urls.metrics)) {
+            Some(_) => self.client.check(),
+            None => Ok(()),
+        }
     }
+}
+
+fn secure(urls: &[Url]) -> Option<&Url> {
+    urls.iter().find(|url| url.is_secure())
+}
+
+/// As Go prints a list of texts.
+fn quoted(list: &[String]) -> String {
+    format!("[{}]", list.iter().map(|text| format!("{text:?}")).collect::<Vec<_>>().join(" "))
+}
+
+/// A file's 0 means the default, as in etcd.
+fn self_signed_years(raw: &Raw) -> Result<u32, ConfigError> {
+    match raw.number("self-signed-cert-validity")? {
+        0 if raw.file.is_some() => Ok(1),
+        years => Ok(years),
+    }
+}
+
+/// The lowest version and the highest.
+fn versions(raw: &Raw) -> Result<(TlsVersion, TlsVersion), ConfigError> {
+    let (min, max) = (raw.text("tls-min-version"), raw.text("tls-max-version"));
+    let lowest = version(min)?.unwrap_or(TlsVersion::Tls12);
+    let highest = version(max)?.unwrap_or(TlsVersion::Tls13);
+    if lowest > highest {
+        return Err(invalid(format!("min version ({min}) is greater than max version ({max})")));
+    }
+    Ok((lowest, highest))
 }
 
 fn version(text: &str) -> Result<Option<TlsVersion>, ConfigError> {
@@ -211,7 +271,34 @@ mod tests {
                 &SECURE[..],
                 "TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:1 with HTTPS scheme",
             ),
-            (&["--cert-file=a"], "KeyFile and CertFile must both be present[key: , cert: a]"),
+            (&["--peer-cert-file=a"], "KeyFile and CertFile must both be present[key: , cert: a]"),
+            (
+                &[SECURE[0], SECURE[1], "--key-file=a", "--auto-tls"],
+                "KeyFile and CertFile must both be present[key: a, cert: ]",
+            ),
+            (
+                &["--peer-cert-file=a", "--peer-key-file=b", "--peer-client-cert-file=c"],
+                "ClientKeyFile and ClientCertFile must both be present or both absent: key: , cert: c]",
+            ),
+            (
+                &[
+                    "--peer-cert-file=a",
+                    "--peer-key-file=b",
+                    "--peer-cert-allowed-cn=c",
+                    "--peer-cert-allowed-hostname=d,e",
+                ],
+                "AllowedCNs and AllowedHostnames are mutually exclusive (cns=[\"c\"], hostnames=[\"d\" \"e\"])",
+            ),
+            (&["--cipher-suites=none"], "unexpected TLS cipher suite \"none\""),
+            (
+                &[SECURE[0], SECURE[1], "--auto-tls", "--cipher-suites=TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384"],
+                "http2: TLSConfig.CipherSuites is missing an HTTP/2-required AES_128_GCM_SHA256 cipher (need at least one of \
+                 TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 or TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256)",
+            ),
+            (
+                &["--auto-tls", "--self-signed-cert-validity=0"],
+                "selfSignedCertValidity is invalid,it should be greater than 0",
+            ),
             (&["--tls-min-version=1.1"], "unexpected TLS version \"1.1\" (must be one of: TLS1.2, TLS1.3)"),
             (
                 &["--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"],
@@ -241,6 +328,18 @@ mod tests {
         assert_eq!(config.warnings.len(), 3, "{:?}", config.warnings);
         let config = load(&[&SECURE[..], &["--auto-tls"]].concat()).unwrap();
         assert!(config.warnings.is_empty() && config.tls.client.auto && !config.tls.peer.auto);
+        let config = load(&[&SECURE[..], &["--auto-tls", "--client-crl-file=c"]].concat()).unwrap();
+        assert!(config.warnings[0].contains("ignoring what is said of it"), "{:?}", config.warnings);
+        // What nothing is made of need not fit together.
+        for args in [
+            &["--cert-file=a"][..],
+            &["--peer-cert-allowed-cn=a", "--peer-cert-allowed-hostname=b"],
+            &["--peer-auto-tls", "--peer-client-cert-file=a"],
+            &["--auto-tls", "--cert-file=a", "--key-file=b", "--self-signed-cert-validity=0"],
+            &["--cipher-suites=TLS_RSA_WITH_AES_128_CBC_SHA"],
+        ] {
+            load(args).unwrap();
+        }
         let peer = ["--peer-cert-allowed-cn=a,b", "--peer-crl-file=c", "--client-crl-file=d"];
         let tls = load(&peer).unwrap().tls;
         assert_eq!(tls.peer.allowed_names, ["a", "b"]);

@@ -387,11 +387,16 @@ impl GrpcProxy {
         }
         let Some(identity) = identity else { return Ok(None) };
         let version = |name| version(name, given).ok().flatten();
+        let suites =
+            crate::config::cipher_suites::Suites::of(&given.list("listen-cipher-suites")).map_err(TlsError::new)?;
+        if let Some(warning) = suites.warning("listen-cipher-suites") {
+            tracing::warn!("{warning}");
+        }
         let options = TlsOptions {
             identity: Some(identity),
             trusted_ca: (!authorities.is_empty()).then(|| authorities.into()),
             crl: Some(given.text("client-crl-file")).filter(|path| !path.is_empty()).map(Into::into),
-            cipher_suites: given.list("listen-cipher-suites"),
+            cipher_suites: suites.spoken,
             min_version: version("tls-min-version").unwrap_or(Version::Tls12),
             max_version: version("tls-max-version").unwrap_or(Version::Tls13),
             ..TlsOptions::default()

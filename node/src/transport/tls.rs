@@ -95,8 +95,8 @@ pub struct TlsOptions {
     pub nameless: bool,
     /// Whether connections are made too. Without it the files of `client_identity` are only looked at.
     pub dials: bool,
-    /// Suites of TLS 1.2 by Go's names; all when empty.
-    pub cipher_suites: Vec<String>,
+    /// Suites of TLS 1.2 by Go's names; all when there is no list.
+    pub cipher_suites: Option<Vec<String>>,
     /// Lowest version.
     pub min_version: Version,
     /// Highest version.
@@ -129,7 +129,7 @@ impl Default for TlsOptions {
             checks_origin: false,
             nameless: false,
             dials: false,
-            cipher_suites: Vec::new(),
+            cipher_suites: None,
             min_version: Version::Tls12,
             max_version: Version::Tls13,
         }

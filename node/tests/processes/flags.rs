@@ -645,7 +645,6 @@ const UNLIKE: &[(Origin, Ends, Ends, &str)] = &[
     (Args(&["--enable-v2=true"]), MISREAD, SERVES, "a manifest of 3.5; Jepsen passes it"),
     (Args(&["--proxy=off", "--proxy-dial-timeout=1"]), MISREAD, SERVES, "a manifest of 3.5"),
     (Args(&["--experimental-enable-v2v3=x"]), MISREAD, SERVES, "a manifest of 3.5"),
-    (Variable("ETCD_CIPHER_SUITES", "x"), REFUSED, SERVES, "of a port without TLS nothing is looked at"),
     (Variable("ETCD_METRICS", "x"), SERVES, REFUSED, "etcd takes any other word for basic"),
     (File("log-outputs: stderr\n"), REFUSED, SERVES, "a text is split as on the command line"),
     (File("heartbeat-interval: \"100\"\n"), REFUSED, SERVES, "a number may stand in quotes"),

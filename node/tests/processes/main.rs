@@ -1,6 +1,7 @@
 //! Whole nodes as real processes on loopback: what a user of etcd's flags gets, with kills, restarts, full and lost disks.
 //! Nothing here knows the inside of a node; it speaks etcd's API and looks at exit codes.
 
+mod certificates;
 mod cluster;
 mod etcd;
 mod etcdctl;
@@ -59,6 +60,7 @@ mod snapshot;
 mod sockets;
 mod tcp_gateway;
 mod tls;
+mod tls_flags;
 mod trace;
 mod tracing;
 mod unread;

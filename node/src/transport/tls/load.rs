@@ -11,7 +11,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoClientAuth, ServerConfig, WebPkiClientVerifier};
+use rustls::server::{NoClientAuth, NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
 use rustls::{RootCertStore, SupportedCipherSuite, SupportedProtocolVersion, version};
 
 use super::verify::{Allowed, AnyServer, CheckedClient, CheckedServer};
@@ -25,7 +25,7 @@ const OLD_NAMES: [(&str, &str); 2] = [
 
 /// Reads all files of `options`.
 pub(super) fn load(options: &TlsOptions) -> Result<Material, TlsError> {
-    let provider = provider(&options.cipher_suites)?;
+    let provider = provider(options.cipher_suites.as_deref())?;
     let versions = versions(options.min_version, options.max_version);
     Ok(Material {
         server: options.identity.as_ref().map(|_| server(options, &provider, &versions)).transpose()?.map(Arc::new),
@@ -52,6 +52,12 @@ fn server(
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    if options.demands_certificate() {
+        // Who resumes a session shows no certificate, and rustls does not look again at the one of before: it may be over by
+        // now. Go looks.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
     Ok(config)
 }
 
@@ -161,9 +167,9 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 }
 
 /// All suites, or those of TLS 1.2 that are named; those of TLS 1.3 are always on, as in Go.
-fn provider(names: &[String]) -> Result<Arc<CryptoProvider>, TlsError> {
+fn provider(named: Option<&[String]>) -> Result<Arc<CryptoProvider>, TlsError> {
     let mut provider = aws_lc_rs::default_provider();
-    if !names.is_empty() {
+    if let Some(names) = named {
         let mut suites: Vec<SupportedCipherSuite> = Vec::new();
         for name in names {
             let name = OLD_NAMES.iter().find(|(old, _)| old == name).map_or(name.as_str(), |(_, new)| new);

@@ -29,11 +29,15 @@ fn make(cert: &Path, key: &Path, hosts: &[String], years: u32) -> Result<(), Box
     parameters.distinguished_name = rcgen::DistinguishedName::new();
     parameters.distinguished_name.push(DnType::OrganizationName, "etcd");
     parameters.not_before = OffsetDateTime::now_utc();
-    parameters.not_after = parameters.not_before + Duration::days(365 * i64::from(years));
+    let lifetime = Duration::days(365 * i64::from(years));
+    let over = parameters.not_before.checked_add(lifetime);
+    // A certificate has no room for a fifth digit.
+    parameters.not_after = over.ok_or_else(|| format!("a certificate cannot be valid for {years} years"))?;
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     parameters.key_usages =
         vec![KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::CrlSign];
-    parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    // Whoever makes one demands none, so that it is never shown to somebody who looks at it.
+    parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let certificate = parameters.self_signed(&pair)?;
     if let Some(directory) = cert.parent() {
         fs::create_dir_all(directory)?;
@@ -60,5 +64,13 @@ mod tests {
         let text = fs::read(&first.cert).unwrap();
         assert_eq!(self_signed(&directory.path().join("fixtures/peer"), &hosts, 1).unwrap(), first);
         assert_eq!(fs::read(&first.cert).unwrap(), text);
+    }
+
+    #[test]
+    fn it_cannot_be_valid_longer_than_it_can_say() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(self_signed(directory.path(), &["localhost".to_owned()], 7_000).is_ok());
+        let error = self_signed(&directory.path().join("new"), &["localhost".to_owned()], u32::MAX).unwrap_err();
+        assert!(error.to_string().ends_with("a certificate cannot be valid for 4294967295 years"), "{error}");
     }
 }

@@ -37,7 +37,8 @@ impl Allowed {
         }
         let by_name = self.names.is_empty() || self.names.contains(&subject.common_name);
         let by_host = self.hosts.is_empty() || self.hosts.iter().any(|host| subject.is_valid_for(host));
-        if by_name && by_host { Ok(()) } else { Err(CertificateError::ApplicationVerificationFailure.into()) }
+        // Go has the alert for a bad certificate for it; rustls's failure of an application would be that of denied access.
+        if by_name && by_host { Ok(()) } else { Err(CertificateError::NotValidForName.into()) }
     }
 
     fn check_serial(&self, subject: &Subject) -> Result<(), Error> {
@@ -120,7 +121,7 @@ impl ClientCertVerifier for CheckedClient {
     }
 }
 
-/// Those that we connect to. etcd holds them to the same names and lists.
+/// Those that we connect to. etcd holds them to the same names, and looks for revoked numbers among those that connect alone.
 #[derive(Debug)]
 pub(super) struct CheckedServer {
     chain: Arc<WebPkiServerVerifier>,
