@@ -1,6 +1,5 @@
 //! The process: signals in, exit codes and the termination message out. Only `main` and `wiring` use it.
 
-mod sched_attr;
 mod slice;
 
 use std::path::PathBuf;
