@@ -130,7 +130,8 @@ pub struct ObservedSet {
     /// The fields in which it is not as wanted, although nobody can change them. With [`SELECTOR`] among them nothing of it is
     /// written before it is made anew.
     pub fixed: Vec<&'static str>,
-    /// Its claims have other names than ours: a pod that it makes has another volume than the one that we know by its name.
+    /// Its claims have other names than ours, or there are none: a pod that it makes has another volume than the one that we
+    /// know by its name.
     pub other_claims: bool,
     /// It has a deletion timestamp.
     pub terminating: bool,

@@ -29,6 +29,8 @@ use crate::valid::ValidCluster;
 
 /// Most members that are told. A cluster of ours has a handful; a node that lies may list any number.
 const MEMBERS_MAX: usize = 32;
+/// Most ways out that are told. Each alarm has one, of which a node that lies may list any number too.
+const WAYS_MAX: usize = 16;
 
 /// Why the status could not be written.
 #[derive(Debug, Error)]
@@ -287,7 +289,7 @@ fn plan_status(resource: &RaftCluster, plan: &Plan) -> PlanStatus {
             .as_ref()
             .map(|blocked| BlockedBy { reason: blocked.reason.as_str().to_owned(), message: brief(&blocked.message) }),
         then: plan.then.clone(),
-        human_may: plan.human_may.iter().map(|text| brief(text)).collect(),
+        human_may: plan.human_may.iter().take(WAYS_MAX).map(|text| brief(text)).collect(),
         observed_generation: resource.metadata.generation,
     }
 }

@@ -66,10 +66,11 @@ pub(crate) fn stateful_set(set: &StatefulSet) -> ObservedSet {
     }
 }
 
-/// Whether the volumes of its pods have other names than [`names::volume`] gives.
+/// Whether the volumes of its pods have other names than [`names::volume`] gives, or are no claims at all.
 fn has_other_claims(spec: Option<&StatefulSetSpec>) -> bool {
-    let claims = spec.and_then(|spec| spec.volume_claim_templates.as_ref());
-    claims.is_some_and(|claims| claims.iter().any(|claim| claim.metadata.name.as_deref() != Some(VOLUME)))
+    let claims = spec.into_iter().flat_map(|spec| spec.volume_claim_templates.iter().flatten());
+    let names: Vec<Option<&str>> = claims.map(|claim| claim.metadata.name.as_deref()).collect();
+    names != [Some(VOLUME)]
 }
 
 pub(super) fn budget(budget: &PodDisruptionBudget) -> ObservedBudget {
@@ -226,6 +227,20 @@ mod tests {
         let status: serde_json::Value = serde_yaml::from_str(status).expect("YAML");
         let object = serde_json::json!({"metadata": {"name": "db-0", "uid": "u"}, "status": status});
         pod(&serde_json::from_value::<Pod>(object).expect("a pod"))
+    }
+
+    #[test]
+    fn a_set_without_just_our_claim_has_other_ones() {
+        let with = |claims: &[&str]| {
+            let claims: Vec<_> = claims.iter().map(|name| serde_json::json!({"metadata": {"name": name}})).collect();
+            let spec = serde_json::json!({"spec": {"serviceName": "s", "selector": {}, "template": {},
+                "volumeClaimTemplates": claims}});
+            stateful_set(&serde_json::from_value(spec).expect("a StatefulSet")).other_claims
+        };
+        assert!(!with(&["data"]));
+        for claims in [&["storage"][..], &["data", "more"], &[]] {
+            assert!(with(claims), "{claims:?}");
+        }
     }
 
     #[test]

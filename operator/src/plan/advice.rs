@@ -52,6 +52,16 @@ const OTHER_CLAIMS: &[&str] = &[
     "if they mount others: take a backup with etcdctl snapshot save, and restore it into a new RaftCluster",
 ];
 
+/// Where a member serves and its claim is gone. Its pod has what is left of the disk, so the member is removed first.
+const CLAIM_GONE: &[&str] = &[
+    "take a backup with etcdctl snapshot save now: {pod} starts on an empty disk whenever it ends",
+    "annotate balsa.dev/replace-member={member}, and delete {pod} when that member is removed: its successor gets a claim",
+];
+
+/// Where nobody can take the lead over, it is the others that want looking at, not the leader.
+const NO_SUCCESSOR: &[&str] =
+    &["look at the logs of the other pods of {name}: one of them must be able to lead before {pod} is restarted"];
+
 /// Where volumes or nodes of several clusters are found under one name.
 const SEVERAL_CLUSTERS: &str = "decide for one of the clusters, save what is needed from the volume claims of the others, \
                                 then delete those and their pods";
@@ -82,7 +92,9 @@ pub(super) fn human_may(view: &View<'_>, row: &str, reason: WaitReason, target: 
     };
     let ways = match reason {
         WaitReason::QuorumAtRisk => quorum_at_risk(view, row),
+        WaitReason::WrongVolume if row == "R1" && target.ordinal.is_some() => CLAIM_GONE,
         WaitReason::WrongVolume if row == "R1" => OTHER_CLAIMS,
+        WaitReason::MemberUnhealthy if row == "U6" => NO_SUCCESSOR,
         _ => ways_out(reason),
     };
     ways.iter().chain(founding).map(fill).collect()

@@ -39,8 +39,8 @@ pub(super) fn kubernetes(view: &View<'_>) -> Row {
     }
     // R1
     if set.other_claims {
-        let message = "the volume claims of the StatefulSet have other names: no pod that it makes has the disk of its member, so \
-                       none is ended, and nothing else is done";
+        let message = "the volume claims of the StatefulSet are not ours: no pod that it makes has the disk of its member, so none is \
+                       ended, and nothing else is done";
         return Decision::wait("R1", WaitReason::WrongVolume, message).now();
     }
     NEXT

@@ -13,6 +13,14 @@ pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
     if notes.first.is_some() || set.template_held || !is_at_rest(view) {
         return NEXT;
     }
+    if let Some(wait) = without_claim(view, set) {
+        notes.wait_last(wait);
+        return NEXT;
+    }
+    // Labels that are missing are written, or it is told who refuses them.
+    if !view.voters().all(|(k, id, _)| view.is_labelled_for(k, id)) {
+        return NEXT;
+    }
     // B2 would make a larger set than this one.
     if initial_replicas(view.cluster, view.observed) != view.want() {
         in_the_way(view, set).into_iter().for_each(|wait| notes.wait_last(wait));
@@ -24,15 +32,22 @@ pub(super) fn rows(view: &View<'_>, notes: &mut Notes) -> Row {
     }
 }
 
-/// Exactly the wanted pods and members are there, as the set has them, each on the volume that a set of ours gives it: what is
-/// made from them is the same set. The claims of another set may have other names, and ours would start on empty disks.
+/// Exactly the wanted pods and members are there, as the set has them: what is made from them is the same set.
 fn is_at_rest(view: &View<'_>) -> bool {
     let want = view.want();
     let pods =
         view.observed.pods.iter().all(|(k, pod)| *k < want && pod.terminating.is_none() && !view.is_outdated(*k));
     let voters = view.voters().filter(|(k, id, member)| view.is_serving(*k, *id, member)).count();
-    let disks = view.voters().all(|(k, id, _)| view.is_labelled_for(k, id));
-    pods && disks && view.have() == want && view.members().count() == want as usize && voters == want as usize
+    pods && view.have() == want && view.members().count() == want as usize && voters == want as usize
+}
+
+/// A member without the claim that a set of ours gives its pod: somebody took it away under the pod. It does not come back by
+/// itself, and nothing else tells of it before the pod starts on an empty disk.
+fn without_claim(view: &View<'_>, set: &ObservedSet) -> Option<Decision> {
+    let (k, id, _) = view.voters().find(|(k, ..)| view.volume(*k).is_none())?;
+    let claim = names::volume(&view.cluster.name, k);
+    let message = not_made_anew(set, &format!("volume claim {claim} of member {id:x} is missing"));
+    Some(Decision::wait("R1", WaitReason::WrongVolume, message).on(k, Some(id)))
 }
 
 /// The volume beyond the set that is, or may be, a member's, so that the new set would make a pod for it. With another selector the
@@ -48,10 +63,13 @@ fn in_the_way(view: &View<'_>, set: &ObservedSet) -> Option<Decision> {
         }
         None => (WaitReason::LeftoverVolume, "has labels that do not tell whose it is".to_owned()),
     };
-    let (name, fields) = (names::volume(&view.cluster.name, *k), set.fixed.join(", "));
-    let held = if set.fixed.contains(&SELECTOR) { "; until then no change of the spec reaches a pod" } else { "" };
-    let message = format!(
-        "the StatefulSet has another {fields} than wanted and is not made anew while volume claim {name} {why}{held}"
-    );
+    let claim = names::volume(&view.cluster.name, *k);
+    let message = not_made_anew(set, &format!("volume claim {claim} {why}"));
     Some(Decision::wait("R1", reason, message).on(*k, None))
+}
+
+fn not_made_anew(set: &ObservedSet, so_long: &str) -> String {
+    let fields = set.fixed.join(", ");
+    let held = if set.fixed.contains(&SELECTOR) { "; until then no change of the spec reaches a pod" } else { "" };
+    format!("the StatefulSet has another {fields} than wanted and is not made anew while {so_long}{held}")
 }

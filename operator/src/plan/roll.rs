@@ -155,10 +155,21 @@ fn leader(view: &View<'_>, notes: &mut Notes, due: Due<'_>) -> Row {
     match view.next_leader(|j| !view.is_outdated(j)) {
         Some(to) => Decision::act("U6", Step::MoveLeader { from: id, to, ordinal: k }).now(),
         None => {
-            let message = format!("no updated voter can lead instead of member {id:x}");
+            let others = view.voters().filter(|(_, other, _)| *other != id).map(|(j, ..)| cannot_lead(view, j));
+            let others = others.collect::<Vec<_>>().join(", ");
+            let message = format!("no updated voter can lead instead of member {id:x}: {others}");
             notes.wait(Decision::wait("U6", WaitReason::MemberUnhealthy, message).on(k, Some(id)));
             NEXT
         }
+    }
+}
+
+/// What keeps the voter on pod `k` from leading (P6).
+fn cannot_lead(view: &View<'_>, k: u32) -> String {
+    match view.node(k) {
+        _ if view.is_outdated(k) => format!("pod {k} is outdated itself"),
+        Some(node) if node.stopping => format!("pod {k} is out of service"),
+        _ => format!("pod {k} is not healthy"),
     }
 }
 

@@ -246,9 +246,9 @@ fn updated(seen: Seen<'_>, facts: &Facts) -> Verdict {
 fn to_be_made_anew(seen: Seen<'_>, set: &ObservedSet) -> (&'static str, String) {
     let fields = set.fixed.join(", ");
     if set.other_claims {
-        let message = "the volume claims of the StatefulSet have other names than ours, which Kubernetes lets nobody change: it \
-                       is not made anew, because its members would get empty disks, and nothing of it changes; the ways out are \
-                       in status.plan.humanMay";
+        let message = "the volume claims of the StatefulSet are not ours, which Kubernetes lets nobody change: it is not made \
+                       anew, because its members would get empty disks, and nothing of it changes; the ways out are in \
+                       status.plan.humanMay";
         return (WaitReason::WrongVolume.as_str(), message.to_owned());
     }
     if let Some((reason, message)) = blocked(seen).filter(|_| seen.plan.row == "R1" && seen.plan.step == Step::Wait) {

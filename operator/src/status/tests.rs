@@ -315,6 +315,12 @@ fn r1_updated_says_what_a_set_that_is_not_as_wanted_waits_for() {
     assert!(message.contains("data-db-4") && message.contains("no change of the spec reaches a pod"), "{message}");
 
     let mut observed = fixed("volumeClaimTemplates");
+    observed.volumes.remove(&1);
+    let (reason, message, _) = told(&observed, None);
+    assert_eq!(reason, "WrongVolume");
+    assert!(message.contains("volume claim data-db-1 of member 2 is missing"), "{message}");
+
+    let mut observed = fixed("volumeClaimTemplates");
     observed.set.as_mut().expect("a set").other_claims = true;
     let (reason, message, _) = told(&observed, None);
     assert_eq!(reason, "WrongVolume");
@@ -341,6 +347,8 @@ fn m29_the_status_is_bounded_whatever_others_say() {
     plan.step = Step::Wait;
     plan.blocked_by = Some(Blocked { reason: WaitReason::LabelFails, message: long.clone() });
     plan.human_may = vec![long.clone(); 3];
+    plan.human_may.extend(crate::plan::plan(&cluster, &observed).human_may);
+    assert!(plan.human_may.len() > 10_000 - 10, "each alarm has a way out");
     let seen =
         Seen { resource: &resource, cluster: Some(&cluster), observed: &observed, plan: &plan, invalid: Some(&long) };
     for invalid in [None, seen.invalid] {
@@ -349,5 +357,6 @@ fn m29_the_status_is_bounded_whatever_others_say() {
         assert!(size < 32 * 1024, "{size} bytes");
         assert!(status.version.is_some_and(|version| version.starts_with('ü')));
         assert_eq!(status.members.len(), MEMBERS_MAX);
+        assert_eq!(status.plan.expect("a plan").human_may.len(), WAYS_MAX);
     }
 }
