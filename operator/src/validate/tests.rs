@@ -179,13 +179,13 @@ fn no_file_of_the_operator_is_read() {
     }
 }
 
-/// A key file whose name stands in a Secret may go with the certificate.
+/// An election timeout that stands in a Secret may go with the interval.
 #[test]
 fn settings_of_which_some_stand_elsewhere_are_the_nodes_to_judge() {
-    let certificate = "{image: balsa, config: {extra: {cert-file: /tls/cert}}";
-    assert!(matches!(validate(&cluster_from(&format!("{certificate}}}"))), Err(Invalid::Settings(_))));
-    let key = "podTemplate: {env: [{name: BALSA_KEY_FILE, valueFrom: {secretKeyRef: {name: a, key: b}}}]}";
-    let cluster = validate(&cluster_from(&format!("{certificate}, {key}}}"))).expect("the node judges");
+    let interval = r#"{image: balsa, config: {extra: {heartbeat-interval: "500"}}"#;
+    assert!(matches!(validate(&cluster_from(&format!("{interval}}}"))), Err(Invalid::Settings(_))));
+    let timeout = "podTemplate: {env: [{name: BALSA_ELECTION_TIMEOUT, valueFrom: {secretKeyRef: {name: a, key: b}}}]}";
+    let cluster = validate(&cluster_from(&format!("{interval}, {timeout}}}"))).expect("the node judges");
     assert!(cluster.hot.is_empty(), "and nothing is pushed");
 }
 
