@@ -300,6 +300,7 @@ const ALIKE: &[(Origin, Ends, &str)] = &[
     (File("initial-cluster-state: x\n"), REFUSED, ""),
     (File("auto-compaction-mode: x\n"), REFUSED, "auto-compaction-mode"),
     (File("client-transport-security: {foo: 1}\n"), SERVES, ""),
+    (File("client-transport-security: {auto-tls: true}\nself-signed-cert-validity: 0\n"), SERVES, ""),
     (File("grpc-keepalive-min-time: 5000000000\n"), SERVES, ""),
     // Numbers.
     (

@@ -148,12 +148,17 @@ impl Server {
 
     /// The code that it ends with, if it does before it serves.
     fn ends(&mut self, files: &Authority) -> Option<i32> {
+        self.ends_or(files, |_| false)
+    }
+
+    /// The same of one that may be taken to serve by what it logs.
+    fn ends_or(&mut self, files: &Authority, serves: impl Fn(&str) -> bool) -> Option<i32> {
         let (ca, server) = (files.ca(), files.identity("server"));
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.process.try_wait().expect("its state") {
                 Some(status) => return status.code(),
-                None if self.is_healthy(&ca, &server) => return None,
+                None if serves(&self.log()) || self.is_healthy(&ca, &server) => return None,
                 None => assert!(Instant::now() < deadline, "it neither serves nor ends: {}", self.log()),
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -698,27 +703,14 @@ fn what_does_not_make_tls_ends_the_start_in_etcds_words() {
         let each = STARTS.iter().filter_map(|start| {
             let mut server = Server::start(program, place, files, start.secure, start.flags);
             let expected = if is_ours { start.ours } else { start.etcds };
-            let (ends, said) = (server.ends_or_listens(files, start.etcds.is_none()), server.log());
+            // An etcd that nobody comes into serves by its own word.
+            let deaf = |log: &str| start.etcds.is_none() && log.contains("serving client traffic securely");
+            let (ends, said) = (server.ends_or(files, deaf), server.log());
             let wrong = ends != expected || !said.contains(start.word);
             wrong.then(|| format!("{:?}: {ends:?}, not {expected:?} with {:?}: {said}", start.flags, start.word))
         });
         each.collect()
     });
-}
-
-impl Server {
-    /// As [`ends`](Self::ends). One of etcd's that nobody comes into is taken for serving when it says so itself.
-    fn ends_or_listens(&mut self, files: &Authority, may_be_deaf: bool) -> Option<i32> {
-        let deadline = Instant::now() + PATIENCE;
-        while may_be_deaf && Instant::now() < deadline {
-            match self.process.try_wait().expect("its state") {
-                Some(status) => return status.code(),
-                None if self.log().contains("serving client traffic securely") => return None,
-                None => std::thread::sleep(Duration::from_millis(50)),
-            }
-        }
-        self.ends(files)
-    }
 }
 
 /// Calls and plain HTTP on ports of their own, both behind TLS.
