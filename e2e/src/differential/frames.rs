@@ -121,7 +121,8 @@ impl Frames {
         );
         stream.write_all(&[head.as_bytes(), &self.pieces.concat()].concat()).await?;
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
+        // Go's server answers and then resets a connection of whose body it has not read all.
+        let _ = stream.read_to_end(&mut answer).await;
         let answer = String::from_utf8_lossy(&answer);
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
