@@ -26,7 +26,7 @@ use tower::Service;
 
 use crate::service::{Member, health};
 
-/// How often it is looked at.
+/// How often it is looked at for those who watch. A check looks itself, so that it agrees with `/health` at any moment.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The path of a method that etcd has from 3.7 on, and that the files of tonic-health do not describe.
@@ -35,30 +35,32 @@ pub(super) const LIST: &str = "/grpc.health.v1.Health/List";
 /// The service. What it says stays true for as long as the process runs.
 pub fn service(member: Arc<Member>) -> Listing<HealthServer<HealthApi>> {
     let (say, said) = watch::channel(of(&member));
+    let watched = Arc::clone(&member);
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let now = of(&member);
+            let now = of(&watched);
             say.send_if_modified(|said| std::mem::replace(said, now) != now);
         }
     });
-    let list = List { said: said.clone() };
-    Listing { service: HealthServer::new(HealthApi { said }), list }
+    let list = List { member: Arc::clone(&member) };
+    Listing { service: HealthServer::new(HealthApi { member, said }), list }
 }
 
 fn of(member: &Member) -> ServingStatus {
     if health::serves(member) { ServingStatus::Serving } else { ServingStatus::NotServing }
 }
 
-/// Answers with what was said last.
+/// Answers for one member.
 pub struct HealthApi {
+    member: Arc<Member>,
     said: watch::Receiver<ServingStatus>,
 }
 
 impl HealthApi {
-    /// What is said of the service that is asked for, if there is such a one.
-    fn known(&self, request: &Request<HealthCheckRequest>) -> Option<watch::Receiver<ServingStatus>> {
-        request.get_ref().service.is_empty().then(|| self.said.clone())
+    /// Whether there is the service that is asked for.
+    fn is_known(request: &Request<HealthCheckRequest>) -> bool {
+        request.get_ref().service.is_empty()
     }
 }
 
@@ -67,16 +69,19 @@ impl Health for HealthApi {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
-        let said = self.known(&request).ok_or_else(|| Status::not_found("unknown service"))?;
-        Ok(Response::new(HealthCheckResponse { status: (*said.borrow()).into() }))
+        if !Self::is_known(&request) {
+            return Err(Status::not_found("unknown service"));
+        }
+        Ok(Response::new(HealthCheckResponse { status: of(&self.member).into() }))
     }
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let answer = |status: ServingStatus| Ok(HealthCheckResponse { status: status.into() });
-        Ok(Response::new(match self.known(&request) {
-            Some(said) => WatchStream::new(said).map(answer).boxed(),
+        Ok(Response::new(if Self::is_known(&request) {
+            WatchStream::new(self.said.clone()).map(answer).boxed()
+        } else {
             // It may be registered some day, so the stream stays open.
-            None => stream::iter([answer(ServingStatus::ServiceUnknown)]).chain(stream::pending()).boxed(),
+            stream::iter([answer(ServingStatus::ServiceUnknown)]).chain(stream::pending()).boxed()
         }))
     }
 }
@@ -124,7 +129,7 @@ struct Listed {
 /// The method List: all names that a check knows, which is one.
 #[derive(Clone)]
 struct List {
-    said: watch::Receiver<ServingStatus>,
+    member: Arc<Member>,
 }
 
 impl UnaryService<Bytes> for List {
@@ -132,7 +137,7 @@ impl UnaryService<Bytes> for List {
     type Future = future::Ready<Result<Response<Bytes>, Status>>;
 
     fn call(&mut self, _request: Request<Bytes>) -> Self::Future {
-        let status = HealthCheckResponse { status: (*self.said.borrow()).into() };
+        let status = HealthCheckResponse { status: of(&self.member).into() };
         let listed = Listed { statuses: HashMap::from([(String::new(), status)]) };
         future::ready(Ok(Response::new(listed.encode_to_vec().into())))
     }

@@ -121,6 +121,12 @@ fn a_socket_is_served_like_a_port_and_goes_with_its_member() {
         member.healthy(&socket);
         let endpoint = format!("--endpoints=unix://{}", socket.display());
         let mode = std::fs::metadata(&socket).expect("the socket").permissions().mode();
+        let listed = || etcdctl(&[&endpoint, "member", "list"]).rsplit(", ").take(2).collect::<Vec<_>>().join(" ");
+        // Ours serves before it has told the cluster where.
+        let begun = Instant::now();
+        while !listed().contains("unix://") && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let mut said = vec![
             format!("{mode:o}"),
             asked(&socket, "GET", "/health", ""),
@@ -130,7 +136,7 @@ fn a_socket_is_served_like_a_port_and_goes_with_its_member() {
             asked(&socket, "POST", "/v3/nothing", "{}"),
             etcdctl(&[&endpoint, "get", "a"]),
             etcdctl(&[&endpoint, "put", "a", "c"]),
-            etcdctl(&[&endpoint, "member", "list"]).rsplit(", ").take(2).collect::<Vec<_>>().join(" "),
+            listed(),
         ];
         member.end("TERM");
         said.push(format!("after SIGTERM: {}", socket.exists()));
