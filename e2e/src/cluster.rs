@@ -89,7 +89,8 @@ impl Cluster {
     /// # Errors
     /// Of the API server, a refusal among them.
     pub async fn apply(&self, resource: &Value) -> anyhow::Result<RaftCluster> {
-        let applied = self.clusters().patch(NAME, &PatchParams::apply("e2e").force(), &Patch::Apply(resource)).await?;
+        let name = resource["metadata"]["name"].as_str().unwrap_or(NAME);
+        let applied = self.clusters().patch(name, &PatchParams::apply("e2e").force(), &Patch::Apply(resource)).await?;
         Ok(applied)
     }
 
