@@ -14,6 +14,14 @@ fn generated_golden_definition_is_what_the_types_say() {
     assert!(found == wanted, "{} is stale: run `make generate` and commit it", path.display());
 }
 
+/// Plain `kubectl apply` keeps what it applied in an annotation, and those of one object may hold 256 KiB.
+#[test]
+fn the_definition_fits_into_the_annotation_of_kubectl_apply() {
+    let json = serde_json::to_string(&raft_cluster_definition()).expect("JSON");
+    let annotation = "kubectl.kubernetes.io/last-applied-configuration".len() + json.len();
+    assert!(annotation < 256 * 1024, "{annotation} bytes: it would need `kubectl apply --server-side`");
+}
+
 fn schema() -> serde_json::Value {
     let definition = serde_json::to_value(raft_cluster_definition()).expect("JSON");
     definition["spec"]["versions"][0].clone()
