@@ -174,6 +174,14 @@ fn the_golden_objects_come_of_a_spec_that_uses_every_field_of_the_schema() {
     assert_eq!(fields_of(FULL), fields(&spec_schema(), None, ""));
 }
 
+/// It says so of itself, and users copy from it.
+#[test]
+fn the_full_sample_has_every_field_of_the_schema() {
+    let sample = include_str!("../../../manifests/samples/raftcluster-full.yaml");
+    let sample: Value = serde_yaml::from_str(sample).expect("YAML");
+    assert_eq!(fields(&spec_schema(), Some(&sample["spec"]), ""), fields(&spec_schema(), None, ""));
+}
+
 /// A release that changes this value restarts every pod of every cluster, or holds: do it knowingly.
 #[test]
 fn m19_the_template_of_an_unchanged_spec_is_the_same_from_release_to_release() {
