@@ -295,5 +295,8 @@ fn sound(conf_state: &ConfState) -> bool {
 }
 
 #[cfg(test)]
+#[path = "validate_draws.rs"]
+mod draws;
+#[cfg(test)]
 #[path = "validate_tests.rs"]
 mod tests;
