@@ -1,5 +1,6 @@
 //! grpc.health.v1: whether this member serves, said for the whole process (service name ""), to whoever checks or watches.
-//! Other names are answered as by gRPC-Go: a check is told that there is none, a watch that there is none yet.
+//! Other names are answered as by gRPC-Go: a check is told that there is none, a watch that there is none yet. Before any
+//! answer etcd asks what it asks before every call, so a learner refuses these too.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -24,6 +25,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tower::Service;
 
+use super::status::{admit, wants_leader};
 use crate::service::{Member, health};
 
 /// How often it is looked at for those who watch. A check looks itself, so that it agrees with `/health` at any moment.
@@ -69,6 +71,7 @@ impl Health for HealthApi {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        admit(&self.member, request.metadata())?;
         if !Self::is_known(&request) {
             return Err(Status::not_found("unknown service"));
         }
@@ -76,13 +79,22 @@ impl Health for HealthApi {
     }
 
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        admit(&self.member, request.metadata())?;
         let answer = |status: ServingStatus| Ok(HealthCheckResponse { status: status.into() });
-        Ok(Response::new(if Self::is_known(&request) {
+        let told = if Self::is_known(&request) {
             WatchStream::new(self.said.clone()).map(answer).boxed()
         } else {
             // It may be registered some day, so the stream stays open.
             stream::iter([answer(ServingStatus::ServiceUnknown)]).chain(stream::pending()).boxed()
-        }))
+        };
+        if !wants_leader(request.metadata()) {
+            return Ok(Response::new(told));
+        }
+        let member = Arc::clone(&self.member);
+        let lost = async move { health::leader_lost(&member).await };
+        // As gRPC-Go ends a stream that etcd takes away from it.
+        let ended = stream::iter([Err(Status::cancelled("Stream has ended."))]);
+        Ok(Response::new(told.take_until(Box::pin(lost)).chain(ended).boxed()))
     }
 }
 
@@ -136,9 +148,12 @@ impl UnaryService<Bytes> for List {
     type Response = Bytes;
     type Future = future::Ready<Result<Response<Bytes>, Status>>;
 
-    fn call(&mut self, _request: Request<Bytes>) -> Self::Future {
-        let status = HealthCheckResponse { status: of(&self.member).into() };
-        let listed = Listed { statuses: HashMap::from([(String::new(), status)]) };
-        future::ready(Ok(Response::new(listed.encode_to_vec().into())))
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        let listed = || {
+            let status = HealthCheckResponse { status: of(&self.member).into() };
+            Listed { statuses: HashMap::from([(String::new(), status)]) }
+        };
+        let admitted = admit(&self.member, request.metadata());
+        future::ready(admitted.map(|()| Response::new(listed().encode_to_vec().into())))
     }
 }

@@ -273,6 +273,46 @@ async fn what_callers_gave_up_is_not_kept_while_there_is_no_leader() {
     drop(answers);
 }
 
+/// What Raft sent of a kind.
+fn raft_sent(sent: &Sent, kind: MessageType) -> Vec<peer::RaftMessage> {
+    let sent = sent.0.lock();
+    let messages = sent.iter().filter_map(|(_, body)| match body {
+        Body::Raft(raft) => Some(raft.messages.clone()),
+        _ => None,
+    });
+    messages.flatten().filter(|message| message.msg_type == kind as u32).collect()
+}
+
+/// A message of member 1, which leads.
+fn of_the_leader(message: Message) -> Body {
+    let message = messages::to_wire(Message { from: 1, to: 2, ..message });
+    Body::Raft(peer::RaftMessages { messages: vec![message] })
+}
+
+/// etcd tells such a reader that the leader changed. A late answer to what the first one was asked must confirm nothing.
+#[tokio::test]
+async fn a_read_that_waits_while_the_leader_changes_is_asked_of_the_next_one() {
+    let mut alone = Alone::new(&[]);
+    let term = alone.leads() + 1;
+    let (reply, mut answer) = oneshot::channel();
+    alone.turn(vec![Input::Read(reply)]);
+    let heartbeats = raft_sent(&alone.sent, MessageType::MsgHeartbeat);
+    let asked_before: Vec<_> = heartbeats.into_iter().map(|heartbeat| heartbeat.context).collect();
+    assert!(asked_before.iter().any(|context| !context.is_empty()), "the others are asked whether it still leads");
+    let heartbeat = Message { msg_type: MessageType::MsgHeartbeat, term, commit: 2, ..Message::default() };
+    alone.frame(1, of_the_leader(heartbeat));
+    alone.turn(Vec::new());
+    assert_eq!(alone.driver.replica.role().leader, 1);
+    assert!(answer.try_recv().is_err(), "it goes on waiting");
+    let [asked] = &raft_sent(&alone.sent, MessageType::MsgReadIndex)[..] else { panic!("the next one is asked once") };
+    let context = asked.entries[0].data.clone();
+    assert!(!asked_before.contains(&context));
+    let entries = vec![Entry { data: context, ..Entry::default() }].into();
+    let confirmed = Message { msg_type: MessageType::MsgReadIndexResp, term, index: 2, entries, ..Message::default() };
+    alone.frame(1, of_the_leader(confirmed));
+    assert_eq!(answer.try_recv(), Ok(Ok(())));
+}
+
 /// A state machine that is slower than the log must make clients wait, and not fill the memory with what is committed.
 #[tokio::test]
 async fn proposals_wait_while_too_much_is_committed_and_not_applied() {

@@ -10,6 +10,7 @@ use balsa_proto::peer::MembersResponse;
 use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::fatal::{ExitCode, Fatal};
@@ -411,13 +412,20 @@ pub(super) fn static_membership(members: &[(String, Vec<String>)], token: &str) 
     }
 }
 
-/// Makes name and client URLs known, and thereby the member `started`.
+/// Makes name and client URLs known, and thereby the member `started`, and says so to whoever waits for it. As in etcd that
+/// is never without a leader: a member that restarts has nothing to make known, and serves no more than its own disk alone.
 async fn publish(handle: Handle, name: String, client_urls: Vec<String>, mut listening: watch::Receiver<bool>) {
     let id = handle.member_id();
     loop {
         let status = handle.status();
-        let own = status.membership.members.iter().find(|member| member.id == id);
-        if own.is_some_and(|own| own.started && own.name == name && own.client_urls == client_urls) {
+        let own = status.membership.members.iter().find(|member| member.id == id).filter(|_| status.leader != 0);
+        let Some(own) = own else {
+            if timeout(Duration::from_millis(50), handle.stopped()).await.is_ok() {
+                return;
+            }
+            continue;
+        };
+        if own.started && own.name == name && own.client_urls == client_urls {
             let listens = tokio::select! {
                 listens = listening.wait_for(|listens| *listens) => listens.is_ok(),
                 () = handle.stopped() => false,
@@ -427,10 +435,6 @@ async fn publish(handle: Handle, name: String, client_urls: Vec<String>, mut lis
                 supervisor::tell_ready();
             }
             return;
-        }
-        if own.is_none() || status.leader == 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
         }
         let command = Command::Publish(balsa_proto::log::PublishMember {
             id,

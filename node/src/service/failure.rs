@@ -2,7 +2,7 @@
 //!
 //! Owns etcd's texts (clients match on them), the gRPC code of each, the class, and the node service's reason. It knows
 //! nothing of tonic: the presenters carry a row onto the wire. `docs/api.md` shows the table to readers; the test below
-//! keeps the two equal.
+//! keeps the two equal, and those in `etcds.rs` hold the texts against etcd's.
 
 use std::borrow::Cow;
 
@@ -485,6 +485,9 @@ fn checks() -> impl IntoIterator<Item = Error> {
         Error::OtherLeader("another member leads".into()),
     ]
 }
+
+#[cfg(test)]
+mod etcds;
 
 #[cfg(test)]
 mod tests {

@@ -2,12 +2,14 @@
 //! 2 s, on a voter that is not on its way out and that its operator holds for the right cluster. Liveness depends on
 //! nothing outside the process: never on quorum or peers.
 
+use std::future;
 use std::time::{Duration, Instant};
 
 use balsa_proto::etcdserverpb::{AlarmMember, AlarmType};
 
 use super::failure::Error;
 use super::member::Member;
+use super::watch;
 use crate::engine::Failure;
 use crate::metrics;
 
@@ -45,14 +47,21 @@ pub fn ready(member: &Member) -> Vec<Check> {
     ]
 }
 
-/// Whether a client may be sent here: a voter that knows a leader and is not on its way out. What gRPC's health service
-/// says. Defragmentation stops nobody, so it does not count.
+/// What gRPC's health service says: that this is a member and not on its way out. As in etcd it does not depend on a leader:
+/// reads of its own are served without one. Defragmentation stops nobody, so it does not count.
 pub fn serves(member: &Member) -> bool {
-    let leads_somewhere = member.handle().is_ok_and(|handle| {
-        let status = handle.status();
-        status.leader != 0 && !status.is_learner()
-    });
-    leads_somewhere && !member.is_draining()
+    member.handle().is_ok() && !member.is_draining()
+}
+
+/// Resolves once this member has known no leader for so long that streams which require one are ended.
+pub async fn leader_lost(member: &Member) {
+    match member.handle() {
+        Ok(handle) => {
+            let patience = watch::patience(handle.election_timeout());
+            watch::leader_lost(handle, patience).await;
+        }
+        Err(_) => future::pending().await,
+    }
 }
 
 /// Whether all checks of `/readyz` pass.

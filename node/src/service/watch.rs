@@ -358,7 +358,7 @@ pub(super) async fn cut<M: Watched>(led: Option<M>, patience: Duration, stopping
 }
 
 /// Resolves once the member has known no leader for `patience` without a break.
-async fn leader_lost<M: Watched>(member: M, patience: Duration) {
+pub(super) async fn leader_lost<M: Watched>(member: M, patience: Duration) {
     let status = member.status();
     let mut seen = (status.leader, status.term);
     loop {

@@ -15,7 +15,7 @@ use crate::cluster::{Cluster, Member};
 use crate::gateway::http;
 
 /// Services with their methods, one message there and one back.
-const UNARY: [(&str, &str); 8] = [
+const UNARY: [(&str, &str); 9] = [
     ("etcdserverpb.KV", "Range Put DeleteRange Txn Compact"),
     ("etcdserverpb.Lease", "LeaseGrant LeaseRevoke LeaseTimeToLive LeaseLeases"),
     ("etcdserverpb.Cluster", "MemberAdd MemberRemove MemberUpdate MemberList MemberPromote"),
@@ -28,15 +28,17 @@ const UNARY: [(&str, &str); 8] = [
     ),
     ("v3lockpb.Lock", "Lock Unlock"),
     ("v3electionpb.Election", "Campaign Proclaim Leader Resign"),
+    ("grpc.health.v1.Health", "Check List"),
 ];
 
 /// Streams; all of them are refused before anything is sent on them.
-const STREAMS: [(&str, &str); 5] = [
+const STREAMS: [(&str, &str); 6] = [
     ("etcdserverpb.KV", "RangeStream"),
     ("etcdserverpb.Watch", "Watch"),
     ("etcdserverpb.Lease", "LeaseKeepAlive"),
     ("etcdserverpb.Maintenance", "Snapshot"),
     ("v3electionpb.Election", "Observe"),
+    ("grpc.health.v1.Health", "Watch"),
 ];
 
 fn paths(services: &'static [(&str, &str)]) -> impl Iterator<Item = String> {

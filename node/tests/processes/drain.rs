@@ -7,6 +7,9 @@ use pb::watch_request::RequestUnion;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::{Code, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::cluster::{Cluster, Member, PATIENCE};
 use crate::gateway::http::Request;
@@ -119,6 +122,26 @@ async fn a_second_signal_cuts_the_delay_short_and_nothing_else() {
     let history = writers.finish().await;
     history.check(&cluster).await;
     assert_eq!(history.unknown_errors, Vec::<String>::new(), "{}", cluster.logs());
+}
+
+/// Who asks gRPC's health service where to go is told in time, as who asks `/readyz`.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_service_tells_of_the_stop_while_everything_is_served() {
+    let cluster = Cluster::start_with(1, &["--drain-delay=600s"]).await;
+    let member = &cluster.members[0];
+    let mut health = HealthClient::new(member.channel());
+    let check = HealthCheckRequest::default();
+    let mut followed = health.watch(check.clone()).await.expect("a stream").into_inner();
+    let mut said = async || {
+        let next = timeout(PATIENCE, followed.message()).await.expect("in time");
+        next.expect("no error").expect("an answer").status()
+    };
+    assert_eq!(said().await, ServingStatus::Serving);
+    member.signal("TERM");
+    assert_eq!(said().await, ServingStatus::NotServing);
+    let checked = health.check(check).await.expect("an answer").into_inner().status();
+    assert_eq!(checked, ServingStatus::NotServing);
+    member.put("still", "served").await.expect("a write");
 }
 
 /// The typed end is not kept waiting by a delay that may be long.

@@ -8,10 +8,13 @@ use bytes::Bytes;
 use pb::alarm_request::AlarmAction;
 use tonic::Code;
 use tonic::transport::Endpoint;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::cluster::{Cluster, Member, PATIENCE};
-use crate::etcd::Etcd;
-use crate::gateway::http::Request;
+use crate::etcd::{Etcd, RELEASES, program};
+use crate::gateway::http::{Request, healthy};
 
 const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
 
@@ -279,33 +282,60 @@ fn sum(text: &str, prefix: &str) -> f64 {
     values.filter_map(|value| value.parse::<f64>().ok()).sum()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_health_service_says_when_there_is_no_leader() {
-    use tonic_health::pb::health_check_response::ServingStatus;
-    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+/// Who follows the health of a member; with `required` he wants to hear of it when there is no leader.
+async fn health_followed(port: u16, required: bool) -> tonic::Streaming<HealthCheckResponse> {
+    let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("a URL").connect_lazy();
+    let mut request = tonic::Request::new(HealthCheckRequest::default());
+    if required {
+        request.metadata_mut().insert("hasleader", "true".parse().expect("a value"));
+    }
+    HealthClient::new(channel).watch(request).await.expect("a stream").into_inner()
+}
 
+/// What is said next on such a stream.
+async fn next_health(stream: &mut tonic::Streaming<HealthCheckResponse>) -> String {
+    match tokio::time::timeout(PATIENCE, stream.message()).await.expect("in time") {
+        Ok(answer) => format!("{:?}", answer.map(|answer| answer.status())),
+        Err(status) => format!("{:?} {}", status.code(), status.message()),
+    }
+}
+
+/// What the health service of the first of three members says while all are there, and after the others were killed.
+async fn health_alone(ports: &[u16], kill_others: impl FnOnce()) -> Vec<String> {
+    for port in ports {
+        healthy(*port).await;
+    }
+    let mut followed = health_followed(ports[0], false).await;
+    let mut required = health_followed(ports[0], true).await;
+    let mut told = vec![next_health(&mut followed).await, next_health(&mut required).await];
+    kill_others();
+    // That takes three election time-outs without a leader, so there is none when the rest is asked.
+    told.push(next_health(&mut required).await);
+    let mut again = health_followed(ports[0], false).await;
+    told.push(next_health(&mut again).await);
+    let more = tokio::time::timeout(Duration::from_millis(300), followed.message()).await;
+    assert!(more.is_err(), "neither ended nor told anything else: {more:?}");
+    told
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_health_service_says_serving_without_a_leader_as_etcds() {
     let mut cluster = Cluster::start(3).await;
-    let leader = cluster.leader().await;
-    let survivor = (leader + 1) % 3;
-    let url = cluster.members[survivor].client_url();
-    let check = || async {
-        let channel = Endpoint::from_shared(url.clone()).expect("a URL").connect().await.expect("connected");
-        let mut client = HealthClient::new(channel);
-        let request = HealthCheckRequest { service: String::new() };
-        client.check(request).await.expect("an answer").into_inner().status()
-    };
-    cluster.eventually("it serves", || async { check().await == ServingStatus::Serving }).await;
-    cluster.members[leader].kill();
-    cluster.members[(leader + 2) % 3].kill();
-    cluster.eventually("nobody leads", || async { check().await == ServingStatus::NotServing }).await;
-    cluster.restart(leader);
-    cluster.eventually("it serves again", || async { check().await == ServingStatus::Serving }).await;
+    let ports: Vec<u16> = cluster.members.iter().map(|member| member.client_port).collect();
+    let ours = health_alone(&ports, || cluster.members[1..].iter_mut().for_each(Member::kill)).await;
+    let serving = "Some(Serving)";
+    assert_eq!(ours, [serving, serving, "Cancelled Stream has ended.", serving]);
+    for release in RELEASES {
+        let Some(program) = program(release) else { continue };
+        let mut etcd = Etcd::run(&program, 3, &[]);
+        let ports = etcd.ports.clone();
+        let theirs = health_alone(&ports, || [1, 2].into_iter().for_each(|index| etcd.kill(index))).await;
+        assert_eq!(ours, theirs, "the second is {release}'s");
+    }
 }
 
 /// What the health service says of a service that there is not: to a check, and at first to a watch, which stays open.
 async fn unknown_service(port: u16) -> (Code, String, i32) {
-    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
-
     let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("a URL").connect_lazy();
     let mut client = HealthClient::new(channel);
     let request = HealthCheckRequest { service: "nobody".to_owned() };
@@ -321,7 +351,7 @@ async fn unknown_service(port: u16) -> (Code, String, i32) {
 async fn a_service_that_there_is_not_may_be_watched_as_with_etcd() {
     let cluster = Cluster::start(1).await;
     let ours = unknown_service(cluster.members[0].client_port).await;
-    let unknown = tonic_health::pb::health_check_response::ServingStatus::ServiceUnknown;
+    let unknown = ServingStatus::ServiceUnknown;
     assert_eq!(ours, (Code::NotFound, "unknown service".to_owned(), unknown.into()));
     if let Some(etcd) = Etcd::start().await {
         assert_eq!(ours, unknown_service(etcd.port).await);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Member};
 use crate::gateway::http::Request;
 use crate::writer::{Fate, Writers};
 
@@ -32,7 +32,7 @@ async fn all_members_killed_at_once_come_back_with_everything_acknowledged() {
     let mut cluster = Cluster::start(3).await;
     let writers = Writers::start(&cluster, 4);
     writers.have_written(40).await;
-    cluster.members.iter_mut().for_each(crate::cluster::Member::kill);
+    cluster.members.iter_mut().for_each(Member::kill);
     let history = writers.finish().await;
     for index in 0..3 {
         cluster.restart(index);
@@ -91,6 +91,22 @@ async fn each_stops_and_nobody_is_left_in_doubt(mut cluster: Cluster, writers: W
     let history = writers.finish().await;
     history.check(&cluster).await;
     assert_eq!(history.unknown_errors, Vec::<String>::new(), "{}", cluster.logs());
+}
+
+/// Drivers and systemd go on once they are told that a member is ready, and then their calls succeed. As etcd's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_restarts_is_ready_once_it_knows_a_leader() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.members.iter_mut().for_each(Member::kill);
+    let told = |member: &Member| member.log_text().matches("ready to serve client requests").count();
+    cluster.restart(0);
+    // It listens by then, and has read from its disk that it is no new member.
+    cluster.eventually("it tells its status", || async { cluster.members[0].status().await.is_some() }).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(told(&cluster.members[0]), 1, "when it was founded, and not again\n{}", cluster.logs());
+    cluster.restart(1);
+    let both = || async { cluster.members[..2].iter().all(|member| told(member) == 2) };
+    cluster.eventually("they are ready once one of them leads", both).await;
 }
 
 /// As etcd's flags say: after so many entries the log is trimmed, and so many are kept for those that are behind.

@@ -53,13 +53,13 @@ async fn probe(state: &str, port: u16, told: &mut Vec<String>) {
     }
 }
 
-/// What gRPC's health service says; a learner of ours says it otherwise (docs/decisions/0031).
+/// What gRPC's health service says.
 async fn check(state: &str, port: u16, told: &mut Vec<String>) {
     let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("a URL").connect_lazy();
     let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
     told.push(format!(
         "{state}: {:?}",
-        answer.map(|answer| answer.into_inner().status()).map_err(|status| status.code())
+        answer.map(|answer| answer.into_inner().status()).map_err(|status| (status.code(), status.message().to_owned()))
     ));
 }
 
@@ -126,6 +126,7 @@ async fn learner(port: u16) -> Vec<String> {
     healthy(port).await;
     let mut told = Vec::new();
     probe("learner", port, &mut told).await;
+    check("learner", port, &mut told).await;
     told
 }
 
@@ -139,6 +140,8 @@ async fn a_learners_probes_are_told_as_by_etcd() {
     let ours = learner(cluster.members[index].client_port).await;
     let failed = "learner: /readyz/non_learner 503 [-]non_learner failed: not supported for learner";
     assert!(ours.iter().any(|line| line.starts_with(failed)), "{ours:#?}");
+    let refused = r#"learner: Err((FailedPrecondition, "etcdserver: rpc not supported for learner"))"#;
+    assert_eq!(ours.last().map(String::as_str), Some(refused));
     for release in RELEASES {
         let Some(program) = program(release) else { continue };
         let mut etcd = Etcd::run(&program, 1, &[]);
