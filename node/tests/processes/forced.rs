@@ -98,6 +98,8 @@ async fn the_last_member_goes_on_alone_and_new_ones_make_a_cluster_with_it() {
     assert_alone(&cluster, &before).await;
     let log = cluster.members[0].log_text();
     assert!(log.contains("forcing restart member") && log.contains("take the flag away"), "{log}");
+    // What the member to go on with is chosen by (docs/recovery.md).
+    assert!(log.contains(r#""last_term":"#), "{log}");
     // Again, and without the flag; killed, so that nothing is flushed on the way.
     for forced in [true, false] {
         cluster.members[0].kill();
