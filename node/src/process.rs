@@ -2,9 +2,10 @@
 
 mod slice;
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
-use std::{env, fs, io};
+use std::{env, fs};
 
 use balsa_proto::log::Marker;
 use balsa_proto::node::ExitCode;
@@ -117,10 +118,9 @@ impl Termination {
     /// Says it on stderr and in the termination log, and ends the process.
     pub fn end(self) -> ! {
         // A person or a script has mistyped, and looks for the plain words, as etcd says them.
-        if self.reason == USAGE {
-            eprintln!("{}", self.message);
-        }
-        eprintln!("{}", self.to_json());
+        let plain = if self.reason == USAGE { format!("{}\n", self.message) } else { String::new() };
+        // Where nobody can be told, the code still says it.
+        let _ = writeln!(io::stderr(), "{plain}{}", self.to_json());
         let named = env::var_os("TERMINATION_LOG").map(PathBuf::from);
         let log = named.unwrap_or_else(|| PathBuf::from(TERMINATION_LOG));
         // The default file is only there under Kubernetes; it is never created elsewhere.

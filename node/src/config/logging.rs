@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::SubscriberBuilder;
 
 use super::hot::HotConfig;
 use super::journal::{self, Journal};
@@ -47,7 +48,7 @@ impl LogLevel {
 /// A file that cannot be opened, with its name.
 pub fn start(config: &Config, level: &str) -> io::Result<LogLevel> {
     let outputs = Arc::new(Outputs::open(&config.log_outputs, config.log_rotation.as_ref())?);
-    let lines = tracing_subscriber::fmt().with_writer(outputs).event_format(LogLine(config.log_format));
+    let lines = builder().with_writer(outputs).event_format(LogLine(config.log_format));
     let lines = lines.with_env_filter(EnvFilter::new(level)).with_filter_reloading();
     let handle = lines.reload_handle();
     if lines.try_init().is_ok() {
@@ -65,8 +66,14 @@ pub fn start(config: &Config, level: &str) -> io::Result<LogLevel> {
 /// Starts logging for a process that has no configuration of it: to stderr, from `info` on. A second call has no effect.
 pub fn start_on_stderr() {
     let outputs = Arc::new(Outputs { stderr: true, ..Outputs::default() });
-    let lines = tracing_subscriber::fmt().with_writer(outputs).event_format(LogLine(LogFormat::Json));
+    let lines = builder().with_writer(outputs).event_format(LogLine(LogFormat::Json));
     let _ = lines.with_env_filter(EnvFilter::new("info")).try_init();
+}
+
+/// Says nothing of lines that cannot be written: it would do so on stderr, and where that cannot be written either, as on a full disk or
+/// when its reader is gone, the thread that logs would panic.
+fn builder() -> SubscriberBuilder {
+    tracing_subscriber::fmt().log_internal_errors(false)
 }
 
 /// Everything that lines are written to.
@@ -107,25 +114,27 @@ fn not_opened(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("open sink {name:?}: open {name}: {words}"))
 }
 
-/// A line comes in one piece and goes to each as one.
+/// A line comes in one piece and goes to each as one, whichever of the others cannot be written.
 impl Write for &Outputs {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut failed = None;
+        let mut note = |written: io::Result<()>| failed = failed.take().or(written.err());
         if self.stderr {
-            io::stderr().write_all(line)?;
+            note(io::stderr().write_all(line));
         }
         if self.stdout {
-            io::stdout().write_all(line)?;
+            note(io::stdout().write_all(line));
         }
         if let Some(journal) = &self.journal {
-            journal.write_line(line)?;
+            note(journal.write_line(line));
         }
         for mut file in &self.files {
-            file.write_all(line)?;
+            note(file.write_all(line));
         }
         if let Some(file) = &self.rotating {
-            file.lock().write_line(line)?;
+            note(file.lock().write_line(line));
         }
-        Ok(line.len())
+        failed.map_or(Ok(line.len()), Err)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -150,5 +159,16 @@ mod tests {
         let path = directory.path().join("no/such").display().to_string();
         let words = format!("open sink {path:?}: open {path}: no such file or directory");
         assert_eq!(Outputs::open(&missing, None).err().unwrap().to_string(), words);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_keeps_no_line_from_the_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("good");
+        let files = [Path::new("/dev/full"), path.as_path()]
+            .map(|path| File::options().append(true).create(true).open(path).unwrap());
+        let outputs = Outputs { files: files.into(), ..Outputs::default() };
+        assert_eq!((&outputs).write(b"line\n").unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "line\n");
     }
 }

@@ -31,7 +31,7 @@ use super::watch::{ViewSource, WatchHub};
 use super::{Failure, Store};
 use crate::domain::apply::{AppliedPoint, StateMachine};
 use crate::domain::command::first_sequence;
-use crate::domain::raft::recovery::repair;
+use crate::domain::raft::recovery::{end_of, repair};
 use crate::domain::raft::{Replica, ReplicaConfig};
 use crate::storage::rocks::RocksLog;
 use crate::storage::{self, KeySpace, LogStore, LogWrite, SnapshotPoint, StorageError};
@@ -123,7 +123,8 @@ pub(crate) fn open<'a>(config: &'a NodeConfig, marker: &'a Marker) -> Result<Dis
         info!(index = applied.index, "repairing the log from the key space");
         log.write(fixes.as_write())?;
     }
-    info!(applied = applied.index, last = initial.last_index, took = ?started.elapsed(), "disk opened");
+    let (last, last_term) = end_of(&*log, &initial)?;
+    info!(applied = applied.index, last, last_term, took = ?started.elapsed(), "disk opened");
     Ok(Disk { config, marker, layout, log, store, machine })
 }
 

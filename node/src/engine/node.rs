@@ -255,7 +255,7 @@ impl Node {
         let alone = Membership::default();
         check_place(&marker, if force { &alone } else { disk.membership() }, &listed, &self.config)?;
         if force {
-            self.check_lost(&marker, &peers, &known).await?;
+            self.check_lost(&marker, &[peers, others].concat(), &[known, listed].concat()).await?;
             disk.force()?;
         }
         let handle = disk.start(&self.fatal)?;
@@ -272,13 +272,14 @@ impl Node {
         Ok(())
     }
 
-    /// Whether the cluster of `marker` is lost, as far as its other members `peers` know, which have said `known`. They are asked
-    /// again after a while: between two leaders there is none.
-    async fn check_lost(&self, marker: &Marker, peers: &[String], known: &[MembersResponse]) -> Result<(), StartError> {
-        check_leaderless(marker, known)?;
-        if !known.is_empty() {
+    /// Whether the cluster of `marker` is lost, as far as its other members know, which are to be at `urls` and have `said` that. They
+    /// are asked again after a while: between two leaders there is none, and a machine that was just started may not reach anybody
+    /// yet. The disk may be older than where they are now, which the flags tell.
+    async fn check_lost(&self, marker: &Marker, urls: &[String], said: &[MembersResponse]) -> Result<(), StartError> {
+        check_leaderless(marker, said)?;
+        if !urls.is_empty() {
             tokio::time::sleep(self.config.tick * self.config.election_ticks * 2).await;
-            check_leaderless(marker, &ask(&self.config.dialer, peers).await)?;
+            check_leaderless(marker, &ask(&self.config.dialer, urls).await)?;
         }
         Ok(())
     }

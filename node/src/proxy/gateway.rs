@@ -85,7 +85,8 @@ impl Gateway {
     }
 
     async fn servers(&self) -> Result<Vec<Server>, Refused> {
-        let discovered = discovered(&self.0, self.0.text("trusted-ca-file")).await?;
+        let Discovered { secure, insecure } = discovered(&self.0, self.0.text("trusted-ca-file")).await?;
+        let discovered = [secure, insecure].concat();
         if !discovered.is_empty() {
             return Ok(discovered);
         }
@@ -93,11 +94,29 @@ impl Gateway {
     }
 }
 
+/// The servers that a domain names.
+#[derive(Debug, Default)]
+pub(super) struct Discovered {
+    /// Behind TLS.
+    secure: Vec<Server>,
+    insecure: Vec<Server>,
+}
+
+impl Discovered {
+    /// As URLs, which say how each is spoken to.
+    pub(super) fn urls(&self) -> Vec<String> {
+        let urls = |scheme, servers: &[Server]| -> Vec<String> {
+            servers.iter().map(|server| format!("{scheme}://{}", server.address())).collect()
+        };
+        [urls("https", &self.secure), urls("http", &self.insecure)].concat()
+    }
+}
+
 /// The servers that a domain names, if the command line names a domain; `authorities` is a file.
-pub(super) async fn discovered(given: &Given, authorities: &str) -> Result<Vec<Server>, Refused> {
+pub(super) async fn discovered(given: &Given, authorities: &str) -> Result<Discovered, Refused> {
     let domain = given.text("discovery-srv");
     if domain.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Discovered::default());
     }
     let resolver = Resolver::of_system();
     let name = given.text("discovery-srv-name");
@@ -110,9 +129,9 @@ pub(super) async fn discovered(given: &Given, authorities: &str) -> Result<Vec<S
     let (secure, insecure) = (secure.unwrap_or_default(), insecure.unwrap_or_default());
     tracing::info!("srv-server" = domain, endpoints = ?addresses(&[&secure[..], &insecure].concat()), "discovered cluster from SRV");
     if given.is_on("insecure-discovery") {
-        return Ok([secure, insecure].concat());
+        return Ok(Discovered { secure, insecure });
     }
-    Ok(validated(authorities, domain, secure, &insecure).await)
+    Ok(Discovered { secure: validated(authorities, domain, secure, &insecure).await, insecure: Vec::new() })
 }
 
 /// Those of the name for TLS that can be reached. As in etcd, whether they show a good certificate is for the client to

@@ -256,18 +256,16 @@ impl GrpcProxy {
     pub(super) async fn run(self, ready: impl FnOnce()) -> Result<(), Refused> {
         let given = &self.0;
         let said = |error: &dyn std::fmt::Display| Refused::Said(format!("{error}\n"));
-        let servers = discovered(given, given.text("cacert")).await?;
-        let endpoints = match servers.is_empty() {
-            true => given.list("endpoints"),
-            false => servers.iter().map(|server| server.address()).collect(),
-        };
+        let discovered = discovered(given, given.text("cacert")).await?.urls();
+        let endpoints = if discovered.is_empty() { given.list("endpoints") } else { discovered };
         if endpoints.is_empty() {
             return Err(Refused::Said("no endpoints found\n".to_owned()));
         }
-        let to_members = self.tls_to_members().map_err(|error| said(&error))?;
+        let is_demanded = endpoints.iter().any(|endpoint| endpoint.starts_with("https:"));
+        let to_members = self.tls_to_members(is_demanded).map_err(|error| said(&error))?;
         let of_port = self.tls_of_port().map_err(|error| said(&error))?;
         let dialer = Dialer::new(to_members.clone()).as_client(self.pings());
-        let upstream = Upstream::new(dialer, endpoints, to_members.is_some());
+        let upstream = Upstream::new(dialer, endpoints, self.asks_for_tls());
         let calls = Arc::new(Calls {
             upstream,
             namespace: Namespace::new(given.text("namespace")),
@@ -343,12 +341,19 @@ impl GrpcProxy {
         }
     }
 
-    /// How members are spoken to; None for without TLS.
-    fn tls_to_members(&self) -> Result<Option<Arc<Tls>>, TlsError> {
+    /// Whether a flag says how members are spoken to by TLS, as those are then of which no URL says how.
+    fn asks_for_tls(&self) -> bool {
+        let named = ["cacert", "cert", "key"].into_iter().any(|flag| !self.0.text(flag).is_empty());
+        named || self.0.is_on("insecure-skip-tls-verify")
+    }
+
+    /// How members are spoken to; None for without TLS. Where a URL demands it and no flag says how, the system's authorities
+    /// count, as with etcd's.
+    fn tls_to_members(&self, is_demanded: bool) -> Result<Option<Arc<Tls>>, TlsError> {
         let skip = self.0.is_on("insecure-skip-tls-verify");
         let authorities = self.0.text("cacert");
         let identity = self.identity("cert", "key")?;
-        if authorities.is_empty() && identity.is_none() && !skip {
+        if !self.asks_for_tls() && !is_demanded {
             return Ok(None);
         }
         let options = TlsOptions {

@@ -98,6 +98,8 @@ async fn the_last_member_goes_on_alone_and_new_ones_make_a_cluster_with_it() {
     assert_alone(&cluster, &before).await;
     let log = cluster.members[0].log_text();
     assert!(log.contains("forcing restart member") && log.contains("take the flag away"), "{log}");
+    // What the member to go on with is chosen by (docs/recovery.md).
+    assert!(log.contains(r#""last_term":"#), "{log}");
     // Again, and without the flag; killed, so that nothing is flushed on the way.
     for forced in [true, false] {
         cluster.members[0].kill();
@@ -237,6 +239,28 @@ async fn a_cluster_that_has_a_leader_is_not_made_two() {
     }
     assert_eq!(members(&cluster.members[0]).await.len(), 3);
     cluster.assert_hashes_agree().await;
+}
+
+/// As where the unit starts before the network does: the first question is not answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_is_reached_a_moment_later_is_not_made_two() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let forced = (leader + 1) % 3;
+    let others = [leader, (leader + 2) % 3];
+    cluster.members[forced].kill();
+    others.iter().for_each(|index| cluster.members[*index].signal("STOP"));
+    let opened = |cluster: &Cluster| cluster.members[forced].log_text().matches("disk opened").count();
+    let before = opened(&cluster);
+    start(&mut cluster, forced, true);
+    cluster.eventually("it asks", || async { opened(&cluster) > before }).await;
+    // The question has a second, and there are two election time-outs until the next.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    others.iter().for_each(|index| cluster.members[*index].signal("CONT"));
+    assert_eq!(cluster.members[forced].wait_for_exit().code(), Some(1), "{}", cluster.logs());
+    start(&mut cluster, forced, false);
+    cluster.serves(forced).await;
+    assert_eq!(members(&cluster.members[forced]).await.len(), 3);
 }
 
 /// A member of old that still runs, without a leader, is no hindrance, and ends when it hears of its removal.

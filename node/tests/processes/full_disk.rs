@@ -80,3 +80,21 @@ async fn a_full_file_system_loses_nothing_and_serves_again_with_room() {
     cluster.members[0].put("after", "room").await.expect("a write");
     cluster.members[0].kill();
 }
+
+/// Where its lines go there is no room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_lines_cannot_be_written_goes_on_and_ends_with_its_code() {
+    let mut cluster = Cluster::start(1).await;
+    let run = |cluster: &mut Cluster| {
+        cluster.members[0].kill();
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec \"$0\" \"$@\" >/dev/full 2>&1"]).arg(env!("CARGO_BIN_EXE_balsa"));
+        cluster.run_inside(0, command);
+    };
+    run(&mut cluster);
+    cluster.serves(0).await;
+    cluster.members[0].put("a", "b").await.expect("a write");
+    cluster.members[0].flags = vec!["--max-txn-ops=0".to_owned()];
+    run(&mut cluster);
+    assert_eq!(cluster.members[0].wait_for_exit().code(), Some(1));
+}

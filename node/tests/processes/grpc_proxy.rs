@@ -16,7 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::cluster::{Cluster, PATIENCE, free_port};
 use crate::etcd::{RELEASES, program};
 use crate::gateway::http::{Request, healthy};
-use crate::tls::Authority;
+use crate::tls::{Authority, open_to_all};
 
 /// A proxy on a port of its own. Ends with the value.
 struct Proxy {
@@ -27,15 +27,19 @@ struct Proxy {
 
 impl Proxy {
     async fn start(program: &Path, cluster: &Cluster, flags: &[&str]) -> Self {
-        let (port, directory) = (free_port(), TempDir::new().expect("a directory"));
         let endpoints: Vec<_> =
             cluster.members.iter().map(|member| format!("127.0.0.1:{}", member.client_port)).collect();
-        let process = Command::new(program)
+        Self::before(Command::new(program), &endpoints.join(","), flags).await
+    }
+
+    async fn before(mut command: Command, endpoints: &str, flags: &[&str]) -> Self {
+        let (port, directory) = (free_port(), TempDir::new().expect("a directory"));
+        let process = command
             .current_dir(directory.path())
             .args(["grpc-proxy", "start"])
             .arg(format!("--listen-addr=127.0.0.1:{port}"))
             .arg(format!("--advertise-client-url=127.0.0.1:{port}"))
-            .arg(format!("--endpoints={}", endpoints.join(",")))
+            .arg(format!("--endpoints={endpoints}"))
             .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -152,6 +156,19 @@ fn a_proxy_that_would_lend_its_name_or_leave_tls_out_does_not_start() {
             let (code, text) = said(&program, flags);
             assert!(code == Some(1) && text.contains(words), "{} {flags:?}: {code:?} {text}", program.display());
         }
+    }
+}
+
+/// Without a flag that says whom to trust, the system's authorities are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_url_is_https_is_spoken_to_by_tls_whatever_the_flags_are() {
+    let (cluster, authority) = open_to_all().await;
+    let ours = Path::new(env!("CARGO_BIN_EXE_balsa")).to_owned();
+    for program in std::iter::once(ours).chain(RELEASES.into_iter().filter_map(program)) {
+        let mut command = Command::new(&program);
+        command.env("SSL_CERT_FILE", authority.ca());
+        let proxy = Proxy::before(command, &cluster.members[0].client_url(), &[]).await;
+        assert_eq!(proxy.etcdctl(&["put", "a", "b"]), "OK", "{}", program.display());
     }
 }
 

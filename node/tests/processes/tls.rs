@@ -116,6 +116,20 @@ pub(crate) async fn secured(size: usize) -> (Cluster, Authority, Identity) {
     (cluster, authority, client)
 }
 
+/// A member behind TLS that demands nobody's certificate for its client port.
+pub(crate) async fn open_to_all() -> (Cluster, Authority) {
+    let mut cluster = Cluster::unstarted(1);
+    let authority = Authority::new(cluster.directory.path().join("tls"));
+    let (identity, member) = (authority.sign("m0", "m0"), &mut cluster.members[0]);
+    let files = [("cert-file", &identity.cert), ("key-file", &identity.key)];
+    let of_peers = [("peer-cert-file", &identity.cert), ("peer-key-file", &identity.key)];
+    member.flags = files.into_iter().chain(of_peers).map(|(name, path)| flag(name, path)).collect();
+    member.flags.push(flag("peer-trusted-ca-file", &authority.ca()));
+    member.tls = Some(authority.client(None));
+    cluster.found().await;
+    (cluster, authority)
+}
+
 /// A tool of the tests' cache, or of the system.
 fn tool(name: &str) -> Command {
     let cache = std::env::var("BALSA_CACHE").map(PathBuf::from);

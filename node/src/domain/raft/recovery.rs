@@ -3,7 +3,7 @@
 
 use raft::eraftpb::HardState;
 
-use crate::storage::{InitialState, LogWrite, SnapshotPoint};
+use crate::storage::{InitialState, LogStore, LogWrite, SnapshotPoint};
 
 /// A log that ends before what is known to have been in it. It held entries, and maybe a vote, that others count on: the
 /// member must not take part again.
@@ -65,9 +65,26 @@ pub fn repair(log: &InitialState, applied: &SnapshotPoint) -> Result<Repair, Los
     Ok(repair)
 }
 
+/// The index and the term of the last entry of a log that was opened as `initial`. Of two logs the one of the higher term is newer,
+/// and of one term the longer one: by that rule members vote, and a human chooses the member that goes on alone.
+///
+/// # Errors
+/// Of the store.
+pub fn end_of(log: &impl LogStore, initial: &InitialState) -> crate::storage::Result<(u64, u64)> {
+    let point = &initial.snapshot;
+    if initial.last_index <= point.index {
+        return Ok((point.index, point.term));
+    }
+    let last = log.entries(initial.last_index, initial.last_index + 1, u64::MAX)?;
+    Ok((initial.last_index, last.first().map_or(point.term, |entry| entry.term)))
+}
+
 #[cfg(test)]
 mod tests {
+    use raft::eraftpb::Entry;
+
     use super::*;
+    use crate::storage::memory::MemoryLog;
 
     fn point(index: u64, term: u64) -> SnapshotPoint {
         SnapshotPoint { index, term, ..SnapshotPoint::default() }
@@ -102,5 +119,20 @@ mod tests {
         assert_eq!(lost, Err(LostTail { last: 10, needed: 12, how: "applied" }));
         let lost = repair(&log(2, 10, 4, 11), &point(9, 4));
         assert_eq!(lost, Err(LostTail { last: 10, needed: 11, how: "committed" }));
+    }
+
+    /// Not the term of the hard state, which a member has heard of without getting any entry of it.
+    #[test]
+    fn a_log_ends_with_its_last_entry_or_where_it_begins() {
+        let (log, begin) = (MemoryLog::default(), point(5, 2));
+        let hard_state = HardState { term: 9, commit: 5, ..HardState::default() };
+        let write =
+            LogWrite { reset_to: Some(&begin), hard_state: Some(&hard_state), sync: true, ..LogWrite::default() };
+        log.write(write).unwrap();
+        assert_eq!(end_of(&log, &log.initial().unwrap()).unwrap(), (5, 2));
+        let entries: Vec<Entry> =
+            [(6, 2), (7, 4)].map(|(index, term)| Entry { index, term, ..Entry::default() }).into();
+        log.write(LogWrite { entries: &entries, sync: true, ..LogWrite::default() }).unwrap();
+        assert_eq!(end_of(&log, &log.initial().unwrap()).unwrap(), (7, 4));
     }
 }

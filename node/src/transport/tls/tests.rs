@@ -216,6 +216,42 @@ async fn members_with_certificates_of_their_own_find_each_other() {
     assert!(connect(&a, &b).await.is_ok() && connect(&b, &a).await.is_ok());
 }
 
+/// A server that demands no certificate offers to resume, and would not have to show its own again, which may be over by then.
+#[tokio::test]
+async fn a_server_shows_its_certificate_at_each_connection() {
+    let authority = Authority::new();
+    let server = authority.sign("server", "the server");
+    let client = TlsOptions { identity: None, ..authority.options(server.clone()) };
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    // Files that have just changed are read for each connection, and what was remembered goes with that.
+    for file in [&server.cert, &server.key, &authority.path("ca.pem")] {
+        fs::File::options().write(true).open(file).unwrap().set_modified(long_ago).unwrap();
+    }
+    for version in [Version::Tls12, Version::Tls13] {
+        let bounds = |options: TlsOptions| TlsOptions { min_version: version, max_version: version, ..options };
+        let server = TlsOptions { identity: Some(server.clone()), ..TlsOptions::default() };
+        let (client, server) = (Tls::new("peer", bounds(client.clone())), Tls::new("client", bounds(server)));
+        let (client, server) = (client.unwrap(), server.unwrap());
+        assert!(!server.options().demands_certificate());
+        for _ in 0..2 {
+            let (near, far) = duplex(64 << 10);
+            let accept = async {
+                let mut stream = TlsAcceptor::from(server.server().unwrap()).accept(far).await.unwrap();
+                stream.write_all(b"x").await.unwrap();
+                stream.get_ref().1.handshake_kind()
+            };
+            let dial = async {
+                let host = "localhost".try_into().unwrap();
+                let mut stream = TlsConnector::from(client.client().unwrap()).connect(host, near).await.unwrap();
+                // With the byte comes what a session could be resumed by.
+                stream.read_exact(&mut [0]).await.unwrap();
+            };
+            let (kind, ()) = tokio::join!(accept, dial);
+            assert!(!matches!(kind, None | Some(rustls::HandshakeKind::Resumed)), "{version:?}: {kind:?}");
+        }
+    }
+}
+
 #[test]
 fn a_missing_file_is_named_in_gos_words() {
     let identity = Identity { cert: "/no/cert".into(), key: "/no/key".into() };
