@@ -16,7 +16,7 @@ CARGO := cargo
 SCENARIO ?=
 CLIENT ?=
 TIMES ?= 20
-BENCHES ?= run watch watch-memory unread leases range tls
+BENCHES ?= run watch watch-memory unread leases range tls loaded
 
 .PHONY: help
 help: ## Show this list
@@ -108,7 +108,7 @@ kube-down: ## Take the local Kubernetes down, leaving nothing
 	@e2e/kubernetes/down
 
 .PHONY: bench
-bench: build ## Compare with etcd in one run, about half an hour; writes the tables for docs/benchmarks.md
+bench: build ## Compare with etcd in one run, about 35 minutes, the last 3 beside busy loops; writes the tables for docs/benchmarks.md
 	@e2e/install etcd
 	@status=0; for what in $(BENCHES); do echo "== e2e/bench/$$what"; e2e/bench/$$what || status=1; done; exit $$status
 

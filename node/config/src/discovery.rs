@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::secret::Secret;
 use super::sources::Raw;
 use super::{ConfigError, invalid};
 
@@ -54,7 +55,7 @@ pub struct Registry {
     /// A user there; nobody without a password.
     pub user: String,
     /// Its password.
-    pub password: String,
+    pub password: Secret,
 }
 
 impl Registry {
@@ -74,7 +75,7 @@ impl Registry {
             key: file("key"),
             cacert: file("cacert"),
             user: text("user"),
-            password: text("password"),
+            password: raw.text("discovery-password").into(),
         })
     }
 }
@@ -163,7 +164,7 @@ mod tests {
             key: None,
             cacert: Some("ca".into()),
             user: "u".to_owned(),
-            password: String::new(),
+            password: "".into(),
         };
         let (by, token) = (Discovery::Registry(Box::new(expected)), "t".to_owned());
         assert_eq!(load(line), Ok(Bootstrap::Discovered { by, token, existing: false }));

@@ -368,6 +368,11 @@ pub fn is_switch(flag: Flag) -> bool {
     matches!(flag.kind, Bool(_)) || FORGOTTEN.contains(&flag.name)
 }
 
+/// Whether its value is a secret itself, and not the name of a file that holds one.
+pub fn is_secret(name: &str) -> bool {
+    name == "discovery-password"
+}
+
 /// Flags that say who and where a member is, and so differ between members that are configured alike.
 pub fn is_identity(name: &str) -> bool {
     const IDENTITY: [&str; 12] = [
@@ -409,6 +414,13 @@ mod tests {
             assert!(SERVED.iter().any(|flag| flag.name == name), "{name}");
             assert!(!is_identity(name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_flag_for_a_password_is_a_secret() {
+        let named = |flag: &Flag| ["password", "passwd", "secret"].iter().any(|word| flag.name.contains(word));
+        assert!(all().filter(named).all(|flag| is_secret(flag.name)));
+        assert!(all().any(|flag| is_secret(flag.name)));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod hot;
 pub mod initial_cluster;
 pub mod log_outputs;
 pub mod number;
+pub mod secret;
 pub mod sources;
 pub mod tls;
 pub mod url;
@@ -795,6 +796,17 @@ mod tests {
             assert_eq!(load(&[&format!("--log-level={level}")]).unwrap().hot.log_level, "warn");
         }
         assert_eq!(load(&["--log-level="]).unwrap().hot.log_level, "info");
+    }
+
+    #[test]
+    fn no_print_shows_a_password() {
+        let args =
+            ["--discovery-token=t", "--discovery-endpoints=a:1", "--discovery-user=u", "--discovery-password=xyzzy"];
+        let config = load(&args).unwrap();
+        let Bootstrap::Discovered { by: Discovery::Registry(registry), .. } = &config.bootstrap else { panic!() };
+        assert_eq!(registry.password.reveal(), "xyzzy");
+        let print = format!("{config:?}");
+        assert!(print.contains("discovery-password") && !print.contains("xyzzy"), "{print}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_yaml::Value;
 
 use super::command_line::{self, CommandLine};
 use super::flags::{self, Effect, Flag, Kind};
+use super::secret::HIDDEN;
 use super::{ConfigError, duration, number};
 
 /// Prefixes of variables, ours first.
@@ -63,7 +64,7 @@ impl Origin {
 }
 
 /// Merged values, still text; the defaults are filled in.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Raw {
     set: BTreeMap<&'static str, String>,
     defaults: BTreeMap<&'static str, &'static str>,
@@ -72,6 +73,16 @@ pub struct Raw {
     pub warnings: Vec<String>,
     /// The file that the values came from, if they did.
     pub file: Option<PathBuf>,
+}
+
+impl fmt::Debug for Raw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { set, defaults, origins, warnings, file } = self;
+        let set: BTreeMap<_, _> = set.iter().map(|(name, value)| (*name, shown(name, value))).collect();
+        let mut print = f.debug_struct("Raw");
+        print.field("set", &set).field("defaults", defaults).field("origins", origins);
+        print.field("warnings", warnings).field("file", file).finish()
+    }
 }
 
 impl Raw {
@@ -172,6 +183,11 @@ impl Raw {
         self.set.insert(flag.name, value);
         Ok(())
     }
+}
+
+/// The value as a print has it.
+fn shown<'a>(name: &str, value: &'a str) -> &'a str {
+    if flags::is_secret(name) { HIDDEN } else { value }
 }
 
 /// A number in Go's words, and in those of whoever reads them.

@@ -101,7 +101,7 @@ async fn join(settings: &Settings, seeker: Seeker<'_>) -> Result<(Roll, usize), 
 }
 
 fn options(settings: &Settings) -> Result<RegistryOptions, TlsError> {
-    let user = Some((settings.user.clone(), settings.password.clone()));
+    let user = Some((settings.user.clone(), settings.password.reveal().to_owned()));
     Ok(RegistryOptions {
         endpoints: settings.endpoints.iter().map(|endpoint| endpoint.trim().to_owned()).collect(),
         tls: tls(settings)?.map(Into::into),

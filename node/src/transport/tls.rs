@@ -1,8 +1,9 @@
 //! TLS of one port, both ways: what is shown to those that connect, and what is shown and demanded when connecting.
 //!
 //! The files are looked at when a connection is made, so that a new certificate, key or authority counts from the next
-//! connection on, whatever swapped it in. A change that cannot be used leaves the present ones in use, and says so. It
-//! knows files and certificates, and no address and no port.
+//! connection on, whatever swapped it in. A change that cannot be used leaves the present ones in use, and says so. The
+//! revocation list is a file by itself: it counts, whatever the others are like. It knows files and certificates, and no
+//! address and no port.
 
 mod load;
 mod names;
@@ -19,6 +20,7 @@ use rustls::{ClientConfig, ServerConfig};
 
 pub use self::names::Subject;
 pub use self::self_signed::self_signed;
+use self::verify::Revoked;
 use crate::metrics::{TLS_RELOAD_FAILURES, TLS_RELOADS};
 
 /// A file that changed this recently may change again within the resolution of its time of change.
@@ -109,9 +111,18 @@ impl TlsOptions {
         self.trusted_ca.is_some() || self.client_cert_auth
     }
 
-    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+    /// Files that count together.
+    fn files(&self) -> Vec<PathBuf> {
         let identities = [&self.identity, &self.client_identity].into_iter().flatten();
-        identities.flat_map(|identity| [&identity.cert, &identity.key]).chain(&self.trusted_ca).chain(&self.crl)
+        let pairs = identities.flat_map(|identity| [&identity.cert, &identity.key]);
+        pairs.chain(&self.trusted_ca).cloned().collect()
+    }
+
+    /// The list of certificates that are no longer good, if anybody's certificate is looked at.
+    fn list(&self) -> Option<&PathBuf> {
+        let of_clients = self.identity.is_some() && self.demands_certificate();
+        let of_servers = self.dials && !self.self_signed;
+        self.crl.as_ref().filter(|_| of_clients || of_servers)
     }
 }
 
@@ -145,18 +156,59 @@ struct Material {
 /// How a file looked: its time of change, length and number, behind all links. `None` when it is not there.
 type Stamp = Option<(SystemTime, u64, u64)>;
 
-/// What is in use, and what the files looked like when it was read.
-struct InUse {
-    material: Material,
+/// Files that are read together, and what they looked like when that was last done.
+struct Files {
+    paths: Vec<PathBuf>,
     stamps: Vec<Stamp>,
     /// The last complaint about files that cannot be used, which is not repeated for each connection.
     complaint: Option<TlsError>,
+}
+
+impl Files {
+    /// For files that are read right after.
+    fn new(paths: Vec<PathBuf>) -> Self {
+        Self { stamps: stamps(&paths), paths, complaint: None }
+    }
+
+    /// What `read` makes of them, if one looks different and they can be used. `port` is for people.
+    fn changed<T>(&mut self, port: &'static str, read: impl FnOnce() -> Result<T, TlsError>) -> Option<T> {
+        let stamps = stamps(&self.paths);
+        if stamps == self.stamps && self.complaint.is_none() && settled(&stamps) {
+            return None;
+        }
+        match read() {
+            Ok(value) => {
+                if stamps != self.stamps {
+                    TLS_RELOADS.with_label_values(&[port]).inc();
+                    tracing::info!(port, "took over changed TLS files");
+                }
+                (self.stamps, self.complaint) = (stamps, None);
+                Some(value)
+            }
+            Err(error) => {
+                if self.complaint.as_ref() != Some(&error) {
+                    TLS_RELOAD_FAILURES.with_label_values(&[port]).inc();
+                    tracing::warn!(port, %error, "changed TLS files cannot be used, the old ones stay");
+                }
+                self.complaint = Some(error);
+                None
+            }
+        }
+    }
+}
+
+/// What is in use, and of which files.
+struct InUse {
+    material: Material,
+    files: Files,
+    list: Files,
 }
 
 /// TLS of one port.
 pub struct Tls {
     port: &'static str,
     options: TlsOptions,
+    revoked: Arc<Revoked>,
     in_use: Mutex<InUse>,
 }
 
@@ -166,9 +218,11 @@ impl Tls {
     /// # Errors
     /// A file that is missing or is not what it should be.
     pub fn new(port: &'static str, options: TlsOptions) -> Result<Self, TlsError> {
-        let stamps = stamps(&options);
-        let material = load::load(&options)?;
-        Ok(Self { port, options, in_use: Mutex::new(InUse { material, stamps, complaint: None }) })
+        let (files, list) = (Files::new(options.files()), Files::new(options.list().cloned().into_iter().collect()));
+        let revoked = Arc::new(Revoked::default());
+        let material = load::load(&options, &revoked)?;
+        revoked.replace(load::revoked(options.list())?);
+        Ok(Self { port, options, revoked, in_use: Mutex::new(InUse { material, files, list }) })
     }
 
     /// The name of the port.
@@ -194,35 +248,19 @@ impl Tls {
     /// A look at a handful of files; they are read only when one looks different.
     fn current<T>(&self, pick: impl FnOnce(&Material) -> T) -> T {
         let mut in_use = self.in_use.lock();
-        let stamps = stamps(&self.options);
-        if stamps != in_use.stamps || in_use.complaint.is_some() || !settled(&stamps) {
-            self.reload(&mut in_use, stamps);
+        let InUse { material, files, list } = &mut *in_use;
+        if let Some(serials) = list.changed(self.port, || load::revoked(self.options.list())) {
+            self.revoked.replace(serials);
         }
-        pick(&in_use.material)
-    }
-
-    fn reload(&self, in_use: &mut InUse, stamps: Vec<Stamp>) {
-        match load::load(&self.options) {
-            Ok(material) => {
-                if stamps != in_use.stamps {
-                    TLS_RELOADS.with_label_values(&[self.port]).inc();
-                    tracing::info!(port = self.port, "took over changed TLS files");
-                }
-                *in_use = InUse { material, stamps, complaint: None };
-            }
-            Err(error) => {
-                if in_use.complaint.as_ref() != Some(&error) {
-                    TLS_RELOAD_FAILURES.with_label_values(&[self.port]).inc();
-                    tracing::warn!(port = self.port, %error, "changed TLS files cannot be used, the old ones stay");
-                }
-                in_use.complaint = Some(error);
-            }
+        if let Some(new) = files.changed(self.port, || load::load(&self.options, &self.revoked)) {
+            *material = new;
         }
+        pick(material)
     }
 }
 
-fn stamps(options: &TlsOptions) -> Vec<Stamp> {
-    options.files().map(|path| stamp(path)).collect()
+fn stamps(paths: &[PathBuf]) -> Vec<Stamp> {
+    paths.iter().map(|path| stamp(path)).collect()
 }
 
 fn stamp(path: &Path) -> Stamp {

@@ -442,6 +442,7 @@ fn suites_are_those_of_the_list_as_by_etcd() {
 
 /// etcd reads the list of revoked certificates at each connection, after the handshake, and closes the connection of whoever is
 /// on it. What it cannot read it takes for a list of everybody; Balsa goes on with the last list that it could read, and reads PEM too.
+/// In both the list counts by itself: here beside a certificate without its key, which makes etcd's ports end every handshake.
 #[test]
 fn who_is_revoked_is_refused_by_the_list_of_that_moment() {
     on_each(|program, is_ours, place, files| {
@@ -476,6 +477,14 @@ fn who_is_revoked_is_refused_by_the_list_of_that_moment() {
         come_to("no file", all("kept").but(TAKEN), revoked("lost"));
         write(&files.revoke(&[&kept, &lost]).0);
         come_to("a list of both", revoked("kept"), revoked("lost"));
+        std::fs::copy(files.identity("kept").cert, files.identity("server").cert).expect("copied");
+        write(&files.revoke(&[&lost]).0);
+        let unserved = |who, ours| knock(Both, who, "", "alert internal error").but(ours);
+        come_to(
+            "a certificate without its key",
+            unserved("kept", TAKEN),
+            unserved("lost", "alert certificate revoked"),
+        );
         wrong
     });
 }

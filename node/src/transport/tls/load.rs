@@ -1,8 +1,8 @@
-//! Files into what rustls serves and dials with. Everything is read at once, so that a certificate and its key are of one
-//! moment, or the whole is refused.
+//! Files into what rustls serves and dials with. What belongs together is read at once, so that a certificate and its key are
+//! of one moment, or the whole is refused. A revocation list belongs to nothing else.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::ServerCertVerifier;
@@ -14,7 +14,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
 use rustls::{RootCertStore, SupportedCipherSuite, SupportedProtocolVersion, version};
 
-use super::verify::{Allowed, AnyServer, CheckedClient, CheckedServer};
+use super::verify::{Allowed, AnyServer, CheckedClient, CheckedServer, Revoked};
 use super::{Material, Subject, TlsError, TlsOptions, Version};
 
 /// Names that Go has given up and its users still write.
@@ -23,18 +23,18 @@ const OLD_NAMES: [(&str, &str); 2] = [
     ("TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305", "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256"),
 ];
 
-/// Reads all files of `options`.
-pub(super) fn load(options: &TlsOptions) -> Result<Material, TlsError> {
+/// Reads all files of `options` but the revocation list. Whoever is checked is looked for in `revoked`.
+pub(super) fn load(options: &TlsOptions, revoked: &Arc<Revoked>) -> Result<Material, TlsError> {
     let provider = provider(options.cipher_suites.as_deref())?;
     let versions = versions(options.min_version, options.max_version);
-    Ok(Material {
-        server: options.identity.as_ref().map(|_| server(options, &provider, &versions)).transpose()?.map(Arc::new),
-        client: client(options, &provider, &versions)?.map(Arc::new),
-    })
+    let server = options.identity.as_ref().map(|_| server(options, revoked, &provider, &versions)).transpose()?;
+    let client = client(options, revoked, &provider, &versions)?;
+    Ok(Material { server: server.map(Arc::new), client: client.map(Arc::new) })
 }
 
 fn server(
     options: &TlsOptions,
+    revoked: &Arc<Revoked>,
     provider: &Arc<CryptoProvider>,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Result<ServerConfig, TlsError> {
@@ -43,7 +43,7 @@ fn server(
     let verifier: Arc<dyn ClientCertVerifier> = if options.demands_certificate() {
         let roots = Arc::new(roots(options)?);
         let chain = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build()?;
-        Arc::new(CheckedClient::new(chain, allowed(options)?))
+        Arc::new(CheckedClient::new(chain, allowed(options, revoked)))
     } else {
         Arc::new(NoClientAuth)
     };
@@ -63,6 +63,7 @@ fn server(
 
 fn client(
     options: &TlsOptions,
+    revoked: &Arc<Revoked>,
     provider: &Arc<CryptoProvider>,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Result<Option<ClientConfig>, TlsError> {
@@ -81,7 +82,7 @@ fn client(
     } else {
         let roots = Arc::new(roots(options)?);
         let chain = WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build()?;
-        Arc::new(CheckedServer::new(chain, allowed(options)?))
+        Arc::new(CheckedServer::new(chain, allowed(options, revoked)))
     };
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions)?
@@ -127,16 +128,13 @@ fn roots(options: &TlsOptions) -> Result<RootCertStore, TlsError> {
     Ok(store)
 }
 
-fn allowed(options: &TlsOptions) -> Result<Allowed, TlsError> {
-    let revoked = match &options.crl {
-        None => Vec::new(),
-        Some(path) => revoked(path)?,
-    };
-    Ok(Allowed::new(options.allowed_names.clone(), options.allowed_hosts.clone(), revoked))
+fn allowed(options: &TlsOptions, revoked: &Arc<Revoked>) -> Allowed {
+    Allowed::new(options.allowed_names.clone(), options.allowed_hosts.clone(), revoked.clone())
 }
 
-/// The serial numbers of a revocation list, as DER or PEM.
-fn revoked(path: &Path) -> Result<Vec<Vec<u8>>, TlsError> {
+/// The serial numbers of a revocation list, as DER or PEM; none without a list.
+pub(super) fn revoked(path: Option<&PathBuf>) -> Result<Vec<Vec<u8>>, TlsError> {
+    let Some(path) = path else { return Ok(Vec::new()) };
     let bytes = read(path)?;
     let list = match CertificateRevocationListDer::from_pem_slice(&bytes) {
         Ok(list) => list.to_vec(),

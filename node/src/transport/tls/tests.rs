@@ -187,6 +187,61 @@ async fn names_hosts_and_revoked_numbers_are_looked_at_both_ways() {
 }
 
 #[tokio::test]
+async fn a_list_and_a_certificate_count_whatever_the_other_is_like() {
+    let authority = Authority::new();
+    let (identity, crl) = (authority.sign("m", "first"), authority.path("crl"));
+    let write = |revoked: &str| fs::write(&crl, authority.revoke(revoked)).unwrap();
+    write("somebody");
+    let options = TlsOptions { crl: Some(crl.clone()), ..authority.options(identity.clone()) };
+    let server = Tls::new("list", options).unwrap();
+    let client = Tls::new("client", authority.options(authority.sign("client", "client"))).unwrap();
+    let shown = async || connect(&client, &server).await.map(|(_, shown)| shown);
+    assert_eq!(shown().await, Ok("first".to_owned()));
+
+    // A certificate whose key is not there yet.
+    let next = authority.sign("next", "second");
+    fs::copy(&next.cert, &identity.cert).unwrap();
+    assert_eq!(shown().await, Ok("first".to_owned()));
+    write("client");
+    assert!(shown().await.unwrap_err().contains("server: "), "the list counts");
+    write("somebody");
+    assert_eq!(shown().await, Ok("first".to_owned()));
+
+    // The other way round: the key comes, and the list is broken.
+    fs::write(&crl, "half a li").unwrap();
+    fs::copy(&next.key, &identity.key).unwrap();
+    assert_eq!(shown().await, Ok("second".to_owned()));
+    write("client");
+    assert!(shown().await.is_err());
+}
+
+/// A session that is resumed shows no certificate.
+#[tokio::test]
+async fn who_was_revoked_resumes_no_session() {
+    let authority = Authority::new();
+    let (identity, crl) = (authority.sign("server", "the server"), authority.path("crl"));
+    // It demands no certificate, and so it lets sessions be resumed.
+    let server = Tls::new("client", TlsOptions { identity: Some(identity), ..TlsOptions::default() }).unwrap();
+    fs::write(&crl, authority.revoke("somebody")).unwrap();
+    let options = TlsOptions { crl: Some(crl.clone()), ..authority.options(authority.sign("client", "client")) };
+    let client = Tls::new("peer", options).unwrap();
+    for _ in 0..2 {
+        assert_eq!(connect(&client, &server).await.unwrap().1, "the server");
+    }
+    fs::write(&crl, authority.revoke("the server")).unwrap();
+    assert!(connect(&client, &server).await.is_err());
+}
+
+/// As in etcd, where nobody is asked for a certificate.
+#[test]
+fn a_list_that_nobody_is_held_to_need_not_be_there() {
+    let authority = Authority::new();
+    let options = TlsOptions { crl: Some("/no/list".into()), ..authority.options(authority.sign("m", "member")) };
+    assert!(Tls::new("client", options.clone()).is_err());
+    assert!(Tls::new("client", TlsOptions { trusted_ca: None, dials: false, ..options }).is_ok());
+}
+
+#[tokio::test]
 async fn versions_and_suites_are_kept_to() {
     let authority = Authority::new();
     let base = authority.options(authority.sign("m", "member"));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -11,18 +12,37 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 
 use super::names::Subject;
 
+/// Serial numbers of certificates that are no longer good, as the list of this moment has them.
+#[derive(Debug, Default)]
+pub(super) struct Revoked(RwLock<Vec<Vec<u8>>>);
+
+impl Revoked {
+    /// Takes over another list, for handshakes under way too.
+    pub(super) fn replace(&self, mut serials: Vec<Vec<u8>>) {
+        serials.sort_unstable();
+        *self.0.write() = serials;
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.read().is_empty()
+    }
+
+    fn contains(&self, serial: &[u8]) -> bool {
+        self.0.read().binary_search_by(|revoked| revoked.as_slice().cmp(serial)).is_ok()
+    }
+}
+
 /// Which certificates of those with a good chain are taken.
 #[derive(Debug)]
 pub(super) struct Allowed {
     names: Vec<String>,
     hosts: Vec<String>,
-    revoked: Vec<Vec<u8>>,
+    revoked: Arc<Revoked>,
 }
 
 impl Allowed {
     /// Empty lists allow everything.
-    pub(super) fn new(names: Vec<String>, hosts: Vec<String>, mut revoked: Vec<Vec<u8>>) -> Self {
-        revoked.sort_unstable();
+    pub(super) fn new(names: Vec<String>, hosts: Vec<String>, revoked: Arc<Revoked>) -> Self {
         Self { names, hosts, revoked }
     }
 
@@ -42,10 +62,7 @@ impl Allowed {
     }
 
     fn check_serial(&self, subject: &Subject) -> Result<(), Error> {
-        match self.revoked.binary_search(&subject.serial) {
-            Ok(_) => Err(CertificateError::Revoked.into()),
-            Err(_) => Ok(()),
-        }
+        if self.revoked.contains(&subject.serial) { Err(CertificateError::Revoked.into()) } else { Ok(()) }
     }
 }
 
