@@ -123,14 +123,11 @@ pub(super) fn leaves_it_to_the_list(raw: &Raw) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bootstrap, Config, Invocation};
+    use crate::Bootstrap;
 
     fn load(line: &str) -> Result<Bootstrap, ConfigError> {
-        let args = std::iter::once("balsa").chain(line.split_whitespace()).map(str::to_owned);
-        match Config::load(args, [])? {
-            Invocation::Run(config) => Ok(config.bootstrap),
-            Invocation::Print(text) => panic!("{text}"),
-        }
+        let args: Vec<&str> = line.split_whitespace().collect();
+        crate::tests::load(&args).map(|config| config.bootstrap)
     }
 
     #[test]

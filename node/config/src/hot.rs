@@ -349,15 +349,7 @@ fn log_level(level: &str) -> Result<String, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Invocation;
-
-    fn load(args: &[&str]) -> Result<Config, ConfigError> {
-        let args = ["balsa"].iter().chain(args).map(|arg| (*arg).to_owned());
-        match Config::load(args, [])? {
-            Invocation::Run(config) => Ok(*config),
-            Invocation::Print(text) => panic!("{text}"),
-        }
-    }
+    use crate::tests::load;
 
     fn hot(args: &[&str]) -> HotConfig {
         HotConfig::new(&load(args).unwrap(), None).unwrap()

@@ -184,17 +184,8 @@ fn kind(value: &Value) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Config, ConfigError, Invocation};
-
     use super::*;
-
-    fn load(args: &[&str]) -> Result<Config, ConfigError> {
-        let args = ["balsa"].iter().chain(args).map(|arg| (*arg).to_owned());
-        match Config::load(args, [])? {
-            Invocation::Run(config) => Ok(*config),
-            Invocation::Print(text) => panic!("{text}"),
-        }
-    }
+    use crate::tests::load;
 
     fn rotated(json: &str) -> Result<Rotation, ConfigError> {
         let json = format!("--log-rotation-config-json={json}");

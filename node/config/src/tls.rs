@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use super::cipher_suites::Suites;
+use super::listen::Listened;
 use super::sources::Raw;
 use super::url::Url;
 use super::{ConfigError, invalid, split};
@@ -151,15 +152,6 @@ impl TlsSide {
     }
 }
 
-/// The URLs that are listened on.
-pub(super) struct Listened<'a> {
-    pub(super) client: &'a [Url],
-    pub(super) peer: &'a [Url],
-    pub(super) metrics: &'a [Url],
-    /// Those of `client` that serve HTTP, and not gRPC alone.
-    pub(super) http: &'a [Url],
-}
-
 impl Tls {
     /// Reads and checks the flags against the URLs. Of several faults the first that etcd comes to is said.
     pub(super) fn check(raw: &Raw, urls: &Listened<'_>, warnings: &mut Vec<String>) -> Result<Self, ConfigError> {
@@ -252,15 +244,7 @@ fn version(text: &str) -> Result<Option<TlsVersion>, ConfigError> {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Config, ConfigError, Invocation};
-
-    fn load(args: &[&str]) -> Result<Config, ConfigError> {
-        let args = ["balsa"].iter().chain(args).map(|arg| (*arg).to_owned());
-        match Config::load(args, [])? {
-            Invocation::Run(config) => Ok(*config),
-            Invocation::Print(text) => panic!("{text}"),
-        }
-    }
+    use crate::tests::load;
 
     const SECURE: [&str; 2] = ["--listen-client-urls=https://127.0.0.1:1", "--advertise-client-urls=https://a:1"];
 

@@ -1,17 +1,21 @@
 //! Authorities of the tests, what they sign and revoke, and clients that show it at a port.
 
 use std::io::Write as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
-use balsa_node::transport::tls::{Identity, Subject};
+use balsa_node::transport::tls::{Identity, Subject, Tls, TlsOptions};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use time::{Duration, OffsetDateTime};
+
+use crate::etcd::cached;
 
 /// An authority and a directory with what it signs.
 pub(crate) struct Authority {
@@ -57,7 +61,15 @@ impl Authority {
         self.sign_with(name, common_name, |parameters| parameters.subject_alt_names = names)
     }
 
-    /// Signs one that is good for so much longer.
+    /// Signs one that is good in these years.
+    pub(crate) fn sign_for(&self, name: &str, common_name: &str, years: Range<i32>) -> Identity {
+        self.sign_with(name, common_name, |parameters| {
+            (parameters.not_before, parameters.not_after) =
+                (date_time_ymd(years.start, 1, 1), date_time_ymd(years.end, 1, 1));
+        })
+    }
+
+    /// Signs one that is good until then.
     pub(crate) fn sign_until(&self, name: &str, common_name: &str, end: OffsetDateTime) -> Identity {
         self.sign_with(name, common_name, |parameters| parameters.not_after = end)
     }
@@ -73,6 +85,12 @@ impl Authority {
         std::fs::write(&identity.cert, certificate.pem()).expect("written");
         std::fs::write(&identity.key, key.serialize_pem()).expect("written");
         identity
+    }
+
+    /// One who connects, shows this and trusts the authority.
+    pub(crate) fn client(&self, identity: Option<Identity>) -> Arc<Tls> {
+        let options = TlsOptions { identity, trusted_ca: Some(self.ca()), dials: true, ..TlsOptions::default() };
+        Arc::new(Tls::new("test", options).expect("good files"))
     }
 
     /// A list of these as revoked, in DER and in PEM.
@@ -102,16 +120,14 @@ fn serial(identity: &Identity) -> Vec<u8> {
     Subject::of(&certificate.expect("a certificate")).expect("a subject").serial
 }
 
-fn flag(name: &str, path: &Path) -> String {
+/// A flag that names a file.
+pub(crate) fn flag(name: &str, path: &Path) -> String {
     format!("--{name}={}", path.display())
 }
 
 /// A tool of the tests' cache, or of the system.
 pub(crate) fn tool(name: &str) -> Command {
-    let cache = std::env::var("BALSA_CACHE").map(PathBuf::from);
-    let cache = cache.or_else(|_| std::env::var("HOME").map(|home| Path::new(&home).join(".cache/balsa")));
-    let cached = cache.expect("a home").join("bin").join(name);
-    Command::new(if cached.exists() { cached } else { PathBuf::from(name) })
+    Command::new(cached(name).filter(|program| program.exists()).unwrap_or_else(|| PathBuf::from(name)))
 }
 
 pub(crate) fn etcdctl_at(url: &str, authority: &Authority, identity: Option<&Identity>, words: &[&str]) -> Output {
@@ -155,7 +171,7 @@ fn s_client(port: u16, ca: &Path, identity: Option<&Identity>, words: &str, requ
 }
 
 /// The alert that a client hears at a port, or all that it says when there is none.
-fn alert(port: u16, ca: &Path, identity: Option<&Identity>, words: &str) -> Result<String, String> {
+pub(crate) fn alert(port: u16, ca: &Path, identity: Option<&Identity>, words: &str) -> Result<String, String> {
     // It says nothing itself, so that no reset overtakes the alert.
     let said = s_client(port, ca, identity, words, "");
     let alert = said.lines().find_map(|line| line.split(" alert ").nth(1)?.split(':').next());

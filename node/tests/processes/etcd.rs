@@ -117,13 +117,17 @@ impl Drop for Etcd {
     }
 }
 
+/// The place of a program in the cache of tools, whether it is there or not.
+pub(crate) fn cached(name: &str) -> Option<PathBuf> {
+    let cache = std::env::var_os("BALSA_CACHE").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/balsa"));
+    cache.or_else(home).map(|cache| cache.join("bin").join(name))
+}
+
 /// A program of [`RELEASES`], from the cache of tools; for 3.6 the one that `BALSA_ETCD` names, if it names one.
 pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let named = std::env::var_os("BALSA_ETCD").filter(|_| name == RELEASES[0]).map(PathBuf::from);
-    let cache = std::env::var_os("BALSA_CACHE").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/balsa"));
-    let cached = cache.or_else(home).map(|cache| cache.join("bin").join(name));
-    let found = named.or(cached).filter(|program| program.exists());
+    let found = named.or_else(|| cached(name)).filter(|program| program.exists());
     let required = std::env::var_os("BALSA_REQUIRE_ETCD").is_some();
     assert!(found.is_some() || !required, "BALSA_REQUIRE_ETCD is set, and there is no {name}: e2e/install etcd");
     if found.is_none() {

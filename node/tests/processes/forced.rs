@@ -305,10 +305,10 @@ async fn what_is_left(port: u16, mut force: impl FnMut()) -> Vec<String> {
     let get = pb::RangeRequest { key: "a".into(), ..Default::default() };
     let before = kv.put(put("1")).await.expect("a write").into_inner().header.expect("a header");
     kv.range(get.clone()).await.expect("this member has it");
-    // etcd throws away what it has not written down as committed, which it does within this time.
-    tokio::time::sleep(Duration::from_secs(1)).await;
     let mut said = Vec::new();
     for round in 0..2 {
+        // etcd throws away what it has not written down as committed, which it does within this time.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         force();
         healthy(port).await;
         let status = maintenance.status(pb::StatusRequest {}).await.expect("a status").into_inner();
@@ -322,7 +322,6 @@ async fn what_is_left(port: u16, mut force: impl FnMut()) -> Vec<String> {
         let request = pb::MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.9:9".to_owned()], is_learner: true };
         let added = cluster.member_add(request).await.expect("added").into_inner();
         said.push(format!("{} members", added.members.len()));
-        tokio::time::sleep(Duration::from_secs(1)).await;
     }
     said
 }

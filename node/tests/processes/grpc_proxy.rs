@@ -13,10 +13,11 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::certificates::Authority;
 use crate::cluster::{Cluster, PATIENCE, free_port};
 use crate::etcd::{RELEASES, program};
 use crate::gateway::http::{Request, healthy};
-use crate::tls::{Authority, open_to_all};
+use crate::tls::open_to_all;
 
 /// A proxy on a port of its own. Ends with the value.
 struct Proxy {

@@ -161,7 +161,9 @@ async fn push(member: &Member, wanted: &[(&str, &str)]) -> Result<(), tonic::Sta
 /// Looks for what a setting does in this state, on each member.
 async fn look(name: &str, cluster: &Cluster, state: State) {
     match name {
-        "auto-compaction-mode" | "auto-compaction-retention" => compaction(cluster, state).await,
+        // The mode says what the retention is of: they are looked for together, and once, because it takes seconds.
+        "auto-compaction-mode" => compaction(cluster, state).await,
+        "auto-compaction-retention" => {}
         "log-level" => log_level(cluster, state).await,
         "max-learners" => learners(cluster, state).await,
         "max-request-bytes" => request_bytes(cluster, state).await,

@@ -2,95 +2,20 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use balsa_node::transport::tls::{Identity, Tls, TlsOptions};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
-};
+use rcgen::ExtendedKeyUsagePurpose::{CodeSigning, ServerAuth};
 use tokio_rustls::TlsConnector;
 
+use crate::certificates::{Authority, alert, curl, curl_as, etcdctl_at, flag, text};
 use crate::cluster::{Cluster, Member, PATIENCE};
 use crate::etcd::{Etcd, RELEASES, program};
 use crate::unread::open_sockets;
-
-/// An authority and a directory with what it signs.
-pub(crate) struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    directory: PathBuf,
-}
-
-impl Authority {
-    pub(crate) fn new(directory: PathBuf) -> Self {
-        std::fs::create_dir_all(&directory).expect("a directory");
-        let (key, mut parameters) = (KeyPair::generate().expect("a key"), CertificateParams::default());
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let certificate = parameters.self_signed(&key).expect("signed");
-        std::fs::write(directory.join("ca.pem"), certificate.pem()).expect("written");
-        Self { issuer: Issuer::new(parameters, key), directory }
-    }
-
-    pub(crate) fn ca(&self) -> PathBuf {
-        self.directory.join("ca.pem")
-    }
-
-    /// Signs a certificate for the loopback, in place of one of that name.
-    pub(crate) fn sign(&self, name: &str, common_name: &str) -> Identity {
-        self.sign_for(name, common_name, 1975..4096)
-    }
-
-    /// Signs one that is good in these years.
-    fn sign_for(&self, name: &str, common_name: &str, years: Range<i32>) -> Identity {
-        self.sign_as(name, common_name, years, &[])
-    }
-
-    /// Signs one that is good for these uses alone; for any when none is named.
-    fn sign_as(&self, name: &str, common_name: &str, years: Range<i32>, uses: &[ExtendedKeyUsagePurpose]) -> Identity {
-        self.sign_with(name, &["127.0.0.1", "localhost"], common_name, years, uses)
-    }
-
-    /// Signs one that is good for these hosts.
-    pub(crate) fn sign_for_hosts(&self, name: &str, hosts: &[&str]) -> Identity {
-        self.sign_with(name, hosts, name, 1975..4096, &[])
-    }
-
-    fn sign_with(
-        &self,
-        name: &str,
-        hosts: &[&str],
-        common_name: &str,
-        years: Range<i32>,
-        uses: &[ExtendedKeyUsagePurpose],
-    ) -> Identity {
-        let hosts: Vec<_> = hosts.iter().map(|host| (*host).to_owned()).collect();
-        let (key, mut parameters) =
-            (KeyPair::generate().expect("a key"), CertificateParams::new(hosts).expect("hosts"));
-        parameters.distinguished_name.push(DnType::CommonName, common_name);
-        (parameters.not_before, parameters.not_after) =
-            (date_time_ymd(years.start, 1, 1), date_time_ymd(years.end, 1, 1));
-        parameters.extended_key_usages = uses.to_vec();
-        let certificate = parameters.signed_by(&key, &self.issuer).expect("signed");
-        let path = |what: &str| self.directory.join(format!("{name}{what}.pem"));
-        std::fs::write(path(""), certificate.pem()).expect("written");
-        std::fs::write(path("-key"), key.serialize_pem()).expect("written");
-        Identity { cert: path(""), key: path("-key") }
-    }
-
-    fn client(&self, identity: Option<Identity>) -> Arc<Tls> {
-        let options = TlsOptions { identity, trusted_ca: Some(self.ca()), dials: true, ..TlsOptions::default() };
-        Arc::new(Tls::new("test", options).expect("good files"))
-    }
-}
-
-fn flag(name: &str, path: &Path) -> String {
-    format!("--{name}={}", path.display())
-}
 
 /// A cluster that demands certificates on both ports, and a client's.
 pub(crate) async fn secured(size: usize) -> (Cluster, Authority, Identity) {
@@ -130,33 +55,20 @@ pub(crate) async fn open_to_all() -> (Cluster, Authority) {
     (cluster, authority)
 }
 
-/// A tool of the tests' cache, or of the system.
-fn tool(name: &str) -> Command {
-    let cache = std::env::var("BALSA_CACHE").map(PathBuf::from);
-    let cache = cache.or_else(|_| std::env::var("HOME").map(|home| Path::new(&home).join(".cache/balsa")));
-    let cached = cache.expect("a home").join("bin").join(name);
-    Command::new(if cached.exists() { cached } else { PathBuf::from(name) })
-}
-
 fn etcdctl(member: &Member, authority: &Authority, identity: Option<&Identity>, words: &[&str]) -> Output {
     etcdctl_at(&member.client_url(), authority, identity, words)
 }
 
-fn etcdctl_at(url: &str, authority: &Authority, identity: Option<&Identity>, words: &[&str]) -> Output {
-    let mut command = tool("etcdctl");
-    command.arg(format!("--endpoints={url}")).arg(flag("cacert", &authority.ca()));
-    if let Some(identity) = identity {
-        command.arg(flag("cert", &identity.cert)).arg(flag("key", &identity.key));
+/// An etcd with the client port of a member of [`secured`], once it is well in the eyes of `client`.
+async fn etcd_like(program: &Path, member: &Member, authority: &Authority, client: &Identity) -> Etcd {
+    let flags: Vec<String> = member.flags.iter().filter(|flag| !flag.starts_with("--peer-")).cloned().collect();
+    let etcd = Etcd::run(program, 1, &flags);
+    let (health, begun) = (format!("https://127.0.0.1:{}/health", etcd.port), Instant::now());
+    while !curl_as(&health, &authority.ca(), client, &["-f"]).status.success() {
+        assert!(begun.elapsed() < PATIENCE, "{}", etcd.log_text());
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    command.args(["--dial-timeout=5s", "--command-timeout=10s"]).args(words).output().expect("etcdctl runs")
-}
-
-fn curl(url: &str, words: &[&str]) -> Output {
-    tool("curl").args(["-sS", "-m", "20"]).args(words).arg(url).output().expect("curl runs")
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    etcd
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,15 +81,13 @@ async fn both_protocols_are_served_to_those_with_a_certificate() {
     assert_eq!(third.get("b").await.expect("a read").as_deref(), Some("by etcdctl"));
     assert_eq!(text(&etcdctl(third, &authority, Some(&client), &["get", "a"])), "a\nover grpc\n");
 
-    let (ca, cert, key) = (authority.ca(), client.cert.display().to_string(), client.key.display().to_string());
-    let trusted = ["--cacert", &ca.display().to_string()];
-    let shown = ["--cert", &cert, "--key", &key];
+    let (ca, health) = (authority.ca(), format!("{}/health", first.client_url()));
     for protocol in ["--http1.1", "--http2"] {
-        let health = curl(&format!("{}/health", first.client_url()), &[&trusted[..], &shown, &[protocol]].concat());
-        assert_eq!(text(&health), r#"{"health":"true","reason":""}"#, "{protocol}");
+        let said = curl_as(&health, &ca, &client, &[protocol]);
+        assert_eq!(text(&said), r#"{"health":"true","reason":""}"#, "{protocol}");
     }
 
-    let refused = curl(&format!("{}/health", first.client_url()), &trusted);
+    let refused = curl(&health, &["--cacert", &ca.display().to_string()]);
     assert!(!refused.status.success(), "without a certificate: {}", text(&refused));
     assert!(!etcdctl(first, &authority, None, &["get", "a"]).status.success());
     let stranger = Authority::new(cluster.directory.path().join("stranger"));
@@ -193,13 +103,8 @@ async fn a_name_that_is_a_user_does_not_come_through_the_gateway() {
     let (cluster, authority, client) = secured(1).await;
     let member = &cluster.members[0];
     let ask = |identity: &Identity, path: &str| {
-        let (ca, cert, key) = (authority.ca(), &identity.cert, &identity.key);
-        let files = [("--cacert", &ca), ("--cert", cert), ("--key", key)];
-        let files: Vec<String> =
-            files.iter().flat_map(|(name, file)| [name.to_string(), file.display().to_string()]).collect();
-        let mut words: Vec<&str> = files.iter().map(String::as_str).collect();
-        words.extend(["-d", r#"{"key":"YQ=="}"#, "-w", " %{http_code}"]);
-        text(&curl(&format!("{}{path}", member.client_url()), &words))
+        let words = ["-d", r#"{"key":"YQ=="}"#, "-w", " %{http_code}"];
+        text(&curl_as(&format!("{}{path}", member.client_url()), &authority.ca(), identity, &words))
     };
     assert!(ask(&client, "/v3/kv/range").ends_with(" 200"), "as long as auth is off");
     for words in ["user add root:secret", "user grant-role root root", "auth enable"] {
@@ -212,14 +117,6 @@ async fn a_name_that_is_a_user_does_not_come_through_the_gateway() {
     let nameless = authority.sign("nameless", "");
     let answer = ask(&nameless, "/v3/kv/range");
     assert_eq!(answer, r#"{"code":3,"message":"etcdserver: user name is empty"} 400"#);
-}
-
-/// curl with a certificate: what it got, or why it got nothing.
-fn curl_as(url: &str, ca: &Path, identity: &Identity, words: &[&str]) -> Output {
-    let files = [ca, &identity.cert, &identity.key].map(|file| file.display().to_string());
-    let mut all = vec!["--cacert", &files[0], "--cert", &files[1], "--key", &files[2]];
-    all.extend(words);
-    curl(url, &all)
 }
 
 /// Names of a certificate, and what each asks once users are checked. `client` sets it all up.
@@ -261,14 +158,10 @@ fn without_ids(line: &str) -> String {
 
 /// What is printed in answer to each line, and what the gateway says to a name that is a user.
 fn answers_by_name(url: &str, authority: &Authority) -> Vec<String> {
-    let identity = |name: &str| Identity {
-        cert: authority.directory.join(format!("{name}.pem")),
-        key: authority.directory.join(format!("{name}-key.pem")),
-    };
     let asked = ASKED_BY_NAME.lines().filter(|line| !line.is_empty()).map(|line| {
         let (name, words) = line.split_once(' ').expect("a name");
         let words: Vec<&str> = words.split(' ').collect();
-        let output = etcdctl_at(url, authority, Some(&identity(name)), &words);
+        let output = etcdctl_at(url, authority, Some(&authority.identity(name)), &words);
         // The logger of etcdctl puts the time of day in front.
         let said = text(&output);
         let lines = said.lines().filter(|line| !line.starts_with('{'));
@@ -277,7 +170,8 @@ fn answers_by_name(url: &str, authority: &Authority) -> Vec<String> {
     let mut answers: Vec<String> = asked.collect();
     for name in ["alice", "stranger"] {
         let words = ["-d", r#"{"key":"YTE="}"#, "-w", " %{http_code}"];
-        let output = curl_as(&format!("{url}/v3/kv/range"), &authority.ca(), &identity(name), &words);
+        let identity = authority.identity(name);
+        let output = curl_as(&format!("{url}/v3/kv/range"), &authority.ca(), &identity, &words);
         answers.push(format!("{name} through the gateway: {}", text(&output)));
     }
     answers
@@ -305,14 +199,8 @@ async fn a_common_name_is_the_user_of_its_calls_and_may_do_what_that_user_may() 
     has("alice through the gateway", "CommonName of client sending a request against gateway will be ignored");
     for release in RELEASES {
         let Some(program) = program(release) else { continue };
-        let flags: Vec<String> = member.flags.iter().filter(|flag| !flag.starts_with("--peer-")).cloned().collect();
-        let etcd = Etcd::run(&program, 1, &flags);
+        let etcd = etcd_like(&program, member, &authority, &client).await;
         let url = format!("https://127.0.0.1:{}", etcd.port);
-        let begun = std::time::Instant::now();
-        while !curl_as(&format!("{url}/health"), &authority.ca(), &client, &["-f"]).status.success() {
-            assert!(begun.elapsed() < PATIENCE, "{}", etcd.log_text());
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
         assert_eq!(answers_by_name(&url, &authority), answers, "{release}");
     }
 }
@@ -342,8 +230,9 @@ async fn a_replaced_authority_is_trusted_by_those_that_run_and_the_old_one_no_mo
     // Members show what the new one signed.
     for member in &cluster.members {
         let signed = new.sign(&member.name, &member.name);
-        for (from, to) in [(signed.key, "-key"), (signed.cert, "")] {
-            std::fs::copy(from, old.directory.join(format!("{}{to}.pem", member.name))).expect("copied");
+        let shown = old.identity(&member.name);
+        for (from, to) in [(signed.key, shown.key), (signed.cert, shown.cert)] {
+            std::fs::copy(from, to).expect("copied");
         }
     }
     let serve = |ca: PathBuf| {
@@ -490,12 +379,11 @@ struct Refused {
 
 /// Clients that are refused, by what they show and by what they speak.
 fn refused(authority: &Authority, foreign: &Authority) -> Vec<Refused> {
-    use ExtendedKeyUsagePurpose::{CodeSigning, ServerAuth};
-    let good = authority.sign_as("good", "client", 1975..4096, &[]);
+    let good = authority.sign("good", "client");
     let old = authority.sign_for("over", "client", 2020..2021);
     let early = authority.sign_for("early", "client", 4094..4096);
-    let server = authority.sign_as("server", "client", 1975..4096, &[ServerAuth]);
-    let code = authority.sign_as("code", "client", 1975..4096, &[CodeSigning]);
+    let server = authority.sign_as("server", "client", &[ServerAuth]);
+    let code = authority.sign_as("code", "client", &[CodeSigning]);
     let foreign = foreign.sign("foreign", "client");
     let case = |what, identity, words, alert| Refused { what, identity, words, alert, ours: None };
     vec![
@@ -518,17 +406,9 @@ fn refused(authority: &Authority, foreign: &Authority) -> Vec<Refused> {
 }
 
 /// The alert that a client hears at a port.
-fn alert(port: u16, ca: &Path, client: &Refused) -> String {
-    // It says nothing itself, so that no reset overtakes the alert.
-    let mut command = tool("timeout");
-    command.args(["20", "openssl", "s_client", "-ign_eof", "-connect", &format!("127.0.0.1:{port}"), "-CAfile"]);
-    command.arg(ca).args(client.words.split(' '));
-    if let Some(Identity { cert, key }) = &client.identity {
-        command.arg("-cert").arg(cert).arg("-key").arg(key);
-    }
-    let said = text(&command.stdin(Stdio::null()).output().expect("openssl runs"));
-    let alert = said.lines().find_map(|line| line.split(" alert ").nth(1)?.split(':').next());
-    alert.map_or_else(|| format!("no alert: {said}"), str::to_owned)
+fn hears(client: &Refused, port: u16, ca: &Path) -> String {
+    let heard = alert(port, ca, client.identity.as_ref(), client.words);
+    heard.unwrap_or_else(|said| format!("no alert: {said}"))
 }
 
 /// The alerts are those of Go's TLS, which etcd's clients know: as recorded, and as the installed etcd gives them.
@@ -544,7 +424,7 @@ async fn a_client_that_is_refused_hears_etcds_alert() {
         let expected = client.ours.unwrap_or(client.alert);
         for port in [member.client_port, member.peer_port] {
             // The peer port speaks nothing inside TLS that could not be h2's.
-            let heard = alert(port, &authority.ca(), client);
+            let heard = hears(client, port, &authority.ca());
             assert_eq!(heard, expected, "{} {} at {port}", client.what, client.words);
         }
     }
@@ -552,18 +432,9 @@ async fn a_client_that_is_refused_hears_etcds_alert() {
     member.put("still", "here").await.expect("a write");
     for release in RELEASES {
         let Some(program) = program(release) else { continue };
-        let flags: Vec<String> = member.flags.iter().filter(|flag| !flag.starts_with("--peer-")).cloned().collect();
-        let etcd = Etcd::run(&program, 1, &flags);
-        let url = format!("https://127.0.0.1:{}/health", etcd.port);
-        let files = [authority.ca(), good.cert.clone(), good.key.clone()].map(|file| file.display().to_string());
-        let health = || curl(&url, &["--cacert", &files[0], "--cert", &files[1], "--key", &files[2]]);
-        let begun = std::time::Instant::now();
-        while !health().status.success() {
-            assert!(begun.elapsed() < PATIENCE, "{}", etcd.log_text());
-            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        }
+        let etcd = etcd_like(&program, member, &authority, &good).await;
         for client in &cases {
-            let heard = alert(etcd.port, &authority.ca(), client);
+            let heard = hears(client, etcd.port, &authority.ca());
             assert_eq!(heard, client.alert, "{release}: {} {}", client.what, client.words);
         }
     }

@@ -43,7 +43,7 @@ fn server(
     let verifier: Arc<dyn ClientCertVerifier> = if options.demands_certificate() {
         let roots = Arc::new(roots(options)?);
         let chain = WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build()?;
-        Arc::new(CheckedClient::new(chain, allowed(options, revoked)))
+        Arc::new(CheckedClient::new(chain, allowed(options, revoked), provider.clone()))
     } else {
         Arc::new(NoClientAuth)
     };
@@ -82,7 +82,7 @@ fn client(
     } else {
         let roots = Arc::new(roots(options)?);
         let chain = WebPkiServerVerifier::builder_with_provider(roots, provider.clone()).build()?;
-        Arc::new(CheckedServer::new(chain, allowed(options, revoked)))
+        Arc::new(CheckedServer::new(chain, allowed(options, revoked), provider.clone()))
     };
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions)?

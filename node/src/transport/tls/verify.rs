@@ -86,16 +86,46 @@ fn subject(certificate: &CertificateDer<'_>) -> Result<Subject, Error> {
     Subject::of(certificate).map_err(|_| CertificateError::BadEncoding.into())
 }
 
+/// That the other side has the key of its certificate, as rustls checks it with the algorithms of a provider, which is the
+/// field that is named. Those that check servers and those that check clients say so by the same methods, and no trait.
+macro_rules! signatures_by {
+    ($provider:tt) => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, certificate, signed, &self.$provider.signature_verification_algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signed: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, certificate, signed, &self.$provider.signature_verification_algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.$provider.signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+
 /// Those that connect to us.
 #[derive(Debug)]
 pub(super) struct CheckedClient {
     chain: Arc<dyn ClientCertVerifier>,
     allowed: Allowed,
+    provider: Arc<CryptoProvider>,
 }
 
 impl CheckedClient {
-    pub(super) fn new(chain: Arc<dyn ClientCertVerifier>, allowed: Allowed) -> Self {
-        Self { chain, allowed }
+    /// `provider` is the one that `chain` is of.
+    pub(super) fn new(chain: Arc<dyn ClientCertVerifier>, allowed: Allowed, provider: Arc<CryptoProvider>) -> Self {
+        Self { chain, allowed, provider }
     }
 }
 
@@ -115,27 +145,7 @@ impl ClientCertVerifier for CheckedClient {
         Ok(verified)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
+    signatures_by!(provider);
 }
 
 /// Those that we connect to. etcd holds them to the same names, and looks for revoked numbers among those that connect alone.
@@ -143,11 +153,13 @@ impl ClientCertVerifier for CheckedClient {
 pub(super) struct CheckedServer {
     chain: Arc<WebPkiServerVerifier>,
     allowed: Allowed,
+    provider: Arc<CryptoProvider>,
 }
 
 impl CheckedServer {
-    pub(super) fn new(chain: Arc<WebPkiServerVerifier>, allowed: Allowed) -> Self {
-        Self { chain, allowed }
+    /// `provider` is the one that `chain` is of.
+    pub(super) fn new(chain: Arc<WebPkiServerVerifier>, allowed: Allowed, provider: Arc<CryptoProvider>) -> Self {
+        Self { chain, allowed, provider }
     }
 }
 
@@ -165,27 +177,7 @@ impl ServerCertVerifier for CheckedServer {
         Ok(verified)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
+    signatures_by!(provider);
 }
 
 /// Any server that has the key of the certificate it shows: members that made their certificates themselves know none of
@@ -205,25 +197,5 @@ impl ServerCertVerifier for AnyServer {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+    signatures_by!(0);
 }

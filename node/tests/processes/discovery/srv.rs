@@ -4,8 +4,8 @@ use std::process::Command;
 
 use super::name_server::NameServer;
 use super::{Listed, Seekers, name_of, programs, refused};
+use crate::certificates::Authority;
 use crate::cluster::free_port;
-use crate::tls::Authority;
 
 const DOMAIN: &str = "balsa.test";
 
@@ -66,7 +66,7 @@ async fn srv_records_of_tls_want_certificates_for_the_domain() {
         server.set(&[(&format!("_etcd-server-ssl._tcp.{DOMAIN}"), &targets)]);
         let mut seekers = Seekers::none();
         let authority = Authority::new(seekers.directory.path().join("tls"));
-        let identity = authority.sign_for_hosts("peer", &[DOMAIN]);
+        let identity = authority.sign_of("peer", "peer", &[DOMAIN]);
         let flags = [
             format!("--discovery-srv={DOMAIN}"),
             format!("--peer-cert-file={}", identity.cert.display()),
