@@ -33,6 +33,9 @@ const SETTLE_EVERY: usize = 40;
 /// A server asked for progress answers at once or not at all; etcd looks for watchers to catch up each 100 ms.
 const PROGRESS_ATTEMPTS: usize = 6;
 
+/// The same of a server that owes an answer, since the other one has given it: it may only be late, as each is on a busy machine.
+const PROGRESS_PATIENCE: usize = 100 * PROGRESS_ATTEMPTS;
+
 /// How long a process that broke its connections is waited for, to tell its end from others.
 const LAST_BREATH: Duration = Duration::from_millis(500);
 
@@ -317,16 +320,19 @@ impl Lockstep {
         matches!(step, Step::HashKv(request) if self.compactions.contains(&request.revision))
     }
 
-    /// What etcd answers decides whether there is an answer, and both must promise the same.
+    /// What one answers, the other one owes too, and both must promise the same.
     async fn progress(&mut self, stream: usize) -> (Reply, Reply) {
         let revision = self.revisions.current;
         // A stream without watchers, or with one that waits for the future, hears nothing: then one attempt is enough.
         let mut watchers = self.watching.iter().filter(|watching| watching.stream == stream).peekable();
         let due = watchers.peek().is_some() && watchers.all(|watching| !watching.waits_beyond(revision));
         let attempts = if due { PROGRESS_ATTEMPTS } else { 1 };
-        let etcd = self.etcd.stream(stream).await.progress(revision, attempts).await;
-        let attempts = if etcd.is_some() { 100 * PROGRESS_ATTEMPTS } else { 1 };
+        let mut etcd = self.etcd.stream(stream).await.progress(revision, attempts).await;
+        let attempts = if etcd.is_some() { PROGRESS_PATIENCE } else { 1 };
         let balsa = self.balsa.stream(stream).await.progress(revision, attempts).await;
+        if etcd.is_none() && balsa.is_some() {
+            etcd = self.etcd.stream(stream).await.progress(revision, PROGRESS_PATIENCE).await;
+        }
         (Reply::Progress(etcd), Reply::Progress(balsa))
     }
 

@@ -388,7 +388,8 @@ impl Drop for Cluster {
     }
 }
 
-fn tail(log: &Path) -> String {
+/// The end of a log.
+pub(crate) fn tail(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(25)..].join("\n")

@@ -157,7 +157,7 @@ impl Random {
             entries: (0..self.below(4)).map(|_| entry(self)).collect(),
             commit: self.number(),
             commit_term: self.term(),
-            snapshot: self.one_in(8).then(|| SnapshotPoint { index: 3, term: 1, conf_state: None }),
+            snapshot: self.one_in(8).then_some(SnapshotPoint { index: 3, term: 1, conf_state: None }),
             request_snapshot: self.below(2) * self.number(),
             reject: self.one_in(2),
             reject_hint: self.number(),

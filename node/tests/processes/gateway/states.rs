@@ -31,6 +31,12 @@ const PROBES: [&str; 14] = [
 /// Checks that etcd has not.
 const OURS: [&str; 2] = ["not_draining", "cluster_id"];
 
+/// The state with both alarms,
+const BOTH: &str = "no space and corrupt";
+
+/// and those of the probes that are told of one of them, and exclude neither.
+const OF_EITHER: [&str; 2] = ["/health", "/health?serializable=true"];
+
 /// What the answer says. etcd's checks come in the order of a map.
 fn shown(answer: &Answer) -> String {
     let text = String::from_utf8_lossy(&answer.body).into_owned();
@@ -41,6 +47,20 @@ fn shown(answer: &Answer) -> String {
     let mut lines: Vec<&str> = text.lines().filter(of_etcd).collect();
     lines.sort_unstable();
     format!("{} {}", answer.status, lines.join(" "))
+}
+
+/// A line as it is compared: which of both alarms is named is chance. etcd names the first of all, and these are in a map of Go
+/// (`AlarmStore.Get`), so that of eight requests one is told of CORRUPT and the others of NOSPACE. Balsa may name either, too.
+fn compared(line: &str) -> String {
+    let names_either = OF_EITHER.iter().any(|path| line.starts_with(&format!("{BOTH}: {path} ")));
+    if names_either { line.replace("ALARM CORRUPT", "ALARM NOSPACE") } else { line.to_owned() }
+}
+
+/// The lines that differ, of both.
+fn differences(ours: &[String], theirs: &[String], release: &str) -> Vec<String> {
+    assert_eq!(ours.len(), theirs.len(), "{release}");
+    let differ = ours.iter().zip(theirs).filter(|(ours, theirs)| compared(ours) != compared(theirs));
+    differ.map(|(ours, theirs)| format!("{ours}\n{release}: {theirs}")).collect()
 }
 
 /// What all probes are told, in a state of this name.
@@ -73,7 +93,7 @@ async fn alarms_and_users(port: u16) -> Vec<String> {
     let mut told = Vec::new();
     for (state, action, which) in [
         ("no space", "ACTIVATE", "NOSPACE"),
-        ("no space and corrupt", "ACTIVATE", "CORRUPT"),
+        (BOTH, "ACTIVATE", "CORRUPT"),
         ("corrupt", "DEACTIVATE", "NOSPACE"),
         ("well again", "DEACTIVATE", "CORRUPT"),
     ] {
@@ -97,12 +117,15 @@ async fn probes_are_told_of_alarms_as_by_etcd_and_need_no_user() {
     assert_eq!(ours[0], failed);
     let failed = "corrupt: /readyz/data_corruption 503 [-]data_corruption failed: alarm activated: CORRUPT";
     assert!(ours.iter().any(|line| line.starts_with(failed)), "{ours:#?}");
+    let mut wrong = Vec::new();
     for release in RELEASES {
         let Some(program) = program(release) else { continue };
         let etcd = Etcd::run(&program, 1, &["--bcrypt-cost=4".to_owned()]);
-        let theirs = alarms_and_users(etcd.port).await;
-        assert_eq!(ours, theirs, "the second is {release}'s");
+        wrong.extend(differences(&ours, &alarms_and_users(etcd.port).await, release));
     }
+    // Its log would follow what is wrong, and say nothing of it.
+    drop(cluster);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
 /// Adds a learner and says how the first member is known.
@@ -142,6 +165,7 @@ async fn a_learners_probes_are_told_as_by_etcd() {
     assert!(ours.iter().any(|line| line.starts_with(failed)), "{ours:#?}");
     let refused = r#"learner: Err((FailedPrecondition, "etcdserver: rpc not supported for learner"))"#;
     assert_eq!(ours.last().map(String::as_str), Some(refused));
+    let mut wrong = Vec::new();
     for release in RELEASES {
         let Some(program) = program(release) else { continue };
         let mut etcd = Etcd::run(&program, 1, &[]);
@@ -149,6 +173,8 @@ async fn a_learners_probes_are_told_as_by_etcd() {
         let peer = format!("http://127.0.0.1:{}", free_port());
         let first = add_learner(etcd.port, &peer).await;
         let port = etcd.join(&program, "learner", &peer, &format!("m0={first},learner={peer}"));
-        assert_eq!(ours, learner(port).await, "the second is {release}'s");
+        wrong.extend(differences(&ours, &learner(port).await, release));
     }
+    drop(cluster);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
