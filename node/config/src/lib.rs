@@ -496,7 +496,9 @@ mod tests {
         let args =
             ["--discovery-token=t", "--discovery-endpoints=a:1", "--discovery-user=u", "--discovery-password=xyzzy"];
         let config = load(&args).unwrap();
-        let Bootstrap::Discovered { by: discovery::Discovery::Registry(registry), .. } = &config.bootstrap else { panic!() };
+        let Bootstrap::Discovered { by: discovery::Discovery::Registry(registry), .. } = &config.bootstrap else {
+            panic!()
+        };
         assert_eq!(registry.password.reveal(), "xyzzy");
         let print = format!("{config:?}");
         assert!(print.contains("discovery-password") && !print.contains("xyzzy"), "{print}");

@@ -79,7 +79,9 @@ async fn check(state: &str, port: u16, told: &mut Vec<String>) {
     let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
     told.push(format!(
         "{state}: {:?}",
-        answer.map(|answer| answer.into_inner().status()).map_err(|status| (status.code(), status.message().to_owned()))
+        answer
+            .map(|answer| answer.into_inner().status())
+            .map_err(|status| (status.code(), status.message().to_owned()))
     ));
 }
 
