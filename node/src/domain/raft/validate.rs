@@ -295,8 +295,8 @@ fn sound(conf_state: &ConfState) -> bool {
 }
 
 #[cfg(test)]
-#[path = "validate_draws.rs"]
-mod draws;
+#[path = "validate_drawn_tests.rs"]
+mod drawn_tests;
 #[cfg(test)]
 #[path = "validate_tests.rs"]
 mod tests;
