@@ -182,8 +182,14 @@ fn quorum_at_risk(view: &View<'_>, row: &str) -> &'static [&'static str] {
 fn leftover(view: &View<'_>, k: u32) -> String {
     let (pod, claim) = (names::pod(&view.cluster.name, k), names::volume(&view.cluster.name, k));
     let pod = view.pod(k).filter(|pod| pod.terminating.is_none()).map(|_| format!("pod {pod}"));
-    let deleted = view.volume(k).is_some_and(|volume| volume.terminating);
+    let volume = view.volume(k);
+    let deleted = volume.is_some_and(|volume| volume.terminating);
     match (deleted, pod) {
+        (false, Some(pod)) if volume.is_none() => {
+            format!(
+                "save what is needed from the disk of {pod}, then delete that pod: its successor gets a volume claim"
+            )
+        }
         (false, Some(pod)) => format!("save what is needed from volume claim {claim}, then delete the claim and {pod}"),
         (false, None) => format!("save what is needed from volume claim {claim}, then delete it"),
         (true, Some(pod)) => {

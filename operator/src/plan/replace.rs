@@ -85,6 +85,12 @@ fn never_used(view: &View<'_>, k: u32) -> bool {
 
 /// X10: P1, P3. The ordinal is empty; its next member gets a new id.
 fn invite(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
+    // X8 has seen to the claim, if there is one.
+    if let Some(raft_id) = view.removed_disk(k) {
+        let message = format!("pod {k} has the disk of removed member {raft_id:x}, and its volume claim is missing");
+        notes.hold(Decision::wait("X10", WaitReason::LeftoverVolume, message).on(k, None));
+        return NEXT;
+    }
     if view.volume(k).is_some_and(ObservedVolume::is_labelled) || view.reported_marker(k).is_some() {
         let message = format!("the disk of pod {k} is of a member that this cluster neither lists nor has removed");
         notes.hold(Decision::wait("X10", WaitReason::LeftoverVolume, message).on(k, None));
