@@ -182,6 +182,24 @@ fn may_use_disk(view: &View<'_>, k: u32, id: u64, member: &Member) -> bool {
     member.started || view.is_labelled_for(k, id) || !unused
 }
 
+/// X4 where the claim is gone already, finalizers and all, and its member serves. Nobody can tell what has become of the disk,
+/// so a person decides, and no row waits for that.
+pub(super) fn without_claim(view: &View<'_>, notes: &mut Notes) -> Row {
+    let serves = |k: u32, id: u64, member: &Member| view.volume(k).is_none() && view.is_healthy(k, id, member);
+    if let Some((k, id, _)) = view.voters().find(|(k, id, member)| serves(*k, *id, member)) {
+        notes.wait_last(claim_is_gone(view, k, id));
+    }
+    NEXT
+}
+
+/// Member `id` on `k` has no claim: nobody may end its pod before it is replaced.
+pub(super) fn claim_is_gone(view: &View<'_>, k: u32, id: u64) -> Decision {
+    let claim = names::volume(&view.cluster.name, k);
+    let message =
+        format!("volume claim {claim} of member {id:x} is missing: pod {k} starts on an empty disk whenever it ends");
+    Decision::wait("X4", WaitReason::WrongVolume, message).on(k, Some(id))
+}
+
 /// P1, P3, P4, and one replacement at a time. A member that is down already is not spared for that: without it the
 /// others need one vote less, and a learner that cannot come up must not keep the dead in the list.
 fn replace(
