@@ -480,10 +480,8 @@ async fn report(context: &Context, seen: Seen<'_>) -> Result<RaftClusterStatus, 
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
     context.metrics.planned(&namespace, &name, plan.step.name().as_str(), reason, status.ready_replicas);
     status::write(&context.client, seen).await?;
-    if let Some((trouble, message)) = status::new_trouble(resource, &status)
-        && trouble != reason
-    {
-        publish(context, resource, EventType::Warning, trouble, "Degraded", message).await;
+    for trouble in status::new_troubles(resource, &status).filter(|trouble| trouble.reason != reason) {
+        publish(context, resource, EventType::Warning, &trouble.reason, &trouble.type_, &trouble.message).await;
     }
     let before = seen.observed.resource.plan.as_ref().and_then(|plan| plan.reason.as_deref());
     if let Some(blocked) = &plan.blocked_by

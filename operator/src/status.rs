@@ -318,15 +318,26 @@ fn phase(seen: Seen<'_>, facts: &Facts) -> Phase {
     }
 }
 
-/// What the cluster has newly become degraded by, where a node told it by name: how one ended, or an alarm.
-pub fn new_trouble<'a>(resource: &RaftCluster, status: &'a RaftClusterStatus) -> Option<(&'a str, &'a str)> {
-    let degraded = |c: &&Condition| c.type_ == "Degraded";
-    let now = status.conditions.iter().find(degraded).filter(|condition| condition.status == "True")?;
-    let named = ExitKind::ALL.iter().any(|kind| kind.as_str() == now.reason)
-        || [Alarm::NoSpace, Alarm::Corrupt].iter().any(|alarm| alarm.as_str() == now.reason);
-    let before = resource.status.iter().flat_map(|status| &status.conditions).find(degraded);
-    let same = before.is_some_and(|before| before.status == now.status && before.reason == now.reason);
-    (named && !same).then_some((&now.reason, &now.message))
+/// What has newly become of the cluster that neither a step nor a wait need tell: how a node ended or which alarm it raised, where
+/// it told that by name, and that a volume claim was deleted under its pod.
+pub fn new_troubles<'a>(
+    resource: &'a RaftCluster,
+    status: &'a RaftClusterStatus,
+) -> impl Iterator<Item = &'a Condition> {
+    let by_name = |reason: &str| {
+        ExitKind::ALL.iter().any(|kind| kind.as_str() == reason)
+            || [Alarm::NoSpace, Alarm::Corrupt].iter().any(|alarm| alarm.as_str() == reason)
+    };
+    let is_trouble = move |now: &&Condition| match (now.type_.as_str(), now.status.as_str()) {
+        ("Degraded", "True") => by_name(&now.reason),
+        ("VolumesReady", "False") => now.reason == WaitReason::WrongVolume.as_str(),
+        _ => false,
+    };
+    let is_new = move |now: &&Condition| {
+        let mut before = resource.status.iter().flat_map(|status| &status.conditions);
+        !before.any(|old| old.type_ == now.type_ && old.status == now.status && old.reason == now.reason)
+    };
+    status.conditions.iter().filter(is_trouble).filter(is_new)
 }
 
 /// Whether the cluster has yet to be Available for the first time.

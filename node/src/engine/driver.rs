@@ -663,10 +663,11 @@ impl Driver {
         self.standstill.begin(term, &listed);
         self.heard.keep(&listed);
         let election = self.ports.tick * self.ports.election_ticks;
-        let leader = self.replica.role().leader;
-        let leader = seen.iter().find(|(id, ..)| *id == leader).map_or(0, |(_, matched, ..)| *matched);
-        let known = seen.into_iter().map(|(id, matched, active, snapshot_running)| {
-            let active = active || self.heard.within(id, election, now);
+        // Only a leader has seen any.
+        let own = self.replica.role().leader;
+        let leader = seen.iter().find(|(id, ..)| *id == own).map_or(0, |(_, matched, ..)| *matched);
+        let known = seen.into_iter().map(|(id, matched, marked, snapshot_running)| {
+            let active = id == own || self.heard.is_there(id, marked, election, now);
             Progress {
                 id,
                 match_index: matched,

@@ -78,9 +78,19 @@ impl Alone {
 
     /// A message of member 1.
     fn hear(&mut self, kind: MessageType, index: u64) {
+        self.hear_of(1, kind, index);
+    }
+
+    fn hear_of(&mut self, from: u64, kind: MessageType, index: u64) {
         let term = self.driver.replica.role().term;
-        let message = Message { msg_type: kind, from: 1, to: 2, term, index, ..Message::default() };
-        self.frame(1, Body::Raft(peer::RaftMessages { messages: vec![messages::to_wire(message)] }));
+        let message = Message { msg_type: kind, from, to: 2, term, index, ..Message::default() };
+        self.frame(from, Body::Raft(peer::RaftMessages { messages: vec![messages::to_wire(message)] }));
+    }
+
+    /// The members that are there, as its status tells.
+    fn there(&self) -> Vec<u64> {
+        let status = self.driver.ports.status.read();
+        status.progress.iter().filter(|peer| peer.active).map(|peer| peer.id).collect()
     }
 
     fn frame(&mut self, from: u64, body: Body) {
@@ -105,14 +115,16 @@ impl Alone {
         entries.into_iter().map(|entry| entry.data).collect()
     }
 
-    /// The removal at 2 and the empty entry of the leader's term at 3 are committed, and its state machine has them.
-    fn removal_applied(&mut self, leaving: u64) {
+    /// The change at 2 and the empty entry of the leader's term at 3 are committed, and its state machine has them.
+    fn change_applied(&mut self, change: ConfChange) {
         self.hear(MessageType::MsgAppendResponse, 3);
         let Ok(Work::Apply(entries)) = self.applier.try_recv() else { panic!("nothing is committed") };
         assert_eq!(entries.last().unwrap().index, 3);
-        let change = ConfChange { node_id: leaving, change_type: ConfChangeType::RemoveNode, ..ConfChange::default() };
         let mut membership = (*self.driver.ports.status.read().membership).clone();
-        membership.members.retain(|member| member.id != leaving);
+        membership.members.retain(|member| member.id != change.node_id);
+        if change.change_type == ConfChangeType::AddNode {
+            membership.members.push(Member { id: change.node_id, ..Member::default() });
+        }
         let membership = Arc::new(membership);
         Arc::make_mut(&mut self.driver.ports.status.write()).membership = membership.clone();
         self.applied(3, vec![change], Some(membership), 0);
@@ -207,9 +219,16 @@ fn ports(
     }
 }
 
+fn change(change_type: ConfChangeType, node_id: u64) -> ConfChange {
+    ConfChange { node_id, change_type, ..ConfChange::default() }
+}
+
+fn removal(leaving: u64) -> ConfChange {
+    change(ConfChangeType::RemoveNode, leaving)
+}
+
 /// An entry at 2 that a leader of an earlier term left.
-fn removal(leaving: u64) -> Entry {
-    let change = ConfChange { node_id: leaving, change_type: ConfChangeType::RemoveNode, ..ConfChange::default() };
+fn left(change: &ConfChange) -> Entry {
     let (data, entry_type) = (change.write_to_bytes().unwrap().into(), EntryType::EntryConfChange);
     Entry { index: 2, term: 1, data, entry_type, ..Entry::default() }
 }
@@ -223,13 +242,13 @@ fn forward(term: u64, sequence: u64, batch: &'static [u8]) -> Body {
 /// leader, and when it applies its removal it tells them that this is in no log.
 #[tokio::test]
 async fn a_new_leader_takes_nothing_of_a_member_whose_removal_it_found_in_its_log() {
-    let mut alone = Alone::new(&[removal(3)]);
+    let mut alone = Alone::new(&[left(&removal(3))]);
     let term = alone.elected();
     alone.frame(3, forward(term, 7, b"of 3"));
     alone.frame(1, forward(term, 8, b"of 1"));
     let _answer = alone.driver.ports.waiters.register(9, Bytes::from_static(b"of 2"));
     alone.turn(vec![Input::Propose { sequence: 9, data: Bytes::from_static(b"of 2") }]);
-    alone.removal_applied(3);
+    alone.change_applied(removal(3));
     assert_eq!(alone.log_after(3), [Bytes::from_static(b"of 1of 2")], "what others ask waits, and is not lost");
     let sent = alone.sent.0.lock();
     let refused = sent.iter().filter_map(|(to, body)| match body {
@@ -241,15 +260,30 @@ async fn a_new_leader_takes_nothing_of_a_member_whose_removal_it_found_in_its_lo
 
 #[tokio::test]
 async fn a_leader_that_finds_its_own_removal_in_its_log_takes_nothing_of_its_clients() {
-    let mut alone = Alone::new(&[removal(2)]);
+    let mut alone = Alone::new(&[left(&removal(2))]);
     alone.elected();
     let waiters = alone.driver.ports.waiters.clone();
     let _answer = waiters.register(9, Bytes::from_static(b"of 2"));
     alone.turn(vec![Input::Propose { sequence: 9, data: Bytes::from_static(b"of 2") }]);
     assert_eq!(alone.log_after(3), Vec::<Bytes>::new());
     waiters.fail_all(&crate::engine::Failure::NotLeader { leader: None });
-    alone.removal_applied(2);
+    alone.change_applied(removal(2));
     assert_eq!(alone.log_after(3), Vec::<Bytes>::new());
+}
+
+/// Raft marks a new member as active before anybody has heard of it. Whoever took it for one that is there could add another
+/// one that is not, or remove one that the quorum needs.
+#[tokio::test]
+async fn a_new_member_is_there_when_it_has_answered() {
+    let added = change(ConfChangeType::AddNode, 4);
+    let mut alone = Alone::new(&[left(&added)]);
+    alone.elected();
+    assert_eq!(alone.there(), [2]);
+    alone.change_applied(added);
+    assert!(alone.driver.replica.progress().iter().any(|(id, _, marked, _)| (*id, *marked) == (4, true)));
+    assert_eq!(alone.there(), [1, 2]);
+    alone.hear_of(4, MessageType::MsgHeartbeatResponse, 0);
+    assert_eq!(alone.there(), [1, 2, 4]);
 }
 
 /// Clients that come, wait and give up while there is no leader must leave nothing behind.

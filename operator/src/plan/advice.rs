@@ -58,6 +58,13 @@ const CLAIM_GONE: &[&str] = &[
     "annotate balsa.dev/replace-member={member}, and delete {pod} when that member is removed: its successor gets a claim",
 ];
 
+/// The same where no other voter has the data.
+const ONLY_CLAIM_GONE: &[&str] = &[
+    CLAIM_GONE[0],
+    "raise spec.replicas, so that others have the data; then annotate balsa.dev/replace-member={member}, and delete {pod} when that \
+     member is removed: its successor gets a claim",
+];
+
 /// Where nobody can take the lead over, it is the others that want looking at, not the leader.
 const NO_SUCCESSOR: &[&str] =
     &["look at the logs of the other pods of {name}: one of them must be able to lead before {pod} is restarted"];
@@ -92,7 +99,7 @@ pub(super) fn human_may(view: &View<'_>, row: &str, reason: WaitReason, target: 
     };
     let ways = match reason {
         WaitReason::QuorumAtRisk => quorum_at_risk(view, row),
-        WaitReason::WrongVolume if row == "R1" && target.ordinal.is_some() => CLAIM_GONE,
+        WaitReason::WrongVolume if row == "X4" || row == "R1" && target.ordinal.is_some() => claim_gone(view),
         WaitReason::WrongVolume if row == "R1" => OTHER_CLAIMS,
         WaitReason::MemberUnhealthy if row == "U6" => NO_SUCCESSOR,
         _ => ways_out(reason),
@@ -161,6 +168,10 @@ fn ways_out(reason: WaitReason) -> &'static [&'static str] {
     }
 }
 
+fn claim_gone(view: &View<'_>) -> &'static [&'static str] {
+    if view.voters().count() == 1 { ONLY_CLAIM_GONE } else { CLAIM_GONE }
+}
+
 /// More replicas are a way out only of scaling in: a replacement holds scaling out until it is done. A voter that is alone
 /// has no others, so nothing can replace it.
 fn quorum_at_risk(view: &View<'_>, row: &str) -> &'static [&'static str] {
@@ -182,8 +193,14 @@ fn quorum_at_risk(view: &View<'_>, row: &str) -> &'static [&'static str] {
 fn leftover(view: &View<'_>, k: u32) -> String {
     let (pod, claim) = (names::pod(&view.cluster.name, k), names::volume(&view.cluster.name, k));
     let pod = view.pod(k).filter(|pod| pod.terminating.is_none()).map(|_| format!("pod {pod}"));
-    let deleted = view.volume(k).is_some_and(|volume| volume.terminating);
+    let volume = view.volume(k);
+    let deleted = volume.is_some_and(|volume| volume.terminating);
     match (deleted, pod) {
+        (false, Some(pod)) if volume.is_none() => {
+            format!(
+                "save what is needed from the disk of {pod}, then delete that pod: its successor gets a volume claim"
+            )
+        }
         (false, Some(pod)) => format!("save what is needed from volume claim {claim}, then delete the claim and {pod}"),
         (false, None) => format!("save what is needed from volume claim {claim}, then delete it"),
         (true, Some(pod)) => {

@@ -131,7 +131,8 @@ fn search(view: &View<'_>, notes: &mut Notes) -> Row {
     scale_out::rows(view, notes)?;
     roll::rows(view, notes)?;
     gates::nothing_missing(view, notes)?;
-    recreate::rows(view, notes)
+    recreate::rows(view, notes)?;
+    replace::without_claim(view, notes)
 }
 
 /// The second halves of pairs of steps; they come before anything new.

@@ -3,6 +3,7 @@
 
 use std::ops::ControlFlow;
 
+use super::replace::claim_is_gone;
 use super::{Decision, NEXT, Notes, Row, View};
 use crate::observed::ObservedPod;
 use crate::step::{RestartMode, Step, WaitReason};
@@ -46,6 +47,10 @@ pub(super) fn change_of_mind(view: &View<'_>, notes: &mut Notes) -> Row {
         }
         if let (true, Some(to)) = (view.is_leader(id), view.next_leader(|j| j != k)) {
             return Decision::act("U9", Step::MoveLeader { from: id, to, ordinal: k }).now();
+        }
+        if view.volume(k).is_none() {
+            notes.wait(claim_is_gone(view, k, id));
+            continue;
         }
         // One of two is no quorum: writes pause, as in U7.
         let writes_pause = view.voters().count() <= 2;

@@ -85,6 +85,12 @@ fn never_used(view: &View<'_>, k: u32) -> bool {
 
 /// X10: P1, P3. The ordinal is empty; its next member gets a new id.
 fn invite(view: &View<'_>, notes: &mut Notes, k: u32) -> Row {
+    // X8 has seen to the claim, if there is one.
+    if let Some(raft_id) = view.removed_disk(k) {
+        let message = format!("pod {k} has the disk of removed member {raft_id:x}, and its volume claim is missing");
+        notes.hold(Decision::wait("X10", WaitReason::LeftoverVolume, message).on(k, None));
+        return NEXT;
+    }
     if view.volume(k).is_some_and(ObservedVolume::is_labelled) || view.reported_marker(k).is_some() {
         let message = format!("the disk of pod {k} is of a member that this cluster neither lists nor has removed");
         notes.hold(Decision::wait("X10", WaitReason::LeftoverVolume, message).on(k, None));
@@ -174,6 +180,24 @@ fn may_use_disk(view: &View<'_>, k: u32, id: u64, member: &Member) -> bool {
     let empty = view.is_uninitialized(k) && view.volume(k).is_none_or(|volume| !volume.unclear);
     let unused = k >= view.have() || view.removed_disk(k).is_some() || empty;
     member.started || view.is_labelled_for(k, id) || !unused
+}
+
+/// X4 where the claim is gone already, finalizers and all, and its member serves. Nobody can tell what has become of the disk,
+/// so a person decides, and no row waits for that.
+pub(super) fn without_claim(view: &View<'_>, notes: &mut Notes) -> Row {
+    let serves = |k: u32, id: u64, member: &Member| view.volume(k).is_none() && view.is_healthy(k, id, member);
+    if let Some((k, id, _)) = view.voters().find(|(k, id, member)| serves(*k, *id, member)) {
+        notes.wait_last(claim_is_gone(view, k, id));
+    }
+    NEXT
+}
+
+/// Member `id` on `k` has no claim: nobody may end its pod before it is replaced.
+pub(super) fn claim_is_gone(view: &View<'_>, k: u32, id: u64) -> Decision {
+    let claim = names::volume(&view.cluster.name, k);
+    let message =
+        format!("volume claim {claim} of member {id:x} is missing: pod {k} starts on an empty disk whenever it ends");
+    Decision::wait("X4", WaitReason::WrongVolume, message).on(k, Some(id))
 }
 
 /// P1, P3, P4, and one replacement at a time. A member that is down already is not spared for that: without it the

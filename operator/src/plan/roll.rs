@@ -4,6 +4,7 @@
 
 use super::again::{Failed, try_again};
 use super::learner::pod_cause;
+use super::replace::claim_is_gone;
 use super::{Decision, Matter, NEXT, Notes, REJOIN_DEADLINE_SECONDS, Row, View, aged};
 use crate::observed::{ContainerState, ObservedPod};
 use crate::step::{RestartMode, Step, Target, WaitReason};
@@ -181,6 +182,10 @@ fn restart_serving(view: &View<'_>, notes: &mut Notes, row: &'static str, k: u32
         let message = format!("pod {other} does not serve; pod {k} is not restarted before it does");
         let id = view.member(*other).map(|(id, _)| id);
         notes.wait(Decision::wait(row, WaitReason::MemberUnhealthy, message).on(*other, id));
+        return NEXT;
+    }
+    if view.volume(k).is_none() {
+        notes.wait(claim_is_gone(view, k, id));
         return NEXT;
     }
     let writes_pause = view.voters().count() <= 2;

@@ -98,6 +98,32 @@ fn a_damaged_disk_is_told_by_its_name_while_it_is_replaced() {
     });
 }
 
+/// A volume claim that somebody deletes under its member is told although the plan replaces the member by itself, and where it
+/// cannot, with the way out.
+#[test]
+fn a_deleted_claim_is_told_while_its_member_is_replaced() {
+    block_on(async {
+        let stage = shared(settled(3, &json!({})).await);
+        let operator = Operator::new(&stage);
+        lock(&stage).world.delete_volume(1);
+        operator.pass().await.expect("a pass");
+        assert_eq!(lock(&stage).condition("VolumesReady"), ("False".to_owned(), "WrongVolume".to_owned()));
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(warnings(&stage, "WrongVolume"), 1, "{:?}", lock(&stage).events);
+        assert_eq!(lock(&stage).condition("VolumesReady"), ("True".to_owned(), "AsAsked".to_owned()));
+    });
+    block_on(async {
+        let stage = shared(settled(1, &json!({})).await);
+        let operator = Operator::new(&stage);
+        lock(&stage).world.delete_volume(0);
+        pass_for(&operator, &stage, 60).await;
+        assert_eq!(lock(&stage).condition("VolumesReady"), ("False".to_owned(), "WrongVolume".to_owned()));
+        let humans = lock(&stage).resource["status"]["plan"]["humanMay"].to_string();
+        assert!(humans.contains("snapshot save"), "{humans}");
+        assert_eq!((warnings(&stage, "WrongVolume"), warnings(&stage, "QuorumAtRisk")), (1, 1));
+    });
+}
+
 /// An alarm of a node is the condition `Degraded` under its name, with the way out, for as long as it is raised.
 #[test]
 fn an_alarm_is_told_with_the_way_out() {

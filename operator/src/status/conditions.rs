@@ -283,10 +283,38 @@ fn consistent(seen: Seen<'_>) -> Verdict {
 
 fn volumes_ready(seen: Seen<'_>) -> Verdict {
     let kind = "VolumesReady";
+    if let Some(message) = taken_away(seen) {
+        return Verdict::new(kind, false, WaitReason::WrongVolume.as_str(), message);
+    }
     match waits_for(seen, &[WaitReason::LeftoverVolume, WaitReason::WrongVolume, WaitReason::LabelFails]) {
         Some((reason, message)) => Verdict::new(kind, false, reason.as_str(), message),
         None => Verdict::new(kind, true, "AsAsked", "no foreign disk"),
     }
+}
+
+/// Which member runs although its volume claim is deleted, by whoever it was and whatever the plan does: nothing of ours deletes the
+/// claim of a listed voter.
+fn taken_away(seen: Seen<'_>) -> Option<String> {
+    let (cluster, observed) = (seen.cluster?, seen.observed);
+    let ours = observed.set.as_ref().is_some_and(|set| !set.other_claims);
+    if !ours || seen.resource.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let voters = super::ours(observed)?.members.iter().filter(|(_, member)| !member.learner);
+    let placed = voters.filter_map(|(id, member)| Some((super::ordinal(cluster, member)?, *id)));
+    let mut running = placed.filter(|(k, id)| {
+        let stays = observed.pods.get(k).is_some_and(|pod| pod.terminating.is_none());
+        stays && observed.node(*k).and_then(|node| node.marker).is_some_and(|marker| marker.raft_id == *id)
+    });
+    running.find_map(|(k, id)| {
+        let what = match observed.volumes.get(&k) {
+            None => "is missing",
+            Some(volume) if volume.terminating => "is being deleted",
+            Some(_) => return None,
+        };
+        let (claim, pod) = (names::volume(&cluster.name, k), names::pod(&cluster.name, k));
+        Some(format!("volume claim {claim} of member {id:x} {what}: pod {pod} is the last that has its disk"))
+    })
 }
 
 fn quorum_advice(seen: Seen<'_>) -> Verdict {

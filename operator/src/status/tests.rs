@@ -327,6 +327,47 @@ fn r1_updated_says_what_a_set_that_is_not_as_wanted_waits_for() {
     assert!(message.contains("it is not made anew") && message.contains("humanMay"), "{message}");
 }
 
+/// X4: a claim is deleted under the pod of a member that serves. That is told whatever the plan does, once by an event, and of
+/// nobody whose claim may go.
+#[test]
+fn x4_a_claim_that_was_taken_away_under_its_member_is_told() {
+    let (mut resource, cluster, mut observed) = (minimal(), valid("{image: balsa}"), observed_three());
+    let told = |resource: &RaftCluster, observed: &Observed| {
+        let plan = plan(&cluster, observed);
+        let status = compute(Seen { resource, cluster: Some(&cluster), observed, plan: &plan, invalid: None });
+        let events: Vec<String> = new_troubles(resource, &status).map(|trouble| trouble.reason.clone()).collect();
+        (status, events)
+    };
+    let ready = |status: &RaftClusterStatus| {
+        let found = status.conditions.iter().find(|condition| condition.type_ == "VolumesReady").expect("VolumesReady");
+        (found.status.clone(), found.message.clone())
+    };
+    observed.volumes.remove(&1);
+    let (status, events) = told(&resource, &observed);
+    let words = "volume claim data-db-1 of member 2 is missing: pod db-1 is the last that has its disk".to_owned();
+    assert_eq!((ready(&status), events), (("False".to_owned(), words), vec!["WrongVolume".to_owned()]));
+    let plan = status.plan.clone().expect("a plan");
+    assert_eq!(plan.blocked_by.expect("a wait").reason, "WrongVolume");
+    assert!(plan.human_may.concat().contains("balsa.dev/replace-member=2"), "{:?}", plan.human_may);
+    resource.status = Some(status);
+    assert_eq!(told(&resource, &observed).1, Vec::<String>::new(), "once");
+
+    observed = observed_three();
+    observed.volumes.get_mut(&1).expect("volume 1").terminating = true;
+    assert!(ready(&told(&resource, &observed).0).1.contains("is being deleted"));
+    let mut going = [observed.clone(), observed.clone(), observed.clone()];
+    going[0].pods.get_mut(&1).expect("pod 1").terminating = Some(1000);
+    going[1].nodes.insert(1, crate::observed::NodeReport::Unreachable);
+    let list = going[2].members.as_mut().expect("a list");
+    list.members.remove(&2);
+    list.removed.insert(2);
+    for observed in going {
+        assert_eq!(ready(&told(&resource, &observed).0).0, "True");
+    }
+    resource.metadata.deletion_timestamp = Some(crate::fixtures::time(1000));
+    assert_eq!(ready(&told(&resource, &observed).0).0, "True", "all of it goes");
+}
+
 /// M29: whatever a broken node or a policy says, the status stays far smaller than what the API server takes for an object.
 #[test]
 fn m29_the_status_is_bounded_whatever_others_say() {

@@ -156,7 +156,7 @@ fn the_phases_of_the_schema_are_those_that_are_told() {
 #[test]
 fn what_no_wait_tells_has_a_reason_too() {
     type Change = fn(&mut RaftCluster, &mut Observed);
-    let cases: [(Change, &str, (&str, &str)); 11] = [
+    let cases: [(Change, &str, (&str, &str)); 12] = [
         (|_, observed| *observed = Observed::default(), "Bootstrapped", ("False", "AwaitingPod")),
         (|_, observed| *observed = Observed::default(), "Available", ("False", "AwaitingBootstrap")),
         (|_, observed| observed.pods.clear(), "Available", ("False", "AwaitingVoters")),
@@ -166,6 +166,11 @@ fn what_no_wait_tells_has_a_reason_too() {
         (|resource, _| resource.spec.replicas = 5, "Degraded", ("True", "VotersMissing")),
         (|resource, _| resource.spec.replicas = 5, "Progressing", ("True", "AddLearner")),
         (|resource, _| resource.spec.replicas = 4, "QuorumAdvice", ("True", "EvenReplicas")),
+        (
+            |_, observed| observed.volumes.get_mut(&1).expect("volume 1").terminating = true,
+            "VolumesReady",
+            ("False", "WrongVolume"),
+        ),
         (
             |_, observed| {
                 let exit = Some(NodeExit { kind: ExitKind::Corrupt, marker: None });

@@ -362,7 +362,8 @@ impl<L: LogStore> Replica<L> {
         self.raw.raft.commit_to_current_term()
     }
 
-    /// The leader's view of each member: (id, match index, active, snapshot running). Empty elsewhere.
+    /// The leader's view of each member: (id, match index, marked as active, snapshot running). Empty elsewhere. One that was
+    /// just added is marked although nobody has heard of it.
     pub fn progress(&self) -> Vec<(u64, u64, bool, bool)> {
         if !self.role().leads {
             return Vec::new();
