@@ -29,14 +29,23 @@ impl ClusterApi {
         Self { on_peer_port: true, ..Self::new(member, leader) }
     }
 
-    /// The port decides, never what the request says of itself.
+    /// Where a call that is admitted came in. The port decides, never what the request says of itself; only that a member
+    /// passes it on must be said on the peer port, which serves no clients, as etcd's. Members of every release say it.
     fn origin<T>(&self, request: &Request<T>) -> Result<Origin, Status> {
+        if self.on_peer_port && !is_forwarded(request.metadata()) {
+            return Err(no_service());
+        }
+        admit(&self.member, request.metadata())?;
         if !self.on_peer_port {
             return Ok(Origin::Client(caller(request)));
         }
-        let cluster_id = meant_for(request.metadata()).map_err(etcd)?;
-        Ok(Origin::Peer { forwarded: is_forwarded(request.metadata()), cluster_id })
+        Ok(Origin::Peer { cluster_id: meant_for(request.metadata()).map_err(etcd)? })
     }
+}
+
+/// What gRPC-Go says of a service that a port has not.
+fn no_service() -> Status {
+    Status::unimplemented("unknown service etcdserverpb.Cluster")
 }
 
 #[tonic::async_trait]
@@ -45,7 +54,6 @@ impl pb::cluster_server::Cluster for ClusterApi {
         &self,
         request: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
-        admit(&self.member, request.metadata())?;
         let origin = self.origin(&request)?;
         self.cluster.add(&origin, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
@@ -54,7 +62,6 @@ impl pb::cluster_server::Cluster for ClusterApi {
         &self,
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
-        admit(&self.member, request.metadata())?;
         let origin = self.origin(&request)?;
         self.cluster.remove(&origin, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
@@ -63,7 +70,6 @@ impl pb::cluster_server::Cluster for ClusterApi {
         &self,
         request: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
-        admit(&self.member, request.metadata())?;
         let origin = self.origin(&request)?;
         self.cluster.update(&origin, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
@@ -72,15 +78,15 @@ impl pb::cluster_server::Cluster for ClusterApi {
         &self,
         request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        admit(&self.member, request.metadata())?;
-        self.cluster.list(&self.origin(&request)?, request.into_inner()).await.map(Response::new).map_err(etcd)
+        // No member passes this on: each has the list.
+        let Origin::Client(caller) = self.origin(&request)? else { return Err(no_service()) };
+        self.cluster.list(&caller, request.into_inner()).await.map(Response::new).map_err(etcd)
     }
 
     async fn member_promote(
         &self,
         request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
-        admit(&self.member, request.metadata())?;
         let origin = self.origin(&request)?;
         self.cluster.promote(&origin, request.into_inner()).await.map(Response::new).map_err(etcd)
     }

@@ -27,11 +27,9 @@ use crate::metrics;
 pub enum Origin {
     /// On the client port: permissions count.
     Client(Caller),
-    /// On the peer port, whose TLS is what keeps strangers out: a member that checked passes a client's call on, or
-    /// somebody who may do as the members.
+    /// On the peer port, whose TLS is what keeps strangers out: a member that checked has passed a client's call on, or
+    /// somebody who may do as the members says so. It goes no further.
     Peer {
-        /// A member passed it on; it goes no further.
-        forwarded: bool,
         /// The cluster that it is meant for; 0 from a member that does not say, as those of older releases.
         cluster_id: u64,
     },
@@ -39,7 +37,7 @@ pub enum Origin {
 
 impl Origin {
     fn is_forwarded(&self) -> bool {
-        matches!(self, Origin::Peer { forwarded: true, .. })
+        matches!(self, Origin::Peer { .. })
     }
 }
 
@@ -60,14 +58,12 @@ impl Cluster {
     ///
     /// # Errors
     /// With `linearizable` those of a read index.
-    pub async fn list(&self, origin: &Origin, request: pb::MemberListRequest) -> Result<pb::MemberListResponse, Error> {
+    pub async fn list(&self, caller: &Caller, request: pb::MemberListRequest) -> Result<pb::MemberListResponse, Error> {
         let handle = self.member.voter()?;
         if request.linearizable {
             handle.read_index().await?;
         }
-        if let Origin::Client(caller) = origin {
-            self.member.require_user(&handle, caller).await?;
-        }
+        self.member.require_user(&handle, caller).await?;
         let status = handle.status();
         Ok(pb::MemberListResponse { header: Some(header(&status, 0)), members: members(&status.membership) })
     }
@@ -236,7 +232,7 @@ impl Cluster {
     async fn may_change(&self, handle: &Handle, origin: &Origin) -> Result<(), Error> {
         match origin {
             Origin::Client(caller) => self.member.require_root(handle, caller).await.map(drop),
-            Origin::Peer { cluster_id, .. } => check_cluster(handle.cluster_id(), *cluster_id),
+            Origin::Peer { cluster_id } => check_cluster(handle.cluster_id(), *cluster_id),
         }
     }
 

@@ -20,9 +20,6 @@ use crate::engine::{Failure, Handle, Status, Store};
 use crate::metrics;
 use crate::storage::KeySpace;
 
-/// Bytes of a piece of a stream that is aimed at: etcd's bound on a request.
-const STREAM_BYTES: usize = 1_572_864;
-
 /// Pieces that are read before the client takes them: the next one while this one is sent.
 const STREAM_AHEAD: usize = 1;
 
@@ -86,7 +83,8 @@ impl Kv {
         let (handle, who) = self.reader(caller, request.serializable).await?;
         let counts = handle.status().counts.clone();
         let view = view(&handle, |auth| auth.check_range(&who, &request).map_err(refused))?;
-        let mut stream = RangeStream::new(request, STREAM_BYTES);
+        // As etcd 3.7: pieces are to be as large as a request may be.
+        let mut stream = RangeStream::new(request, self.member.hot().values.max_request_bytes);
         metrics::RANGES.inc();
         let next = move || match stream.next_piece(&view, counts.as_ref()) {
             Ok(piece) => piece.map(|mut piece| {

@@ -400,7 +400,7 @@ const METHODS: [(&str, &str, &[&str]); 11] = [
             "RoleRevokePermission",
         ],
     ),
-    ("grpc.health.v1.Health", "unary", &["Check"]),
+    ("grpc.health.v1.Health", "unary", &["Check", "List"]),
     ("grpc.health.v1.Health", "server_stream", &["Watch"]),
 ];
 

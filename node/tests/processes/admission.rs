@@ -1,17 +1,23 @@
 //! What etcd asks of every request before it looks into it: learners serve next to nothing, whoever requires a leader
 //! hears at once that there is none, and a client's version is text. Each call is made, whatever is in it.
 
+use std::time::Duration;
+
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::raw::BytesCodec;
+use balsa_proto::v3electionpb as election;
 use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::codegen::http::{HeaderMap, HeaderValue};
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
-use tonic::{Code, Extensions, Request, Status};
+use tonic::{Code, Extensions, Request, Status, Streaming};
 
-use crate::cluster::{Cluster, Member};
+use crate::cluster::{Cluster, Member, PATIENCE};
 use crate::gateway::http;
 
 /// Services with their methods, one message there and one back.
@@ -127,4 +133,57 @@ async fn whoever_requires_a_leader_hears_at_once_that_there_is_none() {
     assert_eq!(others(member, &required, Code::Unavailable, "etcdserver: no leader").await, [""; 0]);
     let own = pb::RangeRequest { key: Bytes::from_static(b"k"), serializable: true, ..Default::default() };
     assert_eq!(member.kv().range(own).await.expect("who does not is served").into_inner().count, 1);
+}
+
+/// A stream of renewals and one that follows an election, both with their first answer behind them.
+struct Open {
+    _requests: mpsc::Sender<pb::LeaseKeepAliveRequest>,
+    renewals: Streaming<pb::LeaseKeepAliveResponse>,
+    observed: Streaming<election::LeaderResponse>,
+}
+
+impl Open {
+    async fn at(member: &Member, lease: i64, metadata: MetadataMap) -> Self {
+        let (requests, receiver) = mpsc::channel(1);
+        requests.send(pb::LeaseKeepAliveRequest { id: lease }).await.expect("sent");
+        let renew = Request::from_parts(metadata.clone(), Extensions::default(), ReceiverStream::new(receiver));
+        let mut renewals = member.lease().lease_keep_alive(renew).await.expect("a stream").into_inner();
+        let renewed = timeout(PATIENCE, renewals.message()).await.expect("in time").expect("open");
+        assert_eq!(renewed.expect("an answer").id, lease);
+        let observe = election::LeaderRequest { name: "post".into() };
+        let observe = Request::from_parts(metadata, Extensions::default(), observe);
+        let mut observed = member.election().observe(observe).await.expect("a stream").into_inner();
+        let elected = timeout(PATIENCE, observed.message()).await.expect("in time").expect("open");
+        assert_eq!(elected.expect("an answer").kv.expect("a pair").lease, lease);
+        Self { _requests: requests, renewals, observed }
+    }
+}
+
+/// A watch's is tested with the use case, and that of gRPC health beside etcd's.
+#[tokio::test(flavor = "multi_thread")]
+async fn open_streams_of_whoever_requires_a_leader_end_when_there_is_none_for_long() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let survivor = (leader + 1) % 3;
+    let member = &cluster.members[survivor];
+    let grant = pb::LeaseGrantRequest { ttl: 600, id: 0 };
+    let lease = member.lease().lease_grant(grant).await.expect("a grant").into_inner().id;
+    let campaign = election::CampaignRequest { name: "post".into(), lease, value: "v".into() };
+    member.election().campaign(campaign).await.expect("elected");
+    let mut required = Open::at(member, lease, metadata("hasleader", b"true")).await;
+    let mut others = Open::at(member, lease, MetadataMap::new()).await;
+    cluster.members[leader].kill();
+    cluster.members[(leader + 2) % 3].kill();
+
+    let renewed = timeout(PATIENCE, required.renewals.message()).await.expect("in time").map(drop);
+    let observed = timeout(PATIENCE, required.observed.message()).await.expect("in time").map(drop);
+    for ended in [renewed, observed] {
+        let ended = ended.expect_err("cut");
+        assert_eq!((ended.code(), ended.message()), (Code::Unavailable, "etcdserver: no leader"));
+    }
+    let moment = Duration::from_millis(300);
+    let renewed = timeout(moment, others.renewals.message()).await;
+    assert!(renewed.is_err(), "neither ended nor told anything: {renewed:?}");
+    let observed = timeout(moment, others.observed.message()).await;
+    assert!(observed.is_err(), "neither ended nor told anything: {observed:?}");
 }

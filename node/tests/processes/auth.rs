@@ -306,6 +306,8 @@ async fn cve_2026_33413_every_call_is_guarded() {
         let (mut maintenance, mut members) = (member.maintenance(), member.cluster());
         let learner = pb::MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.1:1".into()], is_learner: true };
         let raise = pb::AlarmRequest { action: 1, member_id: 0, alarm: 1 };
+        let downgrade = pb::DowngradeRequest { action: 1, version: "3.5".into() };
+        let update = pb::MemberUpdateRequest { id: 1, peer_ur_ls: vec!["http://127.0.0.1:1".into()] };
         let answers = [
             texts(maintenance.hash(with(token, pb::HashRequest {})).await),
             texts(maintenance.hash_kv(with(token, pb::HashKvRequest { revision: 0 })).await),
@@ -313,7 +315,9 @@ async fn cve_2026_33413_every_call_is_guarded() {
             texts(maintenance.defragment(with(token, pb::DefragmentRequest {})).await),
             texts(maintenance.move_leader(with(token, target)).await),
             texts(maintenance.alarm(with(token, raise)).await),
+            texts(maintenance.downgrade(with(token, downgrade)).await),
             texts(members.member_add(with(token, learner)).await),
+            texts(members.member_update(with(token, update)).await),
             texts(members.member_remove(with(token, pb::MemberRemoveRequest { id: 1 })).await),
             texts(members.member_promote(with(token, pb::MemberPromoteRequest { id: 1 })).await),
             texts(member.kv().compact(with(token, pb::CompactionRequest { revision: 2, physical: false })).await),

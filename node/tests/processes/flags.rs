@@ -893,6 +893,7 @@ async fn a_compaction_goes_in_the_steps_that_the_flags_say() {
     let steps: u32 = shown.lines().find_map(|line| line.strip_prefix(steps)?.parse().ok()).expect("a count");
     assert!((CHANGES / 10..=CHANGES / 10 + 1).contains(&steps), "{steps} steps");
     assert!(took >= std::time::Duration::from_millis(50) * (steps - 1), "{steps} steps in {took:?}");
+    single.logged("finished scheduled compaction").await;
 }
 
 /// As in etcd: manifests name the files whatever the scheme.

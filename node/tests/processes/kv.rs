@@ -1,9 +1,13 @@
 //! The key space over the wire, through any member.
 
 use balsa_proto::etcdserverpb as pb;
+use pb::kv_client::KvClient;
 use tonic::Code;
+use tonic::transport::Endpoint;
 
 use crate::cluster::Cluster;
+use crate::etcd::{Etcd, RELEASES, program};
+use crate::gateway::http::healthy;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_through_any_member_is_read_through_every_member() {
@@ -123,4 +127,38 @@ async fn counts_are_exact_through_writes_compaction_and_restarts() {
         (error.code(), error.message()),
         (Code::Unimplemented, "RangeStream does not support custom sort orders")
     );
+}
+
+/// How many pairs each piece of a streamed range has: 100 pairs of a little over 1,000 bytes.
+async fn pieces(port: u16) -> Vec<usize> {
+    let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("a URL").connect_lazy();
+    let mut kv = KvClient::new(channel);
+    for number in 0..100 {
+        let put =
+            pb::PutRequest { key: format!("s/{number:03}").into(), value: vec![7; 1000].into(), ..Default::default() };
+        kv.put(put).await.expect("a write");
+    }
+    let all = pb::RangeRequest { key: "s/".into(), range_end: "s0".into(), ..Default::default() };
+    let mut stream = kv.range_stream(all).await.expect("a stream").into_inner();
+    let mut pieces = Vec::new();
+    while let Some(piece) = stream.message().await.expect("a piece") {
+        pieces.push(piece.range_response.expect("a range").kvs.len());
+    }
+    pieces
+}
+
+/// The first ten pairs are already more than half of what a request may have, so no later piece has more of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn pieces_of_a_stream_are_about_as_large_as_a_request_may_be() {
+    const FLAG: &str = "--max-request-bytes=20000";
+    let cluster = Cluster::start_with(1, &[FLAG]).await;
+    let ours = pieces(cluster.members[0].client_port).await;
+    assert_eq!(ours, [10; 10]);
+    if let Some(program) = program(RELEASES[1]) {
+        let etcd = Etcd::run(&program, 1, &[FLAG.to_owned()]);
+        healthy(etcd.port).await;
+        assert_eq!(ours, pieces(etcd.port).await);
+    }
+    let cluster = Cluster::start(1).await;
+    assert_eq!(pieces(cluster.members[0].client_port).await, [10, 20, 40, 30], "far from what a request may have");
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use balsa_proto::etcdserverpb as pb;
 use bytes::Bytes;
 use pb::alarm_request::AlarmAction;
+use pb::maintenance_client::MaintenanceClient;
 use tonic::Code;
 use tonic::transport::Endpoint;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -109,31 +110,99 @@ async fn a_corrupt_alarm_stops_all_changes_and_survives_a_restart() {
     member.put("k", "w").await.expect("a write");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_downgrade_is_checked_announced_and_taken_back() {
+/// Checks, announces and takes back a downgrade. What is said to each call, and what Status says after those that succeed.
+async fn downgrades(port: u16) -> Vec<String> {
     use pb::downgrade_request::DowngradeAction::{Cancel, Enable, Validate};
 
-    let cluster = Cluster::start(1).await;
-    let member = &cluster.members[0];
-    let ask = |action: pb::downgrade_request::DowngradeAction, version: &str| {
+    let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("a URL").connect_lazy();
+    let mut maintenance = MaintenanceClient::new(channel);
+    let mut said = Vec::new();
+    for (action, version) in [
+        (Validate, "3.5"),
+        (Validate, "3.5.9"),
+        (Validate, "x"),
+        (Validate, "3.6"),
+        (Enable, "3.4"),
+        (Enable, ""),
+        (Cancel, ""),
+        (Enable, "3.5.0"),
+        (Validate, "3.5"),
+        (Enable, "3.5"),
+        (Enable, "3.4"),
+        (Cancel, "x"),
+        (Cancel, ""),
+        (Validate, "3.5"),
+    ] {
         let request = pb::DowngradeRequest { action: action.into(), version: version.to_owned() };
-        let mut maintenance = member.maintenance();
-        async move { maintenance.downgrade(request).await.map(|answer| answer.into_inner().version) }
-    };
-    assert_eq!(ask(Validate, "3.5").await.expect("allowed"), "3.6");
-    let wrong = |error: tonic::Status| (error.code(), error.message().to_owned());
-    let format = (Code::InvalidArgument, "etcdserver: wrong downgrade target version format".to_owned());
-    assert_eq!(ask(Validate, "x").await.map_err(wrong), Err(format));
-    let target = (Code::InvalidArgument, "etcdserver: invalid downgrade target version".to_owned());
-    assert_eq!(ask(Enable, "3.4").await.map_err(wrong), Err(target));
-    assert_eq!(ask(Cancel, "").await.expect("nothing to take back is fine"), "3.6");
-    ask(Enable, "3.5.0").await.expect("announced");
-    let info = member.status().await.expect("a status").downgrade_info.expect("it says so");
-    assert_eq!((info.enabled, info.target_version.as_str()), (true, "3.5.0"));
-    let running = (Code::FailedPrecondition, "etcdserver: cluster has a downgrade job in progress".to_owned());
-    assert_eq!(ask(Validate, "3.5").await.map_err(wrong), Err(running));
-    ask(Cancel, "").await.expect("taken back");
-    assert!(!member.status().await.expect("a status").downgrade_info.expect("it says so").enabled);
+        said.push(match maintenance.downgrade(request).await {
+            Ok(answer) => {
+                let status = maintenance.status(pb::StatusRequest {}).await.expect("a status").into_inner();
+                let info = status.downgrade_info.expect("it says so");
+                let version = answer.into_inner().version;
+                format!("{action:?}: {version:?}, now {} {:?}", info.enabled, info.target_version)
+            }
+            Err(status) => format!("{action:?} {version:?}: {:?} {}", status.code(), status.message()),
+        });
+    }
+    said
+}
+
+/// The version that a cluster of etcd has agreed on.
+async fn agreed_version(port: u16) -> serde_json::Value {
+    let body = Request::get("/version").send(port).await.body;
+    let mut versions: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+    versions["etcdcluster"].take()
+}
+
+/// The same of etcd 3.6. It looks every four seconds whether the version of the cluster must follow an announcement, and
+/// then it says other things, so that is done again until no look was between the first call and the last one.
+async fn downgrades_of_etcd(port: u16) -> Vec<String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        assert!(Instant::now() < deadline, "it looks all the time");
+        let before = agreed_version(port).await;
+        if before != "3.6.0" {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        }
+        let began = Instant::now();
+        let said = downgrades(port).await;
+        // There and back again takes two looks.
+        if began.elapsed() < Duration::from_secs(3) && agreed_version(port).await == before {
+            return said;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_downgrade_is_checked_announced_and_taken_back() {
+    const TARGET: &str = "InvalidArgument etcdserver: invalid downgrade target version";
+    const FORMAT: &str = "InvalidArgument etcdserver: wrong downgrade target version format";
+    const RUNNING: &str = "FailedPrecondition etcdserver: cluster has a downgrade job in progress";
+    let cluster = Cluster::start(1).await;
+    let ours = downgrades(cluster.members[0].client_port).await;
+    let expected = [
+        "Validate: \"3.6\", now false \"\"".to_owned(),
+        "Validate: \"3.6\", now false \"\"".to_owned(),
+        format!("Validate \"x\": {FORMAT}"),
+        format!("Validate \"3.6\": {TARGET}"),
+        format!("Enable \"3.4\": {TARGET}"),
+        format!("Enable \"\": {FORMAT}"),
+        "Cancel: \"3.6\", now false \"\"".to_owned(),
+        "Enable: \"3.6\", now true \"3.5.0\"".to_owned(),
+        format!("Validate \"3.5\": {RUNNING}"),
+        format!("Enable \"3.5\": {RUNNING}"),
+        format!("Enable \"3.4\": {TARGET}"),
+        "Cancel: \"3.6\", now false \"\"".to_owned(),
+        "Cancel: \"3.6\", now false \"\"".to_owned(),
+        "Validate: \"3.6\", now false \"\"".to_owned(),
+    ];
+    assert_eq!(ours, expected);
+    // The release whose version of a cluster Balsa has.
+    let Some(program) = program(RELEASES[0]) else { return };
+    let etcd = Etcd::run(&program, 1, &[]);
+    healthy(etcd.port).await;
+    assert_eq!(ours, downgrades_of_etcd(etcd.port).await, "the second is etcd's");
 }
 
 #[tokio::test(flavor = "multi_thread")]

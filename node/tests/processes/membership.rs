@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::etcdserverpb::cluster_client::ClusterClient;
+use balsa_proto::etcdserverpb::kv_client::KvClient;
 use balsa_proto::node::ListRequest;
 use balsa_proto::node::node_client::NodeClient;
 use tonic::Code;
@@ -372,6 +373,35 @@ async fn a_call_from_a_member_says_which_cluster_it_is_meant_for() {
     for meant in [Some(cluster_id.to_string()), None] {
         pass_on(meant).await.expect("it is meant");
     }
+    assert_eq!(members(member).await, before);
+}
+
+/// Also one who says to be a member is not told the list there: members do not pass that call on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_finds_no_service_on_the_peer_port() {
+    let cluster = Cluster::start(1).await;
+    let member = &cluster.members[0];
+    let before = members(member).await;
+    let mut peer = ClusterClient::connect(member.peer_url()).await.expect("the peer port answers");
+    let mut kv = KvClient::connect(member.peer_url()).await.expect("the peer port answers");
+    let mut list = tonic::Request::new(pb::MemberListRequest::default());
+    list.metadata_mut().insert("balsa-forwarded", "1".parse().expect("a value"));
+    let learner = pb::MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.9:9".to_owned()], is_learner: true };
+    let own = pb::MemberUpdateRequest { id: before[0].id, peer_ur_ls: learner.peer_ur_ls.clone() };
+    let refusals = [
+        peer.member_list(pb::MemberListRequest::default()).await.map(drop),
+        peer.member_list(list).await.map(drop),
+        peer.member_add(learner).await.map(drop),
+        peer.member_update(own).await.map(drop),
+        peer.member_promote(pb::MemberPromoteRequest { id: 1 }).await.map(drop),
+        peer.member_remove(pb::MemberRemoveRequest { id: before[0].id }).await.map(drop),
+    ];
+    for refused in refusals {
+        let refused = refused.expect_err("there is no such service");
+        assert_eq!((refused.code(), refused.message()), (Code::Unimplemented, "unknown service etcdserverpb.Cluster"));
+    }
+    let refused = kv.range(pb::RangeRequest { key: "k".into(), ..Default::default() }).await.expect_err("nor this one");
+    assert_eq!(refused.code(), Code::Unimplemented);
     assert_eq!(members(member).await, before);
 }
 

@@ -134,6 +134,10 @@ impl Scene {
         self.cluster.serves(self.behind).await;
         let told = || async { self.behind().log_text().contains("applied snapshot") };
         self.cluster.eventually("it says so", told).await;
+        // Who led then says it, once it has heard that all of it arrived.
+        let sent =
+            || async { self.cluster.members.iter().any(|one| one.log_text().contains("sent database snapshot")) };
+        self.cluster.eventually("its sender says so", sent).await;
     }
 }
 
