@@ -12,8 +12,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::{Api, ResourceExt};
 
-use super::MOST_ORDINALS;
-use crate::names;
+use crate::names::{self, MOST_ORDINALS};
 
 /// The claims whose labels hide them, beside the `listed` ones, which may be of others.
 pub(super) async fn unlisted(
