@@ -109,6 +109,10 @@ fn ordinal_after(prefix: &str, name: &str) -> Option<u32> {
     (ordinal.to_string() == digits).then_some(ordinal)
 }
 
+/// Ordinals of one set that are looked at one by one, and the largest set that is made: many times as many as the largest cluster
+/// has. Whoever may scale the set or name a pod could else have a pass look at billions, or make them.
+pub const MOST_ORDINALS: u32 = 100;
+
 /// The ordinal of a pod name, or `None` if it is no pod of this cluster.
 pub fn pod_ordinal(cluster: &str, pod: &str) -> Option<u32> {
     ordinal_after(cluster, pod)

@@ -27,6 +27,8 @@ pub use super::mvcc::{RevisionEvents, Unlisted};
 /// Bytes of superseded values and of pairs in answers from which a run takes no further entry: a small put may supersede a
 /// large value, a small transaction may read many, and all are in memory until the run is written.
 const HELD_BYTES: usize = 16 << 20;
+/// Said of a proposal of a newer version.
+const UNKNOWN_COMMAND: &str = "a proposal holds no command that this version knows";
 
 /// Why applying cannot go on. The process stops.
 #[derive(Debug, thiserror::Error)]
@@ -349,6 +351,18 @@ fn to_raft(stored: log::ConfState) -> ConfState {
     state
 }
 
+/// Whether a batch that another member made can be applied. One that cannot would end every member that has it in its log,
+/// again at each start, so it is looked at before it gets there.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_batch(data: &Bytes) -> Result<(), String> {
+    match decode_batch(data)?.proposals.iter().all(|proposal| proposal.command.is_some()) {
+        true => Ok(()),
+        false => Err(UNKNOWN_COMMAND.to_owned()),
+    }
+}
+
 /// An entry that was read.
 enum Decoded {
     Batch(log::Batch),
@@ -368,11 +382,13 @@ fn decode_run(applied: u64, entries: &[&Entry]) -> Result<Vec<Decoded>, ApplyErr
     Ok(decoded)
 }
 
+fn decode_batch(data: &Bytes) -> Result<log::Batch, String> {
+    log::Batch::decode(data.clone()).map_err(|error| error.to_string())
+}
+
 fn decode_entry(entry: &Entry) -> Result<Decoded, String> {
     match entry.get_entry_type() {
-        EntryType::EntryNormal => {
-            log::Batch::decode(entry.data.clone()).map(Decoded::Batch).map_err(|error| error.to_string())
-        }
+        EntryType::EntryNormal => decode_batch(&entry.data).map(Decoded::Batch),
         EntryType::EntryConfChange => {
             let mut change = ConfChange::default();
             change.merge_from_bytes(&entry.data).map_err(|error| error.to_string())?;
@@ -535,7 +551,7 @@ impl<V: View> Run<V> {
                 Ok(Outcome::Auth { revision: self.overlay.revisions().revision, token })
             }
             // Skipping what a newer version may have written would make this member differ from it.
-            None => Err(corrupt("a proposal holds no command that this version knows").into()),
+            None => Err(corrupt(UNKNOWN_COMMAND).into()),
         }
     }
 
@@ -613,6 +629,9 @@ mod tests {
         assert!(complaint(&of(EntryType::EntryConfChange, b"")).contains("unknown kind"));
         assert!(complaint(&of(EntryType::EntryConfChangeV2, b"")).contains("joint"));
         let unknown = entry(2, log::Batch { proposals: vec![log::Proposal::default()] });
+        for (data, fit) in [(&put(1).data, true), (&Bytes::from_static(b"\xff"), false), (&unknown.data, false)] {
+            assert_eq!(check_batch(data).is_ok(), fit, "the same is refused before it is in the log");
+        }
         assert!(complaint(&[put(1), unknown]).contains("no command that this version knows"));
         assert_eq!(complaint(&[put(1), put(3)]), "entry 3 of the log cannot be applied: the next one is 2");
         assert_eq!(complaint(&[put(2)]), "entry 2 of the log cannot be applied: the next one is 1");

@@ -9,7 +9,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use balsa_proto::log::SnapshotManifest;
 use balsa_proto::peer::{
-    Frame, HashRequest, HashResponse, MembersResponse, SnapshotChunk, SnapshotData, snapshot_chunk::Body,
+    Forward, Frame, HashRequest, HashResponse, MembersResponse, SnapshotChunk, SnapshotData, frame,
+    snapshot_chunk::Body,
 };
 use prometheus::IntCounter;
 use prost::Message as _;
@@ -17,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
 use super::corruption;
+use crate::domain::apply::check_batch;
 use crate::engine::{Failure, Handle, Layout};
 use crate::metrics::{
     SNAPSHOT_RECEIVE_SECONDS, SNAPSHOT_SAVE, SNAPSHOTS_COMING, SNAPSHOTS_NOT_RECEIVED, SNAPSHOTS_RECEIVED,
@@ -182,7 +184,7 @@ impl FrameSink {
     /// Hands a frame to the engine, without ever waiting. One that is not meant for this member is dropped and counted: a
     /// replaced member keeps its address, so that its successor gets what was sent to it. So is one of a removed member, as by
     /// etcd: it is of no use and may harm, for after `--force-new-cluster` the old members may still run, with another log in
-    /// the same terms.
+    /// the same terms. Nor does a batch pass that no member could apply: the engine proposes what is forwarded as it is.
     pub fn take(&self, frame: Frame) {
         let ours = (frame.cluster_id, frame.to) == (self.cluster_id, self.member_id);
         if !ours || frame.from == 0 || frame.from == self.member_id || (self.removed)(frame.from) {
@@ -191,10 +193,21 @@ impl FrameSink {
         }
         let from = frame.from;
         self.metrics.received(from, frame.encoded_len());
-        if !(self.forward)(frame) {
+        let fit = match &frame.body {
+            Some(frame::Body::Forward(forward)) => check(forward),
+            _ => Ok(()),
+        };
+        if let Err(error) = &fit {
+            warn!(from = format!("{from:x}"), error, "a forwarded proposal that nobody could apply");
+        }
+        if fit.is_err() || !(self.forward)(frame) {
             self.metrics.not_received(from);
         }
     }
+}
+
+fn check(forward: &Forward) -> Result<(), String> {
+    forward.proposals.iter().try_for_each(|proposal| check_batch(&proposal.batch))
 }
 
 /// What all chunks of one snapshot say alike.
@@ -342,6 +355,9 @@ fn directory_name(manifest: &SnapshotManifest) -> String {
 
 #[cfg(test)]
 mod tests {
+    use balsa_proto::etcdserverpb::PutRequest;
+    use balsa_proto::log::{Batch, Proposal, proposal::Command};
+    use balsa_proto::peer::ForwardedProposal;
     use parking_lot::Mutex;
 
     use super::*;
@@ -375,5 +391,36 @@ mod tests {
         assert_eq!(FOREIGN_FRAMES.get() - before, 5);
         let now = [dropped("1"), dropped("3")];
         assert_eq!(now, [dropped_before[0], dropped_before[1] + 1], "the engine had no room for what 3 sent");
+    }
+
+    /// It would be committed, and end every member that applies it, at each start.
+    #[test]
+    fn a_forwarded_batch_that_cannot_be_applied_does_not_reach_the_engine_and_is_counted() {
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let taking = taken.clone();
+        let forward = Box::new(move |frame: Frame| {
+            taking.lock().push(frame.incarnation);
+            true
+        });
+        let (metrics, removed) = (PeerMetrics::default(), Box::new(|_| false));
+        let sink = FrameSink { cluster_id: 7, member_id: 2, metrics, removed, forward };
+        let command = Some(Command::Put(PutRequest { key: "a".into(), ..PutRequest::default() }));
+        let sound = Batch { proposals: vec![Proposal { sequence: 1, command, ..Proposal::default() }] }.encode_to_vec();
+        let of_a_newer_version = Batch { proposals: vec![Proposal::default()] }.encode_to_vec();
+        let cut_off = sound[..sound.len() - 1].to_vec();
+        let frame = |incarnation, batches: &[&Vec<u8>]| {
+            let proposal = |batch: &&Vec<u8>| ForwardedProposal { sequence: 1, batch: batch.to_vec().into() };
+            let forward = Forward { term: 3, proposals: batches.iter().map(proposal).collect() };
+            Frame { cluster_id: 7, from: 5, to: 2, incarnation, body: Some(frame::Body::Forward(forward)) }
+        };
+        let failures = sink.metrics.received_failures.with_label_values(&["5"]);
+        let before = failures.get();
+        sink.take(frame(100, &[&sound, &sound]));
+        for (n, junk) in [b"\xff\xff junk".to_vec(), cut_off, of_a_newer_version].into_iter().enumerate() {
+            sink.take(frame(101 + n as u64, &[&sound, &junk]));
+        }
+        sink.take(frame(110, &[]));
+        assert_eq!(*taken.lock(), [100, 110]);
+        assert_eq!(failures.get() - before, 3);
     }
 }

@@ -10,12 +10,14 @@ use balsa_crds::MAX_REPLICAS;
 use futures::future::try_join_all;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 
-use super::MOST_ORDINALS;
-use crate::names;
+use super::FORBIDDEN;
+use crate::names::{self, MOST_ORDINALS};
 
-/// The claims whose labels hide them, beside the `listed` ones, which may be of others.
+/// The claims whose labels hide them, beside the `listed` ones, which may be of others. A role of an older release lets claims be
+/// listed only; then they are looked for among all, which costs more and finds the same.
 pub(super) async fn unlisted(
     claims: &Api<PersistentVolumeClaim>,
     name: &str,
@@ -24,8 +26,15 @@ pub(super) async fn unlisted(
 ) -> Result<Vec<PersistentVolumeClaim>, kube::Error> {
     let known: BTreeSet<String> = listed.iter().map(ResourceExt::name_any).collect();
     let names = ordinals.iter().map(|k| names::volume(name, *k)).filter(|name| !known.contains(name));
-    let found = try_join_all(names.map(|name| async move { claims.get_opt(&name).await })).await?;
-    Ok(found.into_iter().flatten().collect())
+    let names: BTreeSet<String> = names.collect();
+    match try_join_all(names.iter().map(|name| claims.get_opt(name))).await {
+        Ok(found) => Ok(found.into_iter().flatten().collect()),
+        Err(kube::Error::Api(status)) if status.code == FORBIDDEN => {
+            let all = claims.list(&ListParams::default()).await?.items;
+            Ok(all.into_iter().filter(|claim| names.contains(&claim.name_any())).collect())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The ordinals that may have a claim: those of the largest cluster, of whatever somebody has made of the set, and of the pods that

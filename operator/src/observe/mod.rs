@@ -26,12 +26,9 @@ use thiserror::Error;
 
 use crate::apply::is_busy;
 use crate::members::Dial;
-use crate::names;
+use crate::names::{self, MOST_ORDINALS};
 use crate::observed::{Host, HostState, Observed, ObservedResource, UnixSeconds};
 
-/// Ordinals of one set that are looked at one by one: many times as many as the largest cluster has. Whoever may scale the set could
-/// else have a pass look at two billion.
-const MOST_ORDINALS: u32 = 100;
 /// HTTP status of what the operator's role does not allow.
 const FORBIDDEN: u16 = 403;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::learner::{not_running, pod_cause};
 use super::{Decision, NEXT, Notes, Row, View, quorum, roll};
-use crate::names;
+use crate::names::{self, MOST_ORDINALS};
 use crate::observed::{ExitKind, Observed, ObservedVolume};
 use crate::step::{BootstrapStep, Step, WaitReason};
 use crate::valid::ValidCluster;
@@ -12,13 +12,13 @@ use crate::valid::ValidCluster;
 /// With how many replicas apply must create the StatefulSet (B1, B2). Only for its creation.
 ///
 /// One, unless pods, listed members or volumes of members exist: then enough to hold the highest of them, because
-/// fewer would stop voters.
+/// fewer would stop voters. Ordinals that no cluster has do not count: whoever may name a pod does not choose how many are made.
 pub fn initial_replicas(cluster: &ValidCluster, observed: &Observed) -> u32 {
     let members = observed.members.iter().flat_map(|list| list.members.values());
     let listed = members.flat_map(|m| &m.peer_urls).filter_map(|url| names::peer_url_ordinal(cluster, url));
     let volumes = observed.volumes.iter().filter(|(_, volume)| volume.is_labelled() && !volume.detached);
-    let highest = observed.pods.keys().copied().chain(volumes.map(|(k, _)| *k)).chain(listed).max();
-    highest.map_or(1, |k| k.saturating_add(1))
+    let ordinals = observed.pods.keys().copied().chain(volumes.map(|(k, _)| *k)).chain(listed);
+    ordinals.filter(|k| *k < MOST_ORDINALS).max().map_or(1, |k| k + 1)
 }
 
 /// B3 to B7. Until the cluster is founded no later row may run, except those that mend a pod.

@@ -33,6 +33,8 @@ struct Call {
     dry: bool,
     /// Server-side apply, which makes what is not there.
     applies: bool,
+    /// A list of what has certain labels.
+    selects: bool,
 }
 
 impl Call {
@@ -89,9 +91,10 @@ async fn call(request: Request<Body>) -> Call {
     let scope = if words.get(version) == Some(&"namespaces") { 2 } else { 0 };
     let word = |n: usize| words.get(version + scope + n).copied().unwrap_or_default().to_owned();
     let dry = head.uri.query().is_some_and(|query| query.contains("dryRun=All"));
+    let selects = head.uri.query().is_some_and(|query| query.contains("labelSelector="));
     let kind = head.headers.get("content-type").and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let applies = kind.starts_with("application/apply-patch");
-    Call { method: head.method, plural: word(0), name: word(1), sub: word(2), body, dry, applies }
+    Call { method: head.method, plural: word(0), name: word(1), sub: word(2), body, dry, applies, selects }
 }
 
 fn status(code: u16, reason: &str) -> Reply {
@@ -108,10 +111,13 @@ fn text(value: &Value) -> String {
 
 impl Stage {
     fn answer(&mut self, call: &Call) -> Option<Reply> {
-        let Call { method, plural, name, body, dry: _, applies: _, sub: _ } = call;
+        let Call { method, plural, name, body, .. } = call;
         match (method.as_str(), plural.as_str(), name.as_str()) {
             ("GET", "pods", "") => Some((200, json!({"metadata": {}, "items": self.pods()}))),
-            ("GET", "persistentvolumeclaims", "") => Some((200, json!({"metadata": {}, "items": self.volumes()}))),
+            ("GET", "persistentvolumeclaims", "") => {
+                Some((200, json!({"metadata": {}, "items": self.volumes(call.selects)})))
+            }
+            ("GET", "persistentvolumeclaims", _) if self.unnamed_claims => Some(status(403, "Forbidden")),
             ("GET", "endpointslices", "") => Some(self.endpoint_slices()),
             ("GET", "events", "") => {
                 let failure = |text: &String| json!({"metadata": {}, "involvedObject": {}, "message": text});
@@ -205,7 +211,7 @@ impl Stage {
     fn change(&mut self, call: &Call) -> Result<Value, Refused> {
         self.meddle(call);
         self.check_fence(call)?;
-        let Call { method, plural, name, sub, body, dry: _, applies: _ } = call;
+        let Call { method, plural, name, sub, body, .. } = call;
         match (method.as_str(), plural.as_str(), sub.as_str()) {
             ("PATCH", "raftclusters", "status") => self.patch_status(body),
             ("PATCH", "raftclusters", "") => self.patch_resource(body),

@@ -91,10 +91,10 @@ impl Stage {
         Some(object)
     }
 
-    /// The claims that have the labels which the StatefulSet gives.
-    pub(super) fn volumes(&self) -> Vec<Value> {
-        let labelled = self.world.volumes.keys().filter(|_| !self.bare_claims);
-        labelled.filter_map(|k| self.claim(*k)).collect()
+    /// The claims, all or those that have the labels which the StatefulSet gives.
+    pub(super) fn volumes(&self, labelled: bool) -> Vec<Value> {
+        let listed = self.world.volumes.keys().filter(|_| !(labelled && self.bare_claims));
+        listed.filter_map(|k| self.claim(*k)).collect()
     }
 
     fn claim(&self, k: u32) -> Option<Value> {

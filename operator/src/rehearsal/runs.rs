@@ -240,7 +240,7 @@ fn real_passes_cut_off_at_any_write_are_picked_up() {
 /// Claims are the cluster's by their names, whatever became of their labels: so is every life that begins on them, ends over
 /// them, or goes on.
 #[test]
-fn claims_without_the_labels_of_their_set_are_found_by_name() {
+fn claims_without_the_labels_of_their_set_are_found_by_name_even_by_a_role_that_only_lists() {
     block_on(async {
         let adopted = changed(settled(3, &json!({})).await, |stage| {
             stage.resource["status"] = Value::Null;
@@ -253,8 +253,12 @@ fn claims_without_the_labels_of_their_set_are_found_by_name() {
         for (name, mut stage) in ways {
             let (labelled, _) = run(stage.clone(), None).await.unwrap_or_else(|wrong| panic!("{name}: {wrong}"));
             stage.bare_claims = true;
-            let (bare, _) = run(stage, None).await.unwrap_or_else(|wrong| panic!("{name}, bare: {wrong}"));
-            assert_eq!(bare.writes, labelled.writes, "{name}");
+            for unnamed in [false, true] {
+                stage.unnamed_claims = unnamed;
+                let ran = run(stage.clone(), None).await;
+                let (bare, _) = ran.unwrap_or_else(|wrong| panic!("{name}, bare, unnamed {unnamed}: {wrong}"));
+                assert_eq!(bare.writes, labelled.writes, "{name}, unnamed {unnamed}");
+            }
         }
     });
 }
@@ -388,7 +392,7 @@ fn m28_spec_and_foreign_metadata_are_the_users() {
                 "{key:?}: {metadata}"
             );
         }
-        for volume in stage.volumes() {
+        for volume in stage.volumes(false) {
             let labels = volume["metadata"]["labels"].as_object().cloned().unwrap_or_default();
             assert!(labels.contains_key(LABEL_CLUSTER_ID), "{volume}");
             assert!(labels.keys().all(|key| key.starts_with("balsa.dev/")), "{volume}");

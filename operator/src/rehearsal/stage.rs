@@ -63,6 +63,8 @@ pub(super) struct Stage {
     pub(super) meddled: Option<u32>,
     /// No volume claim has the labels that the StatefulSet gave it.
     pub(super) bare_claims: bool,
+    /// The operator's role is an older one, which lets nobody ask for a volume claim by its name.
+    pub(super) unnamed_claims: bool,
     /// The EndpointSlices tell of no pod yet.
     pub(super) endpoints_lag: bool,
     /// The HTTP status with which the EndpointSlices are refused.
@@ -118,6 +120,7 @@ impl Stage {
             busy: false,
             asleep: false,
             bare_claims: false,
+            unnamed_claims: false,
             endpoints_lag: false,
             endpoints_refused: None,
             strangers: false,

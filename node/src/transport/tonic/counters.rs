@@ -13,7 +13,7 @@ pub struct PeerMetrics {
     pub sent_bytes: IntCounterVec,
     /// Bytes of the frames and snapshots that arrived.
     pub received_bytes: IntCounterVec,
-    /// Frames that arrived and had no room.
+    /// Frames that arrived and had no room, or could not be used.
     pub received_failures: IntCounterVec,
     /// What could not be sent: queue full, peer unknown, stream broken, no connection.
     pub sent_failures: IntCounterVec,
