@@ -9,6 +9,7 @@ use pb::range_request::SortTarget;
 use pb::response_op::Response;
 
 use super::call::Call;
+use super::frames::Heard;
 use super::reply::Reply;
 use super::step::Step;
 
@@ -82,8 +83,8 @@ pub const TABLE: &[Row] = &[
     ),
     (
         "a call whose time is over when it comes",
-        "only ranges are sent so",
-        "etcd proposes a write or not, as it happens",
+        "only ranges are sent so, and the text without what was under way",
+        "etcd proposes a write or not, as it happens, and may notice in the middle of a range",
     ),
     (
         "a call that ends with its headers, without a message",
@@ -147,6 +148,11 @@ pub const TABLE: &[Row] = &[
         "etcd may send it, Balsa must not",
         "etcd's compaction takes it some time after it was answered, and 3.6.8 sends again what it has sent to another watcher",
     ),
+    (
+        "the previous pair of an event up to the compacted revision, for watchers",
+        "etcd may leave it out, Balsa must not",
+        "etcd reads it when it sends the event, which may be after a compaction that follows at once",
+    ),
     ("MemberUpdate of a learner, with etcd 3.6", "not sent", "etcd 3.6.8 lists it as a voter from then on"),
     (
         "MemberAdd with a peer URL that is taken: the text",
@@ -200,6 +206,11 @@ const ID_EXISTS: &str = "etcdserver: member ID already exist";
 /// and what of any other that is taken.
 const URL_EXISTS: &str = "etcdserver: Peer URLs already exists";
 
+/// What etcd says when the time of a call is over in the middle of a range,
+const LATE_IN_A_RANGE: &str = "rangeKeys: context cancelled: context deadline exceeded";
+/// and before it.
+const LATE: &str = "context deadline exceeded";
+
 /// Up to this many elements etcd's sort leaves equal ones where they were.
 const STABLE: usize = 12;
 
@@ -211,6 +222,9 @@ fn level(step: &Step, reply: &mut Reply) {
         (Step::Txn(request), Reply::Txn(reply)) => level_txn(request, reply),
         (Step::Call(Call::MemberAdd(_)), Reply::Failed { message, .. }) if message == ID_EXISTS => {
             *message = URL_EXISTS.to_owned();
+        }
+        (Step::Frames(_), Reply::Heard(Heard { ended: Some((_, text)), .. })) if text == LATE_IN_A_RANGE => {
+            *text = LATE.to_owned();
         }
         _ => {}
     }

@@ -400,6 +400,7 @@ impl Lockstep {
                 etcd.normalised(watching.stream, &mut self.etcd.identity),
                 balsa.normalised(watching.stream, &mut self.balsa.identity),
             );
+            let balsa = balsa.without_compacted(&etcd, self.revisions.compacted);
             if etcd != balsa {
                 return Err((format!("{watching}: {etcd}"), format!("{watching}: {balsa}")));
             }

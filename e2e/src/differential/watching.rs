@@ -53,6 +53,16 @@ impl Outcome {
         }
         self
     }
+
+    /// Without the previous pairs that etcd could not read any more when it sent `etcds`, because they were compacted.
+    pub fn without_compacted(mut self, etcds: &Self, compacted: i64) -> Self {
+        for (event, etcds) in self.events.iter_mut().zip(&etcds.events) {
+            if etcds.prev_kv.is_none() && mod_revision(event) <= compacted {
+                event.prev_kv = None;
+            }
+        }
+        self
+    }
 }
 
 impl fmt::Display for Outcome {
@@ -194,6 +204,24 @@ mod tests {
         let heard = [("a", true, 3), ("a", false, 3), ("a", true, 3), ("b", false, 3), ("a", false, 4)].map(event);
         let left = |taken: &[Bytes]| watching.left(&heard, &taken.iter().cloned().collect()).count();
         assert_eq!((left(&["a".into()]), left(&[])), (3, 5));
+    }
+
+    #[test]
+    fn etcd_may_leave_out_a_previous_pair_that_is_compacted() {
+        let event = |mod_revision, prev_kv| Event {
+            kv: Some(KeyValue { mod_revision, ..Default::default() }),
+            prev_kv,
+            ..Default::default()
+        };
+        let told = |pairs: [Option<KeyValue>; 2]| {
+            let events = pairs.into_iter().zip([6, 7]).map(|(pair, revision)| event(revision, pair)).collect();
+            Outcome { events, compacted: None, ended: None }
+        };
+        let pair = || Some(KeyValue::default());
+        let balsas = || told([pair(), pair()]);
+        assert_eq!(balsas().without_compacted(&told([None, pair()]), 6), told([None, pair()]));
+        assert_eq!(balsas().without_compacted(&balsas(), 6), balsas());
+        assert_ne!(balsas().without_compacted(&told([pair(), None]), 6), told([pair(), None]));
     }
 
     #[test]
