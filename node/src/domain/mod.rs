@@ -12,5 +12,6 @@ pub mod maintenance;
 pub mod membership;
 pub mod mvcc;
 pub mod raft;
+pub mod random;
 pub mod refusal;
 pub mod restore;

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use balsa_e2e::differential::frames::{Frames, message};
+use balsa_node::domain::random::Random;
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::peer::{
     Entry, Forward, ForwardedProposal, Frame, RaftMessage, RaftMessages, Refusal, SnapshotPoint, frame::Body,
@@ -44,17 +45,17 @@ async fn garbage_on_either_port_harms_nobody() {
 async fn drawn_frames_on_the_peer_port_harm_nobody() {
     let seed = std::env::var("BALSA_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     println!("BALSA_SEED={seed} repeats it");
-    let mut random = Random(seed);
+    let mut draws = Draws(Random::new(seed));
     let cluster = Cluster::start(3).await;
     for member in &cluster.members {
         let header = member.status().await.expect("a status").header.expect("a header");
         let (cluster_id, to) = (header.cluster_id, header.member_id);
-        let frames: Vec<Frame> = (0..FRAMES).map(|_| random.frame(cluster_id, to)).collect();
+        let frames: Vec<Frame> = (0..FRAMES).map(|_| draws.frame(cluster_id, to)).collect();
         let mut peer = PeerClient::connect(member.peer_url()).await.expect("connects");
         peer.frames(stream::iter(frames)).await.expect("the stream is taken to its end");
         for _ in 0..CALLS {
-            let call = random.one_of(&["Frames", "Snapshot", "Members", "Hash"]);
-            let bytes = random.garbage(cluster_id, to);
+            let call = draws.0.one_of(&["Frames", "Snapshot", "Members", "Hash"]);
+            let bytes = draws.garbage(cluster_id, to);
             let call = Frames::new(format!("/balsa.peer.v1.Peer/{call}"), message(0, &bytes));
             let heard = call.send(&format!("127.0.0.1:{}", member.peer_port)).await;
             assert!(heard.ended.is_some(), "{call:?}: {heard:?}");
@@ -74,107 +75,88 @@ async fn drawn_frames_on_the_peer_port_harm_nobody() {
     cluster.assert_hashes_agree().await;
 }
 
-/// SplitMix64.
-struct Random(u64);
+/// What is drawn for the peer port.
+struct Draws(Random);
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
-    }
-
-    fn bytes(&mut self, most: u64) -> Vec<u8> {
-        (0..self.below(most + 1)).map(|_| self.below(256) as u8).collect()
+impl Draws {
+    fn bytes(&mut self, most: usize) -> Vec<u8> {
+        (0..self.0.below(most + 1)).map(|_| self.0.below(256) as u8).collect()
     }
 
     /// Small as those of a young cluster, or as large as can be.
     fn number(&mut self) -> u64 {
-        let (small, any) = (self.below(20), self.next());
-        self.one_of(&[small, small, small, any, u64::MAX])
+        let (small, any) = (self.0.below(20) as u64, self.0.draw());
+        self.0.one_of(&[small, small, small, any, u64::MAX])
     }
 
     /// Over since the cluster has had a leader, or one that no cluster reaches. In the present term or one to come a member
     /// cannot tell a lie from its leader's word.
     fn term(&mut self) -> u64 {
-        let far = self.next() | (1 << 63);
-        self.one_of(&[0, 1, 1, 1, far])
+        let far = self.0.draw() | (1 << 63);
+        self.0.one_of(&[0, 1, 1, 1, far])
     }
 
     fn frame(&mut self, cluster_id: u64, to: u64) -> Frame {
-        let from = self.one_of(&[1, 2, 3, 0x77, 0, u64::MAX]);
-        let body = match self.below(8) {
+        let from = self.0.one_of(&[1, 2, 3, 0x77, 0, u64::MAX]);
+        let body = match self.0.below(8) {
             0 => None,
             1 => Some(Body::Forward(self.forward())),
             2 => Some(Body::Refusal(Refusal {
-                sequences: (0..self.below(4)).map(|_| self.number()).collect(),
-                reason: self.below(6) as i32 - 1,
+                sequences: (0..self.0.below(4)).map(|_| self.number()).collect(),
+                reason: self.0.below(6) as i32 - 1,
                 term: self.term(),
             })),
             _ => {
-                let messages = (0..self.below(4)).map(|_| self.raft(from, to)).collect();
+                let messages = (0..self.0.below(4)).map(|_| self.raft(from, to)).collect();
                 Some(Body::Raft(RaftMessages { messages }))
             }
         };
-        let cluster_id = if self.one_in(8) { self.next() } else { cluster_id };
-        let to = if self.one_in(8) { self.number() } else { to };
+        let cluster_id = if self.0.one_in(8) { self.0.draw() } else { cluster_id };
+        let to = if self.0.one_in(8) { self.number() } else { to };
         Frame { cluster_id, from, to, incarnation: self.number(), body }
     }
 
     fn forward(&mut self) -> Forward {
-        let one = |random: &mut Self| ForwardedProposal { sequence: random.number(), batch: random.bytes(40).into() };
-        Forward { term: self.term(), proposals: (0..self.below(4)).map(|_| one(self)).collect() }
+        let one = |draws: &mut Self| ForwardedProposal { sequence: draws.number(), batch: draws.bytes(40).into() };
+        Forward { term: self.term(), proposals: (0..self.0.below(4)).map(|_| one(self)).collect() }
     }
 
     fn raft(&mut self, from: u64, to: u64) -> RaftMessage {
-        let entry = |random: &mut Self| Entry {
-            entry_type: random.below(4) as u32,
-            term: random.term(),
-            index: random.number(),
-            data: random.bytes(40).into(),
-            context: random.bytes(4).into(),
+        let entry = |draws: &mut Self| Entry {
+            entry_type: draws.0.below(4) as u32,
+            term: draws.term(),
+            index: draws.number(),
+            data: draws.bytes(40).into(),
+            context: draws.bytes(4).into(),
         };
         RaftMessage {
-            msg_type: self.below(21) as u32,
-            to: if self.one_in(8) { self.number() } else { to },
-            from: if self.one_in(8) { self.number() } else { from },
+            msg_type: self.0.below(21) as u32,
+            to: if self.0.one_in(8) { self.number() } else { to },
+            from: if self.0.one_in(8) { self.number() } else { from },
             term: self.term(),
             log_term: self.term(),
             index: self.number(),
-            entries: (0..self.below(4)).map(|_| entry(self)).collect(),
+            entries: (0..self.0.below(4)).map(|_| entry(self)).collect(),
             commit: self.number(),
             commit_term: self.term(),
-            snapshot: self.one_in(8).then_some(SnapshotPoint { index: 3, term: 1, conf_state: None }),
-            request_snapshot: self.below(2) * self.number(),
-            reject: self.one_in(2),
+            snapshot: self.0.one_in(8).then_some(SnapshotPoint { index: 3, term: 1, conf_state: None }),
+            request_snapshot: self.0.below(2) as u64 * self.number(),
+            reject: self.0.one_in(2),
             reject_hint: self.number(),
             context: self.bytes(4).into(),
-            priority: self.next() as i64,
+            priority: self.0.draw() as i64,
         }
     }
 
     /// Any bytes, or a frame of another cluster with some of them changed.
     fn garbage(&mut self, cluster_id: u64, to: u64) -> Vec<u8> {
-        if self.one_in(2) {
+        if self.0.one_in(2) {
             return self.bytes(100);
         }
         let mut bytes = self.frame(!cluster_id, to).encode_to_vec();
-        for _ in 0..=self.below(3) {
-            let at = self.below(bytes.len() as u64) as usize;
-            bytes[at] = self.below(256) as u8;
+        for _ in 0..=self.0.below(3) {
+            let at = self.0.below(bytes.len());
+            bytes[at] = self.0.below(256) as u8;
         }
         bytes
     }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use balsa_node::domain::random::Random;
 use balsa_proto::etcdserverpb as pb;
 use bytes::Bytes;
 use pb::alarm_request::AlarmAction;
@@ -26,14 +27,8 @@ async fn alarm(member: &Member, action: AlarmAction, member_id: u64, alarm: pb::
 
 async fn put_value(member: &Member, key: &str, bytes: usize) -> Result<(), tonic::Status> {
     // Not compressible, or the disk would hold less than was written.
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ bytes as u64;
-    let noise = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    });
-    let value: Vec<u8> = noise.take(bytes).collect();
+    let mut random = Random::new(bytes as u64);
+    let value: Vec<u8> = (0..bytes).map(|_| random.draw() as u8).collect();
     let put = pb::PutRequest { key: key.to_owned().into(), value: value.into(), ..Default::default() };
     member.kv().put(put).await.map(drop)
 }

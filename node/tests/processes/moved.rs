@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use balsa_node::domain::random::Random;
 use balsa_proto::etcdserverpb as pb;
 use balsa_proto::mvccpb::event::EventType;
 use balsa_proto::mvccpb::{Event, KeyValue};
@@ -36,14 +37,8 @@ type Change = (i64, String, EventType);
 
 /// A value that does not become small on a disk or a wire.
 pub(crate) fn noise(number: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ number as u64;
-    let next = std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    });
-    next.take(LARGE / 8).flatten().collect()
+    let mut random = Random::new(number as u64);
+    (0..LARGE / 8).flat_map(|_| random.draw().to_le_bytes()).collect()
 }
 
 /// Asks once more where nobody can say whether it was done: only calls of which a second one does no harm.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::domain::random::Random;
 
 const OPTIONS: ClockOptions =
     ClockOptions { grace: Duration::from_secs(1), expiries_per_second: 1000, checkpoint_every: None };
@@ -13,19 +14,6 @@ fn secs(count: u64) -> Duration {
 
 fn millis(count: u64) -> Duration {
     Duration::from_millis(count)
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % bound
-    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -66,11 +54,11 @@ impl Model {
 #[test]
 fn the_clock_agrees_with_a_list_of_leases() {
     for seed in 0..200 {
-        let random = &mut Random(seed);
+        let random = &mut Random::new(seed);
         let (mut clock, mut model) = (LeaseClock::start(1, OPTIONS, Duration::ZERO, []), Model::default());
         let mut now = Duration::ZERO;
         for _ in 0..300 {
-            now += millis(random.below(900));
+            now += millis(random.below(900) as u64);
             let id = random.below(12) as i64;
             match random.below(6) {
                 0 | 1 if !model.0.contains_key(&id) => {
@@ -84,7 +72,7 @@ fn the_clock_agrees_with_a_list_of_leases() {
                     model.0.remove(&id);
                 }
                 3 => {
-                    let limit = random.below(4) as usize;
+                    let limit = random.below(4);
                     assert_eq!(clock.take_expired(now, limit), model.take_expired(now, limit), "seed {seed}");
                 }
                 _ => assert_eq!(clock.renew(now, id), model.renew(now, id), "seed {seed}"),
@@ -106,7 +94,7 @@ fn the_clock_agrees_with_a_list_of_leases() {
 fn no_lease_is_over_before_the_last_answer_said_whoever_leads_then() {
     let mut answered_late = 0;
     for seed in 0..200 {
-        let random = &mut Random(1_000 + seed);
+        let random = &mut Random::new(1_000 + seed);
         let mut options = OPTIONS;
         options.checkpoint_every = (seed % 2 == 0).then_some(secs(3));
         // Replicated: (TTL, checkpoint). Promised to the holders: not over before.
@@ -118,7 +106,7 @@ fn no_lease_is_over_before_the_last_answer_said_whoever_leads_then() {
             let leases = table.iter().map(|(id, (ttl, rest))| (*id, *ttl, *rest));
             let mut clock = LeaseClock::start(term, options, now, leases);
             for _ in 0..random.below(30) {
-                now += millis(random.below(800));
+                now += millis(random.below(800) as u64);
                 let id = random.below(8) as i64;
                 if random.below(3) == 0 {
                     match clock.renew(now, id) {

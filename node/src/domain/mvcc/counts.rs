@@ -414,24 +414,13 @@ mod tests {
     use crate::domain::apply::StateMachine;
     use crate::domain::command::Command;
     use crate::domain::mvcc::range::{range, range_counted};
+    use crate::domain::random::Random;
     use crate::storage::KeySpace;
     use crate::storage::memory::MemoryKeySpace;
 
-    /// xorshift: a few lines that give the same run for the same seed.
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, bound: u64) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0 % bound
-        }
-
-        /// `low..=high`.
-        fn within(&mut self, low: i64, high: i64) -> i64 {
-            low + self.below((high - low + 1) as u64) as i64
-        }
+    /// `low..=high`.
+    fn within(random: &mut Random, low: i64, high: i64) -> i64 {
+        low + random.below((high - low + 1) as usize) as i64
     }
 
     struct World {
@@ -446,7 +435,7 @@ mod tests {
             let key_space = Arc::new(MemoryKeySpace::default());
             let mut machine = StateMachine::open(key_space.clone()).unwrap();
             machine.count_keys().unwrap();
-            Self { random: Random(0x9e37_79b9_7f4a_7c15 ^ (seed + 1)), key_space, machine, index: 0 }
+            Self { random: Random::new(seed), key_space, machine, index: 0 }
         }
 
         fn key(&mut self) -> Bytes {
@@ -480,7 +469,7 @@ mod tests {
         }
 
         fn compact(&mut self) {
-            let revision = self.random.within(self.machine.compacted().max(1), self.machine.revision());
+            let revision = within(&mut self.random, self.machine.compacted().max(1), self.machine.revision());
             if revision <= self.machine.compacted() {
                 return;
             }
@@ -513,7 +502,7 @@ mod tests {
                 range_end,
                 limit: self.random.below(30) as i64,
                 count_only: self.random.below(3) == 0,
-                revision: self.random.within(oldest, self.machine.revision()),
+                revision: within(&mut self.random, oldest, self.machine.revision()),
                 ..Default::default()
             };
             let counted = range_counted(&view, Some(counts), &request).unwrap();
@@ -559,7 +548,7 @@ mod tests {
                 World::check(&counts, &world.key_space.view().unwrap());
                 old.push(counts);
                 for _ in 0..3 {
-                    let one = old[world.random.below(old.len() as u64) as usize].clone();
+                    let one = world.random.one_of(&old);
                     world.compare(&one);
                 }
             }

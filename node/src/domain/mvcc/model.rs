@@ -34,26 +34,12 @@ use super::{
 use crate::domain::apply::{Effects, StateMachine};
 use crate::domain::command::{Command, Outcome};
 use crate::domain::lease::table;
+use crate::domain::random::Random;
 use crate::domain::refusal::Refusal;
 use crate::storage::memory::{FailedWrite, MemoryKeySpace};
 use crate::storage::{KeySpace, Table, View, WriteBatch};
 
-/// SplitMix64.
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) % bound as u64) as usize
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
     fn key(&mut self) -> Bytes {
         const KEYS: [&[u8]; 10] =
             [b"a", b"a\0", b"a\0\0", b"a\x01", b"ab", b"b", b"b\xff", b"\xff", b"\0", b"\xff\xff"];
@@ -341,12 +327,12 @@ impl Tally {
 }
 
 fn simulate(seed: u64) -> Tally {
-    let random = &mut Random(seed);
+    let random = &mut Random::new(seed);
     let mut model = Model::default();
     let parts = |random: &mut Random| Replica::in_parts(MemoryKeySpace::default(), 1 + random.below(400));
     let mut replicas: Vec<_> = (0..2).map(|_| parts(random)).collect();
     replicas[0].count_keys();
-    let over = |replica: &Replica| Watching::over(replica.key_space.clone(), &mut Random(seed));
+    let over = |replica: &Replica| Watching::over(replica.key_space.clone(), &mut Random::new(seed));
     let mut watching: Vec<_> = replicas.iter().map(over).collect();
     let (mut asked, mut tally): (Vec<Asked>, _) = (Vec::new(), Tally::default());
     for _ in 0..40 {

@@ -12,6 +12,7 @@ use raft::{Config, RawNode, ReadOnlyOption, ReadState, Ready, SnapshotStatus, St
 
 use super::tail::{Tail, metadata_only};
 use super::validate::{self, Facts, Invalid};
+use crate::domain::random::Random;
 use crate::storage::{LogStore, LogWrite, SnapshotPoint};
 
 /// Bytes of one append message; with `MAX_INFLIGHT` it bounds the memory that one slow peer can hold.
@@ -407,7 +408,7 @@ impl<L: LogStore> Replica<L> {
         let ticks = self.config.election_ticks;
         let state =
             self.config.seed ^ self.config.id.rotate_left(40) ^ self.raw.raft.term.rotate_left(20) ^ self.attempts;
-        let drawn = (mix(state) % ticks as u64) as usize;
+        let drawn = Random::new(state).below(ticks);
         self.raw.raft.set_randomized_election_timeout(ticks + drawn);
     }
 }
@@ -434,12 +435,4 @@ fn raft_config(config: &ReplicaConfig, applied: u64) -> Config {
         max_committed_size_per_ready: MAX_COMMITTED_BYTES,
         ..Config::default()
     }
-}
-
-/// The finalizer of SplitMix64: close seeds give unrelated draws.
-fn mix(seed: u64) -> u64 {
-    let mut x = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

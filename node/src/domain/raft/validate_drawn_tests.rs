@@ -13,6 +13,7 @@ use raft::eraftpb::{ConfChange, ConfState, Entry, EntryType, HardState, Message,
 
 use super::super::{Replica, ReplicaConfig};
 use super::MAX_NUMBER;
+use crate::domain::random::Random;
 use crate::storage::memory::MemoryLog;
 use crate::storage::{LogStore as _, LogWrite, SnapshotPoint};
 
@@ -51,35 +52,13 @@ const CONFIGURATIONS: [(&[u64], &[u64]); 10] = [
     (&[1, 2], &[2]),
 ];
 
-/// SplitMix64.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    fn one_of<T: Clone>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())].clone()
-    }
-
     /// Mostly the number or one close to it. One that is far away is rare: a term that was believed stays.
     fn around(&mut self, number: u64) -> u64 {
         match self.below(800) {
             0 => u64::MAX,
             1 => MAX_NUMBER,
-            2 => self.next(),
+            2 => self.draw(),
             3..200 => number.saturating_sub(1 + self.below(3) as u64),
             200..280 => number.saturating_add(1 + self.below(2) as u64),
             _ => number,
@@ -284,7 +263,7 @@ fn told(kind: MessageType, leads: bool, taken: bool) -> String {
 }
 
 fn run(seed: u64) -> Tally {
-    let random = &mut Random(seed);
+    let random = &mut Random::new(seed);
     let mut subject = Subject::open(seed, !random.one_in(5), !random.one_in(4));
     for _ in 0..TURNS {
         subject.turn(random);

@@ -14,6 +14,7 @@ use super::catch_up::{CaughtUp, Plan};
 use super::*;
 use crate::domain::mvcc::watch::Filters;
 use crate::domain::mvcc::{KeyRange, Most, Wanted};
+use crate::domain::random::Random;
 
 /// A store that keeps all revisions and answers in small pieces.
 #[derive(Default)]
@@ -609,7 +610,7 @@ impl Expected {
 
 struct Simulation {
     seed: u64,
-    random: u64,
+    random: Random,
     store: Arc<Store>,
     hub: Arc<WatchHub>,
     unpublished: Vec<RevisionEvents>,
@@ -626,14 +627,14 @@ struct Client {
 
 impl Simulation {
     fn new(seed: u64) -> Self {
-        let mut random = seed;
-        let store = Store::new(1 + draw(&mut random, 4) as i64);
-        let few = |random: &mut u64| if draw(random, 2) == 0 { usize::MAX } else { draw(random, 2000) as usize };
+        let mut random = Random::new(seed);
+        let store = Store::new(1 + random.below(4) as i64);
+        let few = |random: &mut Random| if random.one_in(2) { usize::MAX } else { random.below(2000) };
         let bounds = WatchOptions {
             piece_bytes: 200,
             total_bytes: few(&mut random),
             revision_bytes: few(&mut random),
-            ..options(1 + draw(&mut random, 8) as usize)
+            ..options(1 + random.below(8))
         };
         let hub = WatchHub::new(store.clone(), bounds).expect("hub");
         let client =
@@ -643,7 +644,7 @@ impl Simulation {
     }
 
     fn draw(&mut self, below: u64) -> u64 {
-        draw(&mut self.random, below)
+        self.random.below(below as usize) as u64
     }
 
     fn step(&mut self) {
@@ -734,7 +735,7 @@ impl Simulation {
         let revision = self.draw(self.hub.revision() as u64) as i64 + 1;
         let compacted = &mut self.store.0.lock().compacted;
         *compacted = revision.max(*compacted);
-        let told = self.random & 1 == 0;
+        let told = self.random.one_in(2);
         if told {
             self.hub.compacted(revision);
         }
@@ -797,15 +798,6 @@ impl Client {
         }
         true
     }
-}
-
-fn draw(random: &mut u64, below: u64) -> u64 {
-    // SplitMix64.
-    *random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut drawn = *random;
-    drawn = (drawn ^ (drawn >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    drawn = (drawn ^ (drawn >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (drawn ^ (drawn >> 31)) % below
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::future::pending;
 use std::time::{Duration, SystemTime};
 
+use balsa_node::domain::random::Random;
 use futures::future::{Either, select};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -114,19 +115,6 @@ const PIECES: [&str; 24] = [
     "\"key\":",
     "=",
 ];
-
-/// splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % bound.max(1) as u64).expect("below the bound")
-    }
-}
 
 fn mutated(body: &str, random: &mut Random) -> Vec<u8> {
     let mut body = body.as_bytes().to_vec();
@@ -268,7 +256,7 @@ async fn calls_under_way(member: &Member) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_body_brings_the_gateway_down_and_etcd_says_the_same_of_each() {
     let seed = Seed::draw();
-    let mut random = Random(seed.0);
+    let mut random = Random::new(seed.0);
     let (etcd, cluster) = (Etcd::start().await, Cluster::start(1).await);
     let member = &cluster.members[0];
     let port = member.client_port;

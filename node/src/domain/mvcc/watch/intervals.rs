@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use super::WatcherKey;
+use crate::domain::random::Random;
 
 /// Where a range ends; none is above all others.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,12 +48,12 @@ type Tree = Option<Box<Node>>;
 #[derive(Debug)]
 pub(super) struct Intervals {
     root: Tree,
-    random: u64,
+    random: Random,
 }
 
 impl Intervals {
     pub(super) fn new(seed: u64) -> Self {
-        Self { root: None, random: seed }
+        Self { root: None, random: Random::new(seed) }
     }
 
     #[cfg(test)]
@@ -67,7 +68,7 @@ impl Intervals {
             highest: high.clone(),
             high,
             watchers: BTreeSet::from([watcher]),
-            priority: self.draw(),
+            priority: self.random.draw(),
             left: None,
             right: None,
         };
@@ -81,15 +82,6 @@ impl Intervals {
     /// Visits the watchers of all ranges that hold `key`.
     pub(super) fn stab(&self, key: &[u8], visit: &mut dyn FnMut(WatcherKey)) {
         stab(&self.root, key, visit);
-    }
-
-    /// SplitMix64.
-    fn draw(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut drawn = self.random;
-        drawn = (drawn ^ (drawn >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        drawn = (drawn ^ (drawn >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        drawn ^ (drawn >> 31)
     }
 }
 
@@ -192,8 +184,8 @@ mod tests {
     /// All that the treap promises is compared with a list, over random ranges that nest, overlap and repeat.
     #[test]
     fn finds_what_a_list_finds_after_any_changes() {
-        let mut random = Intervals::new(42);
-        let mut draw = |below: u64| random.draw() % below;
+        let mut random = Random::new(42);
+        let mut draw = |below: usize| random.below(below);
         for seed in 0..40 {
             let (mut tree, mut list) = (Intervals::new(seed), Vec::new());
             for step in 0..400u64 {
@@ -203,7 +195,7 @@ mod tests {
                     tree.insert(&key(low), high.map(key).as_ref(), WatcherKey(step));
                     list.push((low, high, WatcherKey(step)));
                 } else if !list.is_empty() {
-                    let (low, high, watcher) = list.swap_remove(draw(list.len() as u64) as usize);
+                    let (low, high, watcher) = list.swap_remove(draw(list.len()));
                     tree.remove(&key(low), high.map(key).as_ref(), watcher);
                 }
                 let at = draw(40) as u8;

@@ -7,6 +7,7 @@ use super::checker::Violation;
 use super::member::ELECTION_TICKS;
 use super::network::Mutation;
 use super::world::World;
+use crate::domain::random::Random;
 
 /// Events of the hostile part.
 const EVENTS: usize = 1_200;
@@ -17,26 +18,7 @@ const MANY_FLIGHTS: usize = 40;
 /// Members that a world has at most.
 const MAX_MEMBERS: usize = 6;
 
-/// SplitMix64.
-pub(super) struct Random(u64);
-
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    /// Below `bound`, which is not 0.
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
     /// True in `of` out of a thousand.
     fn permille(&mut self, of: usize) -> bool {
         self.below(1_000) < of
