@@ -20,7 +20,7 @@ BENCHES ?= run watch watch-memory unread leases range tls loaded
 
 .PHONY: help
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## Bring up Kubernetes, the operator and a cluster of 3, use it, scale it to 5 and back
@@ -35,7 +35,7 @@ run: build ## Start 3 nodes as plain local processes, no Kubernetes (ctrl-C ends
 	@e2e/local/run
 
 .PHONY: install
-install: ## Install what building and testing need (Debian packages, Go tools)
+install: ## Install what building and testing need
 	@e2e/install all
 
 .PHONY: build
@@ -44,7 +44,7 @@ build: ## Build all binaries
 	$(CARGO) build --workspace --tests --bins --locked
 
 .PHONY: test
-test: ## All tests: checks, unit, simulation, processes, end-to-end on a real Kubernetes
+test: ## All tests but the long ones: checks, unit, simulation, processes, end-to-end on a real Kubernetes
 	@.ci/phases
 
 .PHONY: test-unit
@@ -108,7 +108,7 @@ kube-down: ## Take the local Kubernetes down, leaving nothing
 	@e2e/kubernetes/down
 
 .PHONY: bench
-bench: build ## Compare with etcd in one run, about 35 minutes, the last 3 beside busy loops; writes the tables for docs/benchmarks.md
+bench: build ## Compare with etcd in one run, about 35 minutes, the last 3 beside busy loops; prints the tables of docs/benchmarks.md
 	@e2e/install etcd
 	@status=0; for what in $(BENCHES); do echo "== e2e/bench/$$what"; e2e/bench/$$what || status=1; done; exit $$status
 
