@@ -135,7 +135,7 @@ pub const TABLE: &[Row] = &[
     ),
     (
         "a request that a server gives up with `request timed out`",
-        "nothing from there on: the sequence is printed as inconclusive and runs again; one in ten may be, and none twice at a request that etcd answers",
+        "nothing from there on: the sequence is printed as inconclusive and runs again; two and one in ten may be, and none twice at a request that etcd answers",
         "it may have been carried out or not, and a busy machine makes either server late",
     ),
     (

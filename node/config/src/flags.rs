@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_of_flags_is_the_table() {
+    fn generated_golden_page_of_flags_is_the_table() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/flags.md");
         let page = std::fs::read_to_string(path).unwrap();
         let (begin, end) = ("<!-- flags: begin -->\n", "<!-- flags: end -->");

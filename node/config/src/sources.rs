@@ -17,11 +17,12 @@ use super::{ConfigError, duration, number};
 const PREFIXES: [&str; 2] = ["BALSA_", "ETCD_"];
 
 /// Variables with such a prefix that are no flags.
-const NO_FLAGS: [&str; 8] = [
+const NO_FLAGS: [&str; 9] = [
     "ETCD_VERIFY",
     "ETCD_UNSUPPORTED_ARCH",
     "BALSA_FAILPOINTS",
     "BALSA_CACHE",
+    "BALSA_KUBE",
     "BALSA_SEEDS",
     "BALSA_SEED",
     "BALSA_ETCD",

@@ -121,9 +121,6 @@ pub enum Error {
     /// An action that etcd does not know.
     #[error("unknown method")]
     UnknownMethod,
-    /// The call is not served by this version.
-    #[error("{0} is not served")]
-    Unimplemented(&'static str),
     /// A fault of this process that has no name of its own.
     #[error("{0}")]
     Internal(String),
@@ -376,7 +373,6 @@ fn check_row(error: &Error) -> (Code, &'static str) {
         Error::Unread => (Code::ResourceExhausted, "etcdserver: the stream was not read"),
         Error::VerifyOnly => (Code::Unknown, "auth: token signing attempted with verify-only key"),
         Error::PasswordTooLong => (Code::Unknown, "bcrypt: password length exceeds 72 bytes"),
-        Error::Unimplemented(_) => (Code::Unimplemented, "etcdserver: not implemented"),
         // The caller has handled these; a text is still better than a panic.
         Error::Failed(_)
         | Error::Remote { .. }
@@ -547,7 +543,7 @@ mod tests {
 
     /// The page that readers and the e2e suite use has one line per failure, in the order of [`all`].
     #[test]
-    fn golden_the_page_shows_this_table() {
+    fn generated_golden_page_of_failures_is_this_table() {
         let mut table = String::from("| failure | code | text | class | reason |\n| --- | --- | --- | --- | --- |\n");
         for error in all() {
             let Row { code, text, class, reason } = error.row();

@@ -100,7 +100,7 @@ fn normalize(value: &mut Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_gateway_answers_as_recorded_of_etcd() {
+async fn the_gateway_answers_as_the_golden_recording_of_etcd() {
     let mut cases = cases(&std::fs::read_to_string(golden()).expect("the recording"));
     if let Some(etcd) = Etcd::start().await {
         let update = std::env::var_os("UPDATE_GOLDEN").is_some();
