@@ -153,6 +153,11 @@ pub const TABLE: &[Row] = &[
         "etcd may leave it out, Balsa must not",
         "etcd reads it when it sends the event, which may be after a compaction that follows at once",
     ),
+    (
+        "an alarm of a number that has no name, raised",
+        "not sent",
+        "etcd raises any number; Balsa raises what it knows the meaning of",
+    ),
     ("MemberUpdate of a learner, with etcd 3.6", "not sent", "etcd 3.6.8 lists it as a voter from then on"),
     (
         "MemberAdd with a peer URL that is taken: the text",

@@ -219,9 +219,9 @@ impl Config {
         Self::check(&sources::file(&path.to_string_lossy())?)
     }
 
-    /// The election timeout in heartbeats, rounded up: it is never shorter than configured.
+    /// The election timeout in whole heartbeats, as etcd counts it.
     pub fn election_ticks(&self) -> u32 {
-        let ticks = self.election_timeout.as_millis().div_ceil(self.heartbeat_interval.as_millis().max(1));
+        let ticks = self.election_timeout.as_millis() / self.heartbeat_interval.as_millis().max(1);
         u32::try_from(ticks).unwrap_or(u32::MAX)
     }
 

@@ -24,12 +24,23 @@ use crate::storage::LogStore;
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Changes {
-    transfer: Option<(u64, Instant, Reply<()>)>,
+    transfer: Option<Transfer>,
     install: Option<Reply<bool>>,
     sequence: u64,
     /// The member whose removal is in the log and not applied yet.
     removing: Option<u64>,
 }
+
+/// A transfer of leadership that runs.
+struct Transfer {
+    target: u64,
+    deadline: Instant,
+    /// Whoever asked for this target.
+    waiting: Vec<Reply<()>>,
+}
+
+/// Callers that wait for one transfer. It is over within an election time-out, so more are no use of it; they are refused.
+const MOST_WAITING: usize = 64;
 
 /// What a membership change is held to before it is proposed.
 #[derive(Debug, Clone, Copy, Default)]
@@ -84,7 +95,7 @@ impl Changes {
         relay(answer, reply);
     }
 
-    /// Starts a transfer, or answers why not.
+    /// Starts a transfer, joins the one to the same target that runs, or answers why not. One to another target ends it, as in etcd.
     pub(crate) fn transfer<L: LogStore>(
         &mut self,
         replica: &mut Replica<L>,
@@ -101,16 +112,26 @@ impl Changes {
             let _ = reply.send(Err(Failure::NotLeader { leader: Some(role.leader).filter(|id| *id != 0) }));
             return;
         }
-        if self.transfer.is_some() || replica.transferring() {
-            let _ = reply.send(Err(Failure::ChangeInFlight));
-            return;
-        }
         if !replica.is_voter(target) {
             let _ = reply.send(Err(Failure::BadTransferee));
             return;
         }
+        if let Some(running) = self.transfer.as_mut().filter(|running| running.target == target) {
+            match running.waiting.len() < MOST_WAITING {
+                true => running.waiting.push(reply),
+                false => drop(reply.send(Err(Failure::ChangeInFlight))),
+            }
+            return;
+        }
+        self.end_transfer(&Err(Failure::TransferTimedOut));
         replica.transfer(target);
-        self.transfer = Some((target, deadline, reply));
+        self.transfer = Some(Transfer { target, deadline, waiting: vec![reply] });
+    }
+
+    fn end_transfer(&mut self, outcome: &Result<(), Failure>) {
+        for reply in self.transfer.take().into_iter().flat_map(|transfer| transfer.waiting) {
+            let _ = reply.send(outcome.clone());
+        }
     }
 
     /// The member whose removal is under way. Its proposals are refused from the moment its removal is in the log: those
@@ -126,16 +147,11 @@ impl Changes {
 
     /// Answers a transfer that ended.
     pub(crate) fn settle(&mut self, role: Role, now: Instant) {
-        let Some((target, deadline, _)) = &self.transfer else { return };
-        let outcome = if role.leader == *target {
-            Ok(())
+        let Some(Transfer { target, deadline, .. }) = &self.transfer else { return };
+        if role.leader == *target {
+            self.end_transfer(&Ok(()));
         } else if now >= *deadline {
-            Err(Failure::TransferTimedOut)
-        } else {
-            return;
-        };
-        if let Some((_, _, reply)) = self.transfer.take() {
-            let _ = reply.send(outcome);
+            self.end_transfer(&Err(Failure::TransferTimedOut));
         }
     }
 

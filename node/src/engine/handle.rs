@@ -66,6 +66,7 @@ pub(crate) struct Shared {
     pub(crate) incarnation: u64,
     /// etcd's bound on a request inside the server: 5 s and two election time-outs.
     pub(crate) request_timeout: Duration,
+    pub(crate) heartbeat_interval: Duration,
     pub(crate) election_timeout: Duration,
     pub(crate) max_request_bytes: Limit<usize>,
 }
@@ -282,7 +283,12 @@ impl Handle {
         self.0.request_timeout
     }
 
-    /// One election time-out.
+    /// Raft's tick.
+    pub fn heartbeat_interval(&self) -> Duration {
+        self.0.heartbeat_interval
+    }
+
+    /// One election time-out, a whole number of heartbeats.
     pub fn election_timeout(&self) -> Duration {
         self.0.election_timeout
     }

@@ -330,6 +330,7 @@ impl Disk<'_> {
             cluster_id: self.marker.cluster_id,
             incarnation: parts.incarnation,
             request_timeout: request_timeout(election_timeout),
+            heartbeat_interval: self.config.tick,
             election_timeout,
             max_request_bytes: self.config.max_request_bytes.clone(),
         }

@@ -90,7 +90,11 @@ impl Member {
 
 /// A token stands for the present: whoever holds one has the permissions of now.
 async fn simple(handle: &Handle, token: &str) -> Result<Identity, Error> {
-    let known = || handle.user_of(token).map(|username| Identity { username, revision: handle.auth().revision() });
+    // The revision first: a change that ends the token in between makes it an old one.
+    let known = || {
+        let revision = handle.auth().revision();
+        handle.user_of(token).map(|username| Identity { username, revision })
+    };
     if let Some(identity) = known() {
         return Ok(identity);
     }

@@ -56,7 +56,7 @@ impl Leases {
     ) -> Result<pb::LeaseGrantResponse, Error> {
         let handle = self.member.voter()?;
         let who = self.member.require_user(&handle, caller).await?;
-        request.ttl = request.ttl.max(least_ttl(handle.election_timeout()));
+        request.ttl = request.ttl.max(least_ttl(handle.heartbeat_interval(), handle.election_timeout()));
         while request.id == 0 {
             request.id = (node::random() >> 1) as i64;
         }
@@ -112,7 +112,11 @@ impl Leases {
             }
         })
         .await?;
-        handle.auth().check_each(&who, Need::Read, &response.keys).map_err(refused)?;
+        let auth = handle.auth();
+        // Whoever may do everything is not asked for the revision of a token.
+        if auth.check_admin(&who).is_err() {
+            auth.check_each(&who, Need::Read, &response.keys).map_err(refused)?;
+        }
         let status = handle.status();
         response.header = Some(header(&status, status.revision));
         Ok(response)
@@ -184,14 +188,15 @@ pub struct Renewals {
 
 /// How many of these leases, as applied here, come before the first with a key to which `who` may not do that; and why not.
 fn permitted(handle: &Handle, who: &Identity, need: Need, ids: &[i64]) -> (usize, Option<Error>) {
-    let auth = handle.auth();
-    if auth.check_admin(who).is_ok() {
+    if handle.auth().check_admin(who).is_ok() {
         return (ids.len(), None);
     }
+    // The view first: permissions that are newer than what is looked at are the stricter ones (decision 0015).
     let view = match handle.view() {
         Ok(view) => view,
         Err(failure) => return (0, Some(failure.into())),
     };
+    let auth = handle.auth();
     let keys = LeasesOf(&view);
     for (index, id) in ids.iter().enumerate() {
         if let Err(error) = auth.check_lease(who, need, *id, &keys) {
@@ -253,10 +258,12 @@ fn passes(error: &Error) -> bool {
     }
 }
 
-/// A lease must outlast an election, or nobody could renew it in time: one and a half election time-outs, in whole
-/// seconds.
-fn least_ttl(election_timeout: Duration) -> i64 {
-    (election_timeout.as_millis() * 3).div_ceil(2000) as i64
+/// A lease must outlast an election, or nobody could renew it in time: one and a half election time-outs, in seconds. etcd
+/// counts them in whole heartbeats first, and rounds these down, then the seconds up.
+fn least_ttl(heartbeat: Duration, election_timeout: Duration) -> i64 {
+    let heartbeat = heartbeat.as_millis().max(1);
+    let heartbeats = election_timeout.as_millis() / heartbeat * 3 / 2;
+    (heartbeats * heartbeat).div_ceil(1000) as i64
 }
 
 #[cfg(test)]
@@ -265,7 +272,8 @@ mod tests {
 
     #[test]
     fn the_least_ttl_is_etcds() {
-        let of = |millis| least_ttl(Duration::from_millis(millis));
-        assert_eq!([of(1_000), of(500), of(2_000), of(10_000), of(667)], [2, 1, 3, 15, 2]);
+        let of = |heartbeat, election| least_ttl(Duration::from_millis(heartbeat), Duration::from_millis(election));
+        assert_eq!([of(100, 1_000), of(100, 500), of(100, 2_000), of(100, 10_000), of(1, 667)], [2, 1, 3, 15, 1]);
+        assert_eq!([of(100, 700), of(1_000, 5_000), of(100, 1_300)], [1, 7, 2]);
     }
 }

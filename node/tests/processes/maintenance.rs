@@ -223,6 +223,36 @@ async fn leadership_goes_to_a_voter_that_is_there() {
     assert_eq!(ask(next, ids[other]).await, refused(Code::Unknown, text));
 }
 
+/// While one target does not answer, its transfer runs for an election time-out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_runs_is_joined_or_gives_way_to_another_one() {
+    let cluster = Cluster::start_with(3, &["--election-timeout=3000", "--heartbeat-interval=300"]).await;
+    let leader = cluster.leader().await;
+    let mut ids = Vec::new();
+    for member in &cluster.members {
+        ids.push(member.status().await.expect("a status").header.expect("a header").member_id);
+    }
+    let ask = async |target_id: u64| {
+        let answer = cluster.members[leader].maintenance().move_leader(pb::MoveLeaderRequest { target_id }).await;
+        answer.map(drop).map_err(|error| (error.code(), error.message().to_owned()))
+    };
+    let refused = |code, text: &str| Err((code, text.to_owned()));
+    let (away, there) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.members[away].signal("STOP");
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let unknown = ask(777).await;
+        (unknown, ask(ids[there]).await)
+    };
+    let (first, second, (unknown, moved)) = tokio::join!(ask(ids[away]), ask(ids[away]), later);
+    let text = "etcdserver: request timed out, leader transfer took too long";
+    assert_eq!((first, second), (refused(Code::Unknown, text), refused(Code::Unknown, text)));
+    assert_eq!(unknown, refused(Code::FailedPrecondition, "etcdserver: bad leader transferee"));
+    assert_eq!(moved, Ok(()));
+    assert_eq!(cluster.members[there].status().await.expect("a status").leader, ids[there]);
+    cluster.members[away].signal("CONT");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_leader_compacts_what_is_older_than_the_period() {
     let cluster = Cluster::start_with(3, &["--auto-compaction-retention=1s"]).await;
