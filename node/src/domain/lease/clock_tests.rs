@@ -147,7 +147,7 @@ fn no_lease_is_over_before_the_last_answer_said_whoever_leads_then() {
             }
             // The next leader needs a while.
             deposed = Some((clock, now + options.grace));
-            now += millis(random.below(1_000));
+            now += millis(random.below(1_000) as u64);
         }
     }
     assert!(answered_late > 0);
