@@ -8,6 +8,7 @@ mod fixed;
 
 use std::fmt::Debug;
 
+use balsa_crds::RaftCluster;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Service;
@@ -275,6 +276,14 @@ pub fn is_ours<K: ResourceExt>(instance: &str, live: &K) -> bool {
     names::labels(instance).iter().all(|(key, value)| live.labels().get(key) == Some(value))
 }
 
+/// What a deletion of the resource ends: what carries our labels, and what the resource owns, because a set of ours whose labels
+/// somebody has changed would keep its pods, which the deletion waits for. Our name alone makes nothing ours.
+pub fn is_ours_to_end<K: ResourceExt>(resource: &RaftCluster, live: &K) -> bool {
+    let uid = resource.metadata.uid.as_ref();
+    let owned = live.owner_references().iter().any(|owner| uid == Some(&owner.uid));
+    owned || is_ours(&resource.name_any(), live)
+}
+
 async fn prune<K>(client: &Client, live: &K, kinds: &mut Vec<&'static str>) -> Result<(), ApplyError>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -307,8 +316,33 @@ mod tests {
     use std::collections::BTreeMap;
 
     use k8s_openapi::api::core::v1::ServiceSpec;
+    use serde_json::json;
 
     use super::*;
+    use crate::fixtures::minimal;
+
+    #[test]
+    fn a_deletion_ends_what_has_our_labels_or_our_owner_and_nothing_for_its_name() {
+        let resource = minimal();
+        let uid = resource.uid().expect("a UID");
+        let (ours, others) = (json!(names::labels("db")), json!(names::labels("other")));
+        let (half, none) = (json!({"app.kubernetes.io/name": "balsa", INSTANCE: "db"}), json!({}));
+        for (what, labels, owner_uid, ends) in [
+            ("as it was made", &ours, Some(uid.as_str()), true),
+            ("orphaned on purpose", &ours, None, true),
+            ("of a resource of this name that is gone", &ours, Some("before"), true),
+            ("relabelled", &others, Some(uid.as_str()), true),
+            ("of our name", &none, None, false),
+            ("with some of our labels", &half, None, false),
+            ("of another cluster", &others, Some("other"), false),
+        ] {
+            let owner = |uid: &str| json!({"apiVersion": "v1", "kind": "RaftCluster", "name": "db", "uid": uid});
+            let owners: Vec<_> = owner_uid.map(owner).into_iter().collect();
+            let set = json!({"metadata": {"name": "db", "labels": labels, "ownerReferences": owners}});
+            let set: StatefulSet = serde_json::from_value(set).expect("a StatefulSet");
+            assert_eq!(is_ours_to_end(&resource, &set), ends, "{what}");
+        }
+    }
 
     #[test]
     fn a_service_that_leads_to_members_is_not_cut_off_by_a_resource_that_was_made_anew() {

@@ -158,6 +158,10 @@ pub struct ObservedPod {
     pub exit: Option<NodeExit>,
     /// `metadata.deletionTimestamp`: when the grace period ends.
     pub terminating: Option<UnixSeconds>,
+    /// `metadata.deletionGracePeriodSeconds` is 0: its host has said that it has ended, or it was forced out.
+    pub forced: bool,
+    /// `metadata.finalizers` has some: its object stays until they are gone, whatever ends it.
+    pub held: bool,
     /// No controller owns it.
     pub orphan: bool,
     /// `spec.nodeName`.
@@ -518,6 +522,11 @@ impl ObservedPod {
     /// The node process runs and the pod is not being deleted.
     pub fn is_running(&self) -> bool {
         self.container == ContainerState::Running && self.terminating.is_none()
+    }
+
+    /// All that could be done to end it is done, and its finalizers alone keep the object: forcing it out changes nothing.
+    pub fn is_kept_by_finalizers(&self) -> bool {
+        self.forced && self.held
     }
 }
 

@@ -110,6 +110,8 @@ pub(super) fn pod(pod: &Pod) -> ObservedPod {
         ready_since: condition("Ready").and_then(|c| c.last_transition_time.as_ref()).map(seconds).unwrap_or_default(),
         exit: container.and_then(exit),
         terminating: pod.metadata.deletion_timestamp.as_ref().map(seconds),
+        forced: pod.metadata.deletion_grace_period_seconds == Some(0),
+        held: !pod.finalizers().is_empty(),
         orphan: !pod.owner_references().iter().any(|owner| owner.controller == Some(true)),
         host: host.map(|name| Host { name, state: HostState::Unknown }),
         revision: pod.labels().get("controller-revision-hash").cloned(),
@@ -283,6 +285,17 @@ mod tests {
         };
         assert_eq!(told("").unschedulable, Some(UnixSeconds::MAX));
         assert_eq!(told(", lastTransitionTime: '1970-01-01T00:01:00Z'").unschedulable, Some(60));
+    }
+
+    #[test]
+    fn finalizers_alone_keep_a_pod_only_once_its_grace_is_over() {
+        for (grace, count, kept) in [(Some(0), 1, true), (Some(60), 1, false), (None, 1, false), (Some(0), 0, false)] {
+            let finalizers = vec!["example.org/keep"; count];
+            let object = serde_json::json!({"metadata": {"name": "db-0", "finalizers": finalizers,
+                "deletionTimestamp": "1970-01-01T00:01:00Z", "deletionGracePeriodSeconds": grace}});
+            let seen = pod(&serde_json::from_value::<Pod>(object).expect("a pod"));
+            assert_eq!((seen.terminating, seen.is_kept_by_finalizers()), (Some(60), kept), "{grace:?}, {count}");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use thiserror::Error;
 
-use crate::apply::is_busy;
+use crate::apply::{is_busy, is_ours_to_end};
 use crate::members::Dial;
 use crate::names::{self, MOST_ORDINALS};
 use crate::observed::{Host, HostState, Observed, ObservedResource, UnixSeconds};
@@ -90,7 +90,10 @@ pub async fn observe(
 ) -> Result<(Observed, Live), ObserveError> {
     let name = resource.name_any();
     let namespace = resource.namespace().unwrap_or_default();
-    let (mut live, pods, volumes) = read(client, &namespace, &name).await?;
+    let (mut live, mut pods, volumes) = read(client, &namespace, &name).await?;
+    if resource.metadata.deletion_timestamp.is_some() {
+        leave_to_others(resource, &mut live, &mut pods);
+    }
     let mut observed = Observed {
         now,
         fresh_id: fresh_id()?,
@@ -155,6 +158,23 @@ async fn read(
     let unlisted = claims::unlisted(&claims, name, &volumes, &ordinals).await;
     volumes.extend(unlisted.map_err(failed("volume claims"))?);
     Ok((live, pods, volumes))
+}
+
+/// A deletion ends what it finds under our names, and waits for the pods, so it finds only what is ours. In a life `apply` tells
+/// of the others, and touches none. Pods are known by our labels, which those of a set of somebody else's may have too; volumes
+/// are ended only by the id of the cluster.
+fn leave_to_others(resource: &RaftCluster, live: &mut Live, pods: &mut Vec<Pod>) {
+    live.budget = live.budget.take().filter(|budget| is_ours_to_end(resource, budget));
+    let Some(set) = live.stateful_set.take() else { return };
+    if is_ours_to_end(resource, &set) {
+        live.stateful_set = Some(set);
+        return;
+    }
+    let theirs = |pod: &Pod| {
+        let mut owners = pod.owner_references().iter();
+        owners.any(|owner| owner.controller == Some(true) && Some(&owner.uid) == set.metadata.uid.as_ref())
+    };
+    pods.retain(|pod| !theirs(pod));
 }
 
 fn failed(kind: &'static str) -> impl Fn(kube::Error) -> ObserveError {

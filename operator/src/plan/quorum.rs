@@ -43,6 +43,13 @@ pub(super) fn stuck_terminating(view: &View<'_>, notes: &mut Notes) -> Row {
         if view.observed.now.saturating_sub(end) < TERMINATION_MARGIN_SECONDS {
             continue;
         }
+        let id = view.member(*k).map(|(id, _)| id);
+        // Its host cannot be what it waits for any more, and whoever has set the finalizers takes them away.
+        if pod.is_kept_by_finalizers() {
+            let message = format!("pod {k} has been ended, and only its finalizers hold it");
+            notes.wait(Decision::wait("X2", WaitReason::PodTerminating, message).on(*k, id));
+            continue;
+        }
         // P8: only then is it certain that the old process can neither vote nor write.
         if pod.host.as_ref().is_some_and(Host::is_proven_gone)
             && let Some(pod) = view.pod_ref(*k)
@@ -52,7 +59,6 @@ pub(super) fn stuck_terminating(view: &View<'_>, notes: &mut Notes) -> Row {
         }
         let host = pod.host.as_ref().map_or("an unknown node", |host| host.name.as_str());
         let message = format!("pod {k} does not end on {host}, and nothing proves that the node is gone");
-        let id = view.member(*k).map(|(id, _)| id);
         notes.wait(Decision::wait("X2", WaitReason::NodeUnreachable, message).on(*k, id));
     }
     NEXT

@@ -201,6 +201,8 @@ impl Script {
             ["wake", "all"] => world.hung.clear(),
             ["corrupt", k] => world.corrupt_disk(number(k)?),
             ["host", k, state] => world.break_host(number(k)?, host_state(state)?),
+            ["finalizer", k] => world.hold_pod(number(k)?),
+            ["no-finalizer", k] => world.release_pod(number(k)?),
             ["pin", k] => world.pin_volume(number(k)?),
             ["template", revision] => world.template = (*revision).to_owned(),
             ["broken", revision] => {
@@ -295,6 +297,8 @@ impl Script {
         match words {
             ["there"] => {}
             ["orphan"] => pod.orphan = true,
+            ["held"] => pod.held = true,
+            ["forced"] => pod.forced = true,
             ["runs"] => (pod.phase, pod.container) = (PodPhase::Running, ContainerState::Running),
             ["uid", uid] => pod.uid = (*uid).to_owned(),
             ["unready"] => pod.ready = false,

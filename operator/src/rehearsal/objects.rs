@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::stage::{NAME, NAMESPACE, Stage, address_of, time};
 use crate::names::{self, CONTAINER, LABEL_CLUSTER_ID, LABEL_DETACHED, LABEL_INCARNATION, LABEL_RAFT_ID};
 use crate::observed::{ContainerState, HostState, Marker, NodeExit, ObservedPod, ObservedVolume, PodPhase};
+use crate::plan::simulation::GRACE_SECONDS;
 
 /// A merge as of RFC 7396.
 pub(super) fn merge(into: &mut Value, patch: &Value) {
@@ -81,12 +82,17 @@ impl Stage {
             },
         });
         if !pod.orphan {
+            let uid = self.world.set.as_ref().map_or("", |set| set.uid.as_str());
             let owner =
-                json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "name": NAME, "uid": "", "controller": true});
+                json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "name": NAME, "uid": uid, "controller": true});
             object["metadata"]["ownerReferences"] = json!([owner]);
         }
         if let Some(end) = pod.terminating {
             object["metadata"]["deletionTimestamp"] = json!(time(end));
+            object["metadata"]["deletionGracePeriodSeconds"] = json!(if pod.forced { 0 } else { GRACE_SECONDS });
+        }
+        if pod.held {
+            object["metadata"]["finalizers"] = json!(["example.org/keep"]);
         }
         Some(object)
     }

@@ -1,11 +1,12 @@
 //! What a user was promised and only real writes can show: whose things the operator leaves alone, and what holds its hand.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::runs::{Operator, block_on, changed, run, settled, shared};
-use super::stage::{NAME, Shared, Stage, lock};
+use super::stage::{NAME, NAMESPACE, Shared, Stage, lock};
 use crate::build::TEMPLATE_HASH;
 use crate::names::FINALIZER;
+use crate::observed::ObservedSet;
 use crate::step::ObjectRef;
 use crate::validate::ROLL_OPERATOR_TEMPLATE;
 
@@ -222,6 +223,67 @@ fn d1_pods_that_lost_their_set_go_with_the_resource() {
         let (end, _) = run(stage, None).await.unwrap_or_else(|wrong| panic!("{wrong}"));
         assert!(end.resource.is_null() && end.world.pods.is_empty());
         assert_eq!(uids(&end).1, volumes);
+    });
+}
+
+/// The StatefulSet with its pods, and the disruption budget, that somebody else has under the cluster's name.
+fn give_theirs(stage: &mut Stage) {
+    let (uid, resource_version) = (stage.world.next_text(), stage.world.next_text());
+    let update_revision = Some("theirs".to_owned());
+    stage.world.set =
+        Some(ObservedSet { uid, resource_version, replicas: 2, update_revision, ..ObservedSet::default() });
+    let named = |uid: &str| json!({"name": NAME, "namespace": NAMESPACE, "uid": uid, "resourceVersion": "1"});
+    let set = json!({"metadata": named("set"), "spec": {"serviceName": "theirs", "selector": {}, "template": {}}});
+    let budget = json!({"metadata": named("budget"), "spec": {"minAvailable": 1}});
+    for (plural, object) in [("statefulsets", set), ("poddisruptionbudgets", budget)] {
+        stage.objects.insert((plural.to_owned(), NAME.to_owned()), object);
+    }
+    stage.world.tick();
+}
+
+/// D1: what only has the name is somebody else's, also for the resource that is deleted because it was refused for it. Nobody
+/// waits for their pods.
+#[test]
+fn d1_a_foreign_set_and_a_foreign_budget_outlive_the_resource() {
+    block_on(async {
+        let stage = shared(changed(Stage::new(3, &json!({})), give_theirs));
+        let before = uids(&lock(&stage));
+        assert_eq!(before.0.len(), 2);
+        let operator = Operator::new(&stage);
+        for _ in 0..5 {
+            operator.pass().await.expect("a pass that tells is no failure");
+            lock(&stage).world.tick();
+        }
+        assert!(lock(&stage).planned().contains("is not the operator's"), "{}", lock(&stage).planned());
+        lock(&stage).delete();
+        operator.settle().await.unwrap_or_else(|wrong| panic!("{wrong}"));
+        let stage = lock(&stage);
+        assert!(stage.resource.is_null());
+        assert!(stage.world.set.is_some() && uids(&stage) == before, "{:?}", stage.writes);
+        assert!(stage.world.pods.values().all(|pod| pod.object.terminating.is_none()), "{:?}", stage.writes);
+        let deleted: Vec<&String> = stage.writes.iter().filter(|write| write.starts_with("DELETE")).collect();
+        assert_eq!(deleted, Vec::<&String>::new());
+    });
+}
+
+/// D1: a set and a budget of ours are ended whatever somebody has made of their labels, and the other way round without an owner.
+#[test]
+fn d1_a_set_and_a_budget_of_ours_go_by_their_labels_or_by_their_owner() {
+    block_on(async {
+        for (lost, left) in [("labels", json!({"app": "theirs"})), ("ownerReferences", Value::Null)] {
+            let stage = changed(settled(3, &json!({})).await, |stage| {
+                for plural in ["statefulsets", "poddisruptionbudgets"] {
+                    let object = stage.objects.get_mut(&(plural.to_owned(), NAME.to_owned())).expect(plural);
+                    assert!(!object["metadata"][lost].is_null(), "{plural} has no {lost}");
+                    object["metadata"][lost] = left.clone();
+                }
+                stage.delete();
+            });
+            let (end, _) = run(stage, None).await.unwrap_or_else(|wrong| panic!("{lost}: {wrong}"));
+            assert!(end.resource.is_null() && end.world.set.is_none() && end.world.pods.is_empty(), "{lost}");
+            let deleted: Vec<&String> = end.writes.iter().filter(|write| write.starts_with("DELETE")).collect();
+            assert_eq!(deleted, ["DELETE statefulsets/db ", "DELETE poddisruptionbudgets/db "], "{lost}");
+        }
     });
 }
 

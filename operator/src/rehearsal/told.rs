@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use super::runs::{Operator, block_on, settled, shared};
 use super::stage::{NAME, Shared, Stage, lock};
-use crate::observed::{Alarm, ExitKind};
+use crate::observed::{Alarm, ExitKind, HostState};
 use crate::plan::LEARNER_DEADLINE_SECONDS;
+use crate::plan::simulation::GRACE_SECONDS;
 
 /// Passes for so many seconds.
 async fn pass_for(operator: &Operator, stage: &Shared, seconds: i64) {
@@ -288,6 +289,44 @@ fn g2_a_lost_member_is_replaced_although_the_spec_is_invalid() {
         assert_eq!(lock(&stage).world.raft.members.len(), 5);
         assert_eq!(lock(&stage).condition("Updated"), ("True".to_owned(), "UpToDate".to_owned()));
     });
+}
+
+/// X2: a pod that somebody's finalizer holds is forced out at most once, with the proof that its host is gone, and then waited
+/// for; what is told is the finalizer and not the host, and what need not wait goes on.
+#[test]
+fn x2_a_pod_that_a_finalizer_holds_is_forced_out_once_and_waited_for() {
+    for (host, forced) in [(Some(HostState::Gone), 1), (Some(HostState::OutOfService), 1), (None, 0)] {
+        block_on(async {
+            let stage = shared(settled(3, &json!({})).await);
+            let operator = Operator::new(&stage);
+            lock(&stage).world.hold_pod(1);
+            match host {
+                Some(state) => lock(&stage).world.break_host(1, state),
+                None => {
+                    // `kubectl delete pod`
+                    let end = lock(&stage).world.now + GRACE_SECONDS;
+                    lock(&stage).world.pods.get_mut(&1).expect("pod 1").object.terminating = Some(end);
+                }
+            }
+            pass_for(&operator, &stage, 60).await;
+            lock(&stage).edit(&json!({"config": {"extra": {"max-txn-ops": "9"}}}));
+            pass_for(&operator, &stage, 120).await;
+            {
+                let stage = lock(&stage);
+                let ends = stage.writes.iter().filter(|write| write.starts_with("DELETE pods/db-1")).count();
+                assert_eq!(ends, forced, "{host:?}: {:?}", stage.writes);
+                let plan = &stage.resource["status"]["plan"];
+                let told = (&plan["step"], &plan["blockedBy"]["reason"]);
+                assert_eq!(told, (&json!("Wait"), &json!("PodTerminating")), "{host:?}: {plan}");
+                assert!(plan["humanMay"].to_string().contains("finalizers hold pod db-1"), "{host:?}: {plan}");
+                let told_settings = |k: u32| stage.world.pods[&k].settings.values["max-txn-ops"] == "9";
+                assert!(told_settings(0) && told_settings(2), "{host:?}: S1 comes after it");
+            }
+            lock(&stage).world.release_pod(1);
+            operator.settle().await.unwrap_or_else(|wrong| panic!("{host:?}: {wrong}"));
+            assert_eq!(lock(&stage).world.raft.members.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+        });
+    }
 }
 
 /// G2: the size that is there is kept while the spec is invalid, also where the spec asks for less and the member of the

@@ -315,7 +315,7 @@ impl World {
             self.check_restart(pod.ordinal, mode);
         }
         if mode == RestartMode::Force {
-            self.pods.remove(&pod.ordinal);
+            self.force_out(pod.ordinal);
         } else if let Some(pod) = self.pods.get_mut(&pod.ordinal) {
             pod.object.terminating.get_or_insert(self.now + GRACE_SECONDS);
             pod.object.ready = false;

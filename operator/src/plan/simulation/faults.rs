@@ -22,6 +22,21 @@ impl World {
         self.pods.remove(&k);
     }
 
+    /// Somebody's finalizer holds the object of pod `k` beyond its end.
+    pub(crate) fn hold_pod(&mut self, k: u32) {
+        if let Some(pod) = self.pods.get_mut(&k) {
+            pod.object.held = true;
+        }
+    }
+
+    /// Whoever has set it takes it away; what has ended goes at once.
+    pub(crate) fn release_pod(&mut self, k: u32) {
+        if let Some(pod) = self.pods.get_mut(&k) {
+            pod.object.held = false;
+        }
+        self.pods.retain(|_, pod| pod.object.held || !pod.object.forced);
+    }
+
     /// The disk of `k` is emptied under its process, which restarts.
     pub(crate) fn wipe_disk(&mut self, k: u32) {
         if let Some(volume) = self.volumes.get_mut(&k) {

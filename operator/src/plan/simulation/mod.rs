@@ -14,4 +14,4 @@ mod world;
 pub(crate) use self::execute::Refused;
 pub(super) use self::reconcile::{Crash, Pass, latch};
 pub(crate) use self::runs::{Dice, check};
-pub(crate) use self::world::{TICK_SECONDS, World};
+pub(crate) use self::world::{GRACE_SECONDS, TICK_SECONDS, World};

@@ -16,7 +16,7 @@ pub(crate) const TICK_SECONDS: i64 = 5;
 /// Ticks that a joined learner needs to catch up.
 const CATCH_UP_TICKS: u32 = 2;
 /// Grace period of a pod.
-pub(super) const GRACE_SECONDS: i64 = 60;
+pub(crate) const GRACE_SECONDS: i64 = 60;
 
 /// The image of a revision: `image/settings`, or all of it.
 pub(crate) fn image_of(revision: &str) -> String {
@@ -182,7 +182,25 @@ impl World {
             .map(|(k, _)| *k)
             .collect();
         for k in ended {
+            if let Some(pod) = self.pods.get_mut(&k) {
+                pod.object.container = ContainerState::Terminated(0);
+            }
+            self.force_out(k);
+        }
+    }
+
+    /// Deletion without grace, which is also how a kubelet says that a pod has ended: the object goes, or stays for as long as
+    /// somebody's finalizer holds it, and is changed by it once.
+    pub(super) fn force_out(&mut self, k: u32) {
+        if !self.pods.get(&k).is_some_and(|pod| pod.object.held) {
             self.pods.remove(&k);
+            return;
+        }
+        let (now, version) = (self.now, self.next_text());
+        if let Some(pod) = self.pods.get_mut(&k).filter(|pod| !pod.object.forced) {
+            pod.object.forced = true;
+            pod.object.terminating = Some(pod.object.terminating.map_or(now, |end| end.min(now)));
+            pod.object.resource_version = version;
         }
     }
 
@@ -239,7 +257,7 @@ impl World {
             }
             let state = self.container_of(k);
             let Some(pod) = self.pods.get_mut(&k) else { continue };
-            let frozen = self.hung.contains(&pod.object.uid);
+            let frozen = pod.object.forced || self.hung.contains(&pod.object.uid);
             if frozen || self.hosts.contains_key(&pod.object.host.clone().unwrap_or_default().name) {
                 continue;
             }
