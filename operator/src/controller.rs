@@ -50,7 +50,7 @@ use crate::validate::{for_deletion, for_repairs, validate};
 /// As many passes as there are clusters: [`Lanes`] bounds them. The library's own bound picks among those that wait by
 /// their hash, not by their turn, so stuck clusters that come again and again could keep another one out for good.
 const CONCURRENCY: u16 = 0;
-/// After a step, and while a learner is listed that has not been waited for long: what was begun is soon done.
+/// After a step, and while a learner is listed that makes progress, or has not been waited for long: what was begun is soon done.
 const SOON: Duration = Duration::from_millis(100);
 /// While something passes by itself that no watch shows.
 const POLL: Duration = Duration::from_millis(250);
@@ -631,6 +631,9 @@ fn next_pass(observed: &Observed, plan: &Plan, acted: bool, coming_up: bool) -> 
     let old = observed.now.saturating_sub(plan.since) > LONG;
     if acted {
         SOON
+    } else if learner && waits == Some(WaitReason::LearnerBehind) {
+        // It moves, however long it takes: the moment it has caught up it is promoted.
+        SOON
     } else if waits == Some(WaitReason::LearnerStuck) {
         // No person need come: when it has caught up it is promoted, and no watch tells of that.
         SLOW
@@ -667,10 +670,12 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_learner_is_polled_within_200_milliseconds_unless_it_has_been_waited_for_long() {
+    fn a_listed_learner_is_polled_within_200_milliseconds_unless_it_makes_no_progress_for_long() {
         let mut observed = observed_three();
         observed.members.as_mut().expect("a list").members.get_mut(&3).expect("member 3").learner = true;
-        let waits = [WaitReason::LearnerBehind, WaitReason::PodNotRunning, WaitReason::DisruptionBudget];
+        let behind = next_pass(&observed, &waiting(WaitReason::LearnerBehind, observed.now - 3600), false, false);
+        assert!(behind <= Duration::from_millis(200), "{behind:?}");
+        let waits = [WaitReason::PodNotRunning, WaitReason::DisruptionBudget];
         for (reason, coming_up) in waits.into_iter().flat_map(|reason| [(reason, false), (reason, true)]) {
             let delay = |since| next_pass(&observed, &waiting(reason, since), false, coming_up);
             let young = delay(observed.now - LONG);
