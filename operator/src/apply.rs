@@ -91,6 +91,18 @@ impl ApplyError {
         }
     }
 
+    /// What is told of it when it does not pass: nobody refuses the object, and nobody takes it.
+    pub fn lasting(&self) -> String {
+        match self {
+            Self::Write { kind, name, source } => format!(
+                "the API server does not take {kind} {name}: {}; look for what fails behind it, most often a webhook that \
+                 does not answer",
+                words(source)
+            ),
+            Self::Foreign { .. } | Self::Encode { .. } => self.to_string(),
+        }
+    }
+
     /// The world has moved since it was read: nothing is wrong, observe again.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Write { source, .. } if is_conflict(source))
@@ -102,6 +114,14 @@ impl ApplyError {
 fn is_unreadable(status: &kube::core::Status) -> bool {
     let words = ["failed to create typed patch object", "failed to convert new object"];
     status.code == 500 && words.iter().any(|words| status.message.starts_with(words))
+}
+
+/// What the API server said, without the structure around it.
+pub fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => error.to_string(),
+    }
 }
 
 /// 404 and 409: the object is gone, or is not the one that was read.

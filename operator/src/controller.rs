@@ -34,7 +34,7 @@ use crate::apply::{ApplyError, FIELD_MANAGER, Written, apply, apply_budget, is_c
 use crate::brief::brief;
 use crate::build::{budget, build, is_template_held};
 use crate::execute::{ExecuteError, Hands, describe};
-use crate::failures::{Memory, Topic};
+use crate::failures::{Failing, Memory, Topic};
 use crate::lanes::Lanes;
 use crate::members::Dial;
 use crate::metrics::Metrics;
@@ -50,18 +50,16 @@ use crate::validate::{for_deletion, for_repairs, validate};
 /// As many passes as there are clusters: [`Lanes`] bounds them. The library's own bound picks among those that wait by
 /// their hash, not by their turn, so stuck clusters that come again and again could keep another one out for good.
 const CONCURRENCY: u16 = 0;
-/// After a step, and while a learner is listed: what was begun is soon done.
+/// After a step, and while a learner is listed that makes progress, or has not been waited for long: what was begun is soon done.
 const SOON: Duration = Duration::from_millis(100);
 /// While something passes by itself that no watch shows.
 const POLL: Duration = Duration::from_millis(250);
 /// When a wait has lasted for [`LONG`], and after errors.
 const SLOW: Duration = Duration::from_secs(2);
-/// A step that has failed for so long with the same words is not soon done, and a conflict that comes again for so long is none.
+/// What has failed for so long is not soon done, and is told; a conflict that comes again for so long is none.
 const FAILING_SECONDS: i64 = 10;
 /// Settled, paused or waiting for a person: a watch tells what matters, but not the loss of a node's quorum.
 const REST: Duration = Duration::from_secs(5);
-/// What a cluster waits for while its learner is all that is missing.
-const LEARNER_WAITS: [WaitReason; 2] = [WaitReason::LearnerBehind, WaitReason::LearnerStuck];
 /// A wait of so many seconds is no longer polled fast, so that stuck clusters do not crowd out the others.
 const LONG: i64 = plan::LASTING_WAIT_SECONDS;
 
@@ -334,8 +332,8 @@ fn to_keep_alive(resource: &RaftCluster, observed: &Observed, live: &Live) -> Op
     Some(cluster)
 }
 
-/// What a person has to change, where the API server refuses what was to be brought about, or another object is in its way.
-/// Every other failure ends the pass.
+/// What a person has to change, where the API server refuses what was to be brought about, or another object is in its way; and
+/// what is told where it has failed for long, as with a webhook that does not answer. Every other failure ends the pass.
 fn refusal(
     context: &Context,
     cluster: &ValidCluster,
@@ -344,10 +342,11 @@ fn refusal(
     let key = (cluster.namespace.as_str(), cluster.name.as_str());
     let Err(error) = brought else {
         context.failures.is_over(key, Topic::Refused);
+        context.failures.works(key, Failing::Apply);
         return Ok(None);
     };
     let advice = match &error {
-        ReconcileError::Apply(error) => error.for_a_human(),
+        ReconcileError::Apply(error) => error.for_a_human().or_else(|| not_taken(context, key, error)),
         _ => None,
     };
     let Some(advice) = advice else { return Err(error) };
@@ -357,6 +356,16 @@ fn refusal(
         warn!(namespace = cluster.namespace, name = cluster.name, reason = error.reason(), %error, "refused");
     }
     Ok(Some(advice))
+}
+
+/// What is told of objects that nobody refuses, and that have not been taken for long. A conflict says only that the next pass
+/// sees something else.
+fn not_taken(context: &Context, key: (&str, &str), error: &ApplyError) -> Option<String> {
+    if error.is_conflict() {
+        return None;
+    }
+    // Whichever object it is: all that comes after it waits, and so does every repair.
+    context.failures.lasting(key, Failing::Apply, "", &error.lasting(), (context.clock)(), FAILING_SECONDS)
 }
 
 /// What stays of build and apply while the spec cannot be carried out.
@@ -442,7 +451,18 @@ async fn act(context: &Context, live: &Live, told: Told<'_>) -> Result<Action, R
     match &result {
         Ok(true) => done(context, resource, &plan).await,
         Ok(false) => {}
-        Err(error) => plan = not_done(context, told, plan, error),
+        Err(error) => {
+            let failed = plan.step.clone();
+            plan = not_done(context, told, plan, error);
+            // What is told in its place has words of its own.
+            if plan.step == failed {
+                tell_failing(context, told, &mut plan, &error.to_string()).await;
+            }
+        }
+    }
+    if result.is_ok() {
+        let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+        context.failures.works((&namespace, &name), Failing::Step);
     }
     // These steps have changed the resource itself: its status is told by the next pass, which begins at once.
     if executed && matches!(plan.step, Step::Bootstrap(_) | Step::DropFinalizer { .. }) {
@@ -451,13 +471,19 @@ async fn act(context: &Context, live: &Live, told: Told<'_>) -> Result<Action, R
     let status = report(context, Seen { resource, cluster: Some(cluster), observed, plan: &plan, invalid }).await?;
     // A budget that refuses does not change its mind at once, and what is tried again after a pause waits for it.
     let refused = result.is_err() && plan.step == Step::Wait;
-    let key = (resource.namespace().unwrap_or_default(), resource.name_any());
-    let failing = context.failures.said_for((&key.0, &key.1), Topic::NotExecuted, (context.clock)());
-    if result.is_err() && failing >= FAILING_SECONDS {
+    if result.is_err() && has_failed_for(context, resource) >= FAILING_SECONDS {
         return Ok(Action::requeue(SLOW));
     }
     let acted = executed || (result.is_err() && !refused);
     Ok(Action::requeue(next_pass(observed, &plan, acted, status::is_coming_up(&status))))
+}
+
+/// For how long a step has failed: one that is tried in every pass, whatever is said of it, or any with the same words.
+fn has_failed_for(context: &Context, resource: &RaftCluster) -> i64 {
+    let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+    let topics = [Topic::NotExecuted, Topic::Fails(Failing::Step)];
+    let seconds = topics.map(|topic| context.failures.said_for((&namespace, &name), topic, (context.clock)()));
+    seconds.into_iter().max().unwrap_or_default()
 }
 
 /// The spec cannot be carried out: nothing is touched, and the first error is in the conditions (M29).
@@ -505,6 +531,7 @@ async fn done(context: &Context, resource: &RaftCluster, plan: &Plan) {
     context.metrics.step(step, "ok");
     let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
     context.failures.is_over((&namespace, &name), Topic::NotExecuted);
+    context.failures.is_over_of((&namespace, &name), Topic::WarnedStep, &which(plan));
     let Some(note) = describe(&name, &plan.step) else { return };
     info!(namespace, name, step, row = plan.row, note, "executed");
     publish(context, resource, EventType::Normal, step, &action(plan), &note).await;
@@ -521,6 +548,27 @@ fn action(plan: &Plan) -> String {
         action += &format!(" member {}", names::id_text(member));
     }
     action
+}
+
+/// The step and whom it is about, whatever its row and its words.
+fn which(plan: &Plan) -> String {
+    format!("{} {:?}", plan.step.name(), plan.target)
+}
+
+/// A step that has failed for long is told with its words, because everything after it waits; once by an event.
+async fn tell_failing(context: &Context, told: Told<'_>, plan: &mut Plan, words: &str) {
+    let Told { resource, cluster, observed, .. } = told;
+    let (namespace, name) = (resource.namespace().unwrap_or_default(), resource.name_any());
+    let (key, which, now) = ((namespace.as_str(), name.as_str()), which(plan), (context.clock)());
+    let words = context.failures.lasting(key, Failing::Step, &which, words, now, FAILING_SECONDS);
+    let Some(words) = words else { return };
+    let reason = plan::step_fails(plan, cluster, observed, &words);
+    // Of these `report` warns, where the plan waits for them.
+    let is_reported = reason.is_tried_again() && plan.blocked_by.as_ref().is_some_and(|told| told.reason == reason);
+    if !is_reported && context.failures.is_news(key, Topic::WarnedStep, &which, now, i64::MAX) {
+        let note = format!("{} fails: {words}", plan.step.name());
+        publish(context, resource, EventType::Warning, reason.as_str(), &action(plan), &note).await;
+    }
 }
 
 /// What is told of a plan whose step failed.
@@ -583,17 +631,21 @@ fn next_pass(observed: &Observed, plan: &Plan, acted: bool, coming_up: bool) -> 
     let old = observed.now.saturating_sub(plan.since) > LONG;
     if acted {
         SOON
-    } else if learner && waits.is_some_and(|reason| LEARNER_WAITS.contains(&reason)) {
-        // A stuck one too: the moment it has caught up it is promoted.
+    } else if learner && waits == Some(WaitReason::LearnerBehind) {
+        // It moves, however long it takes: the moment it has caught up it is promoted.
         SOON
+    } else if waits == Some(WaitReason::LearnerStuck) {
+        // No person need come: when it has caught up it is promoted, and no watch tells of that.
+        SLOW
     } else if status::is_settled(plan) && coming_up {
         if old { SLOW } else { POLL }
     } else if status::is_settled(plan) || waits.is_some_and(WaitReason::needs_human) {
         REST
+    } else if old {
+        // Whatever there is of a learner: a pod that cannot start is no sooner there for being asked after.
+        SLOW
     } else if learner {
         SOON
-    } else if old {
-        SLOW
     } else {
         POLL
     }
@@ -618,14 +670,22 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_learner_is_polled_within_200_milliseconds() {
+    fn a_listed_learner_is_polled_within_200_milliseconds_unless_it_makes_no_progress_for_long() {
         let mut observed = observed_three();
         observed.members.as_mut().expect("a list").members.get_mut(&3).expect("member 3").learner = true;
-        for reason in [WaitReason::LearnerBehind, WaitReason::LearnerStuck] {
-            let delay = next_pass(&observed, &waiting(reason, observed.now - 3600), false, false);
-            assert!(delay <= Duration::from_millis(200), "{reason}: {delay:?}");
+        let behind = next_pass(&observed, &waiting(WaitReason::LearnerBehind, observed.now - 3600), false, false);
+        assert!(behind <= Duration::from_millis(200), "{behind:?}");
+        let waits = [WaitReason::PodNotRunning, WaitReason::DisruptionBudget];
+        for (reason, coming_up) in waits.into_iter().flat_map(|reason| [(reason, false), (reason, true)]) {
+            let delay = |since| next_pass(&observed, &waiting(reason, since), false, coming_up);
+            let young = delay(observed.now - LONG);
+            assert!(young <= Duration::from_millis(200), "{reason}: {young:?}");
+            assert_eq!(delay(observed.now - LONG - 1), SLOW, "{reason}");
         }
         assert!(next_pass(&observed, &waiting(WaitReason::PodNotRunning, observed.now), true, false) <= SOON);
+        for since in [observed.now, observed.now - 3600] {
+            assert_eq!(next_pass(&observed, &waiting(WaitReason::LearnerStuck, since), false, false), SLOW);
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ use thiserror::Error;
 
 pub use describe::describe;
 
-use crate::apply::{ApplyError, FIELD_MANAGER, is_conflict, would_make};
+use crate::apply::{ApplyError, FIELD_MANAGER, is_conflict, words, would_make};
 use crate::build::build;
 use crate::members::{CHANGE_TIMEOUT, Dial, Node, NodeError};
 use crate::names::{self, FINALIZER, LABEL_CLUSTER_ID, LABEL_DETACHED, LABEL_INCARNATION, LABEL_RAFT_ID};
@@ -84,14 +84,6 @@ impl ExecuteError {
             Self::NoLeader => "NoLeader",
             Self::Encode(_) => "EncodeFailed",
         }
-    }
-}
-
-/// What the API server said, without the structure around it.
-fn words(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        error => error.to_string(),
     }
 }
 

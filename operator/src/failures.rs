@@ -7,7 +7,8 @@
 //!
 //! Only the three kinds of calls are remembered that something else would wait for in vain: what is told to a member that
 //! serves as before, the restart of a pod, and the labels of a volume claim, which then tell of nothing
-//! ([`Observed::remember`]). Any other call that fails is one without which what comes after it would be wrong.
+//! ([`Observed::remember`]). Any other call that fails is one without which what comes after it would be wrong: it is tried
+//! in every pass, and told once it has failed for long ([`Memory::lasting`]).
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -21,6 +22,8 @@ use crate::step::{Step, VolumeLabel, WaitReason};
 const FORGOTTEN_SECONDS: i64 = 300;
 /// Most characters of an error that are kept.
 const MESSAGE_MAX: usize = 200;
+/// For so long what fails is told with the same words.
+const WORDS_SECONDS: i64 = 60;
 /// Of a member that answers that it has taken its settings over. It is read only where it then tells others.
 const TAKEN: &str = "it answered that it has taken them over, and has others";
 
@@ -51,6 +54,21 @@ pub enum Topic {
     Changed,
     /// A warning of this wait was published.
     Warned(WaitReason),
+    /// A warning of this step was published.
+    WarnedStep,
+    /// Which one of these fails, since when.
+    Fails(Failing),
+    /// With which words that is told.
+    Words(Failing),
+}
+
+/// What may fail for ever, and is told by nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failing {
+    /// A step that everything after it waits for.
+    Step,
+    /// What the spec leads to.
+    Apply,
 }
 
 impl Memory {
@@ -82,6 +100,40 @@ impl Memory {
     pub fn was_said(&self, cluster: (&str, &str), topic: Topic) -> bool {
         let cluster = (cluster.0.to_owned(), cluster.1.to_owned());
         self.said().get(&cluster).is_some_and(|topics| topics.contains_key(&topic))
+    }
+
+    /// The words to tell of what has failed once more, when `which` of it has failed for `seconds`.
+    ///
+    /// They stay for a while. Some have a port or a time in them that is another one with every failure, and a status that
+    /// changes brings the next pass at once, whenever that was to come.
+    pub fn lasting(
+        &self,
+        cluster: (&str, &str),
+        failing: Failing,
+        which: &str,
+        words: &str,
+        now: UnixSeconds,
+        seconds: i64,
+    ) -> Option<String> {
+        if self.is_news(cluster, Topic::Fails(failing), which, now, i64::MAX) {
+            self.is_over(cluster, Topic::Words(failing));
+        }
+        if self.said_for(cluster, Topic::Fails(failing), now) < seconds {
+            return None;
+        }
+        let (words, mut said) = (brief(words), self.said());
+        let topics = said.entry((cluster.0.to_owned(), cluster.1.to_owned())).or_default();
+        let told = topics.entry(Topic::Words(failing)).or_insert_with(|| (words.clone(), now));
+        if !(0..WORDS_SECONDS).contains(&now.saturating_sub(told.1)) {
+            *told = (words, now);
+        }
+        Some(told.0.clone())
+    }
+
+    /// It does not fail, or is not tried any more.
+    pub fn works(&self, cluster: (&str, &str), failing: Failing) {
+        self.is_over(cluster, Topic::Fails(failing));
+        self.is_over(cluster, Topic::Words(failing));
     }
 
     /// It is over: the same text is news again.
@@ -174,6 +226,7 @@ pub fn labels(label: VolumeLabel) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::brief::TEXT_BYTES;
     use crate::fixtures::observed_three;
     use crate::observed::Marker;
     use crate::step::{PodRef, RestartMode, VolumeRef};
@@ -239,6 +292,24 @@ mod tests {
         assert_eq!(memory.said_for(("ns", "db"), Topic::PassFailed, 511), 0);
         memory.forget("ns", "db");
         memory.forget("ns", "other");
+        assert!(memory.said().is_empty());
+    }
+
+    #[test]
+    fn what_fails_for_long_is_told_with_words_that_stay_for_a_while() {
+        let (memory, cluster) = (Memory::default(), ("ns", "db"));
+        let fails = |which: &str, words: &str, now| memory.lasting(cluster, Failing::Step, which, words, now, 10);
+        assert_eq!([fails("a", "port 1", 0), fails("a", "port 2", 9)], [None, None]);
+        assert_eq!(fails("a", "port 3", 10).as_deref(), Some("port 3"));
+        assert_eq!(fails("a", "port 4", 9 + WORDS_SECONDS).as_deref(), Some("port 3"), "no change with every failure");
+        assert_eq!(fails("a", "port 5", 10 + WORDS_SECONDS).as_deref(), Some("port 5"), "what it says now");
+        assert_eq!(memory.lasting(cluster, Failing::Apply, "", "no", 100, 10), None, "something else");
+        assert_eq!([fails("b", "no", 100), fails("b", "no", 109)], [None, None], "another step");
+        assert_eq!(fails("b", "no", 110).as_deref(), Some("no"), "in its own words");
+        memory.works(cluster, Failing::Step);
+        assert_eq!(fails("b", "never", 111), None, "it has worked meanwhile");
+        assert_eq!(fails("b", &"ü".repeat(2_000), 121).map(|words| words.len() <= TEXT_BYTES), Some(true));
+        memory.forget("ns", "db");
         assert!(memory.said().is_empty());
     }
 

@@ -417,6 +417,8 @@ named! {
         RestartFails,
         /// A volume claim could not be given the labels of its disk; it is tried again after a while.
         LabelFails,
+        /// A step has failed for long, and what comes after it waits.
+        StepFails,
     }
 }
 

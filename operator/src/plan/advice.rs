@@ -3,7 +3,7 @@
 use super::{LASTING_WAIT_SECONDS, View};
 use crate::names;
 use crate::observed::Alarm;
-use crate::step::{BootstrapStep, Step, StepName, THEN_MAX, Target, VolumeLabel, WaitReason};
+use crate::step::{BootstrapStep, Plan, Step, StepName, THEN_MAX, Target, VolumeLabel, WaitReason};
 
 /// The steps expected after this one, as the reference's paths go.
 pub(super) fn forecast(view: &View<'_>, step: &Step) -> Vec<String> {
@@ -107,6 +107,39 @@ pub(super) fn human_may(view: &View<'_>, row: &str, reason: WaitReason, target: 
     ways.iter().chain(founding).map(fill).collect()
 }
 
+/// Where a step has failed for long, which is told for `reason`. What a node is asked only its log explains.
+pub(super) fn of_failing(view: &View<'_>, plan: &Plan, reason: WaitReason) -> Vec<String> {
+    if asks_a_node(&plan.step) {
+        return vec![format!("look at the logs of the pods of {}", view.cluster.name)];
+    }
+    human_may(view, plan.row, reason, plan.target, LASTING_WAIT_SECONDS)
+}
+
+fn asks_a_node(step: &Step) -> bool {
+    match step {
+        Step::Bootstrap(BootstrapStep::Call { .. })
+        | Step::AddLearner { .. }
+        | Step::Join { .. }
+        | Step::Promote { .. }
+        | Step::MoveLeader { .. }
+        | Step::SetConfig { .. }
+        | Step::PrepareStop { .. }
+        | Step::RemoveMember { .. } => true,
+        Step::Wait
+        | Step::Settled
+        | Step::Bootstrap(_)
+        | Step::LabelVolume { .. }
+        | Step::ScaleOut { .. }
+        | Step::ScaleIn { .. }
+        | Step::DropVolume { .. }
+        | Step::RestartPod { .. }
+        | Step::RecreateSet { .. }
+        | Step::DeleteSet { .. }
+        | Step::DeleteBudget { .. }
+        | Step::DropFinalizer { .. } => false,
+    }
+}
+
 /// Most often it is over before anybody has read it.
 fn passes_by_itself(reason: WaitReason) -> bool {
     !reason.needs_human() && !reason.is_degraded()
@@ -151,6 +184,7 @@ fn ways_out(reason: WaitReason) -> &'static [&'static str] {
         WaitReason::LabelFails => {
             &["look for what refuses to have {claim} labelled: a webhook, a policy, or a right that the operator lacks"]
         }
+        WaitReason::StepFails => &["look for what refuses it: a webhook, a policy, or a right that the operator lacks"],
         WaitReason::DataLost => &["restore from a backup into a new RaftCluster"],
         WaitReason::QuorumLost => &["bring a majority of the disks back", "restore from a backup"],
         WaitReason::KubernetesLagging => &["look whether the kube-controller-manager runs"],
@@ -229,9 +263,45 @@ pub(super) fn about_alarms(view: &View<'_>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::step_fails;
     use super::*;
     use crate::observed::Observed;
+    use crate::step::{Blocked, PodRef, RestartMode, VolumeRef};
     use crate::valid::ValidCluster;
+
+    fn failing(step: Step, blocked_by: Option<Blocked>) -> Plan {
+        let target = step.target();
+        let mut plan =
+            Plan { step, row: "X8", then: Vec::new(), blocked_by, human_may: vec!["last".into()], target, since: 0 };
+        let cluster = ValidCluster { name: "db".into(), ..ValidCluster::default() };
+        step_fails(&mut plan, &cluster, &Observed::default(), "no");
+        plan
+    }
+
+    #[test]
+    fn a_step_that_fails_is_told_with_its_words_and_whom_to_look_at() {
+        let (uid, resource_version) = (String::new(), String::new());
+        let volume = VolumeRef { ordinal: 1, uid: uid.clone(), resource_version: resource_version.clone() };
+        let pod = PodRef { ordinal: 2, uid, resource_version };
+        let delete = Step::DropVolume { volume: volume.clone(), raft_id: Some(2) };
+        let end = Step::RestartPod { pod, mode: RestartMode::Evict, writes_pause: false };
+        for (step, reason, way) in [
+            (delete.clone(), WaitReason::StepFails, "a policy"),
+            (end, WaitReason::RestartFails, "pod db-2"),
+            (Step::LabelVolume { volume, label: VolumeLabel::Detached }, WaitReason::LabelFails, "claim data-db-1"),
+            (Step::MoveLeader { from: 1, to: 2, ordinal: 0 }, WaitReason::StepFails, "the logs of the pods of db"),
+        ] {
+            let message = format!("{} fails: no", step.name());
+            let plan = failing(step, None);
+            assert_eq!(plan.blocked_by, Some(Blocked { reason, message }));
+            assert!(plan.human_may.len() == 2 && plan.human_may[0].contains(way), "{:?}", plan.human_may);
+        }
+        // Conditions go by the name of a wait, whatever the step.
+        let other = Blocked { reason: WaitReason::QuorumAtRisk, message: "two are down".into() };
+        let told = failing(delete, Some(other)).blocked_by.expect("both");
+        let (reason, message) = (WaitReason::QuorumAtRisk, "DropVolume fails: no; two are down".to_owned());
+        assert_eq!(told, Blocked { reason, message });
+    }
 
     #[test]
     fn every_wait_that_lasts_names_a_way_out() {

@@ -101,6 +101,26 @@ pub fn set_not_taken(plan: &mut Plan, message: String) {
     plan.blocked_by = Some(Blocked { reason: WaitReason::InvalidSpec, message });
 }
 
+/// What becomes of a plan whose step has failed for long: it is tried again, and all that comes after it waits. A wait that is
+/// told beside the step keeps its name, because conditions go by that. Gives the word for the failure.
+pub fn step_fails(plan: &mut Plan, cluster: &ValidCluster, observed: &Observed, words: &str) -> WaitReason {
+    let reason = match plan.step {
+        Step::RestartPod { .. } => WaitReason::RestartFails,
+        Step::LabelVolume { .. } => WaitReason::LabelFails,
+        _ => WaitReason::StepFails,
+    };
+    let advice = advice::of_failing(&View::new(cluster, observed), plan, reason);
+    plan.human_may.splice(..0, advice);
+    let message = format!("{} fails: {words}", plan.step.name());
+    plan.blocked_by = Some(match plan.blocked_by.take() {
+        None => Blocked { reason, message },
+        // It says so already, from an earlier time.
+        Some(told) if told.message.contains(words) => told,
+        Some(told) => Blocked { reason: told.reason, message: format!("{message}; {}", told.message) },
+    });
+    reason
+}
+
 /// The plan that is told after its step failed. Where others do not wait for that step its failure takes no clock (P7) from
 /// their waits, so what is told is `next`, what comes now that it has failed; that is the next pass's to do. `told` says of the
 /// step itself what there is to say, for when it comes again at once.

@@ -151,6 +151,7 @@ impl Stage {
                 self.refused.push(format!("{what} is changed"));
                 Some((code, reply))
             }
+            ("PATCH", ..) if call.applies && self.unanswered == Some(plural.as_str()) => Some(self.no_answer()),
             ("PATCH", ..) if self.forbids(call) => {
                 let (code, mut body) = status(422, "Invalid");
                 body["message"] = json!(format!("{plural} {name:?} is invalid: spec: Forbidden: by a policy"));
@@ -176,6 +177,16 @@ impl Stage {
     fn forbids(&self, call: &Call) -> bool {
         let scales = call.plural == "statefulsets" && call.body["spec"].get("template").is_none();
         self.forbidden == Some(call.plural.as_str()) && !scales
+    }
+
+    /// In the words of an API server (1.35), whose connection to the webhook is another one each time.
+    fn no_answer(&mut self) -> Reply {
+        let (code, mut body) = status(500, "InternalError");
+        let port = self.world.next_text();
+        body["message"] = json!(format!(
+            "Internal error occurred: failed calling webhook \"no\": read tcp 10.0.0.1:{port}->10.0.0.2:443: i/o timeout"
+        ));
+        (code, body)
     }
 
     fn refusal(&mut self, refused: Refused) -> Reply {
@@ -229,6 +240,7 @@ impl Stage {
                 self.restart(name, body, mode)
             }
             ("POST", "pods", "eviction") => self.restart(name, &body["deleteOptions"], RestartMode::Evict),
+            ("DELETE", "persistentvolumeclaims", "") if self.kept_claims => Err(Refused::Policy),
             ("DELETE", "persistentvolumeclaims", "") => self.drop_volume(name, body),
             ("DELETE", "statefulsets", "") if body["propagationPolicy"] == "Orphan" => {
                 let fresh = !self.busy;

@@ -9,6 +9,7 @@ mod api_server;
 mod available;
 mod crowd;
 mod fences;
+mod lasting;
 mod lies;
 mod nodes;
 mod objects;

@@ -43,6 +43,10 @@ pub(super) struct Stage {
     pub(super) failures: Vec<String>,
     /// The plural of the objects that an admission policy refuses to have changed.
     pub(super) forbidden: Option<&'static str>,
+    /// The plural of the objects over which a webhook is asked that does not answer.
+    pub(super) unanswered: Option<&'static str>,
+    /// A policy lets nobody delete a volume claim.
+    pub(super) kept_claims: bool,
     /// The plural of the objects of which every write meets a conflict.
     pub(super) contended: Option<&'static str>,
     /// With what nobody is let make a StatefulSet: HTTP status and words.
@@ -110,6 +114,8 @@ impl Stage {
             events: Vec::new(),
             failures: Vec::new(),
             forbidden: None,
+            unanswered: None,
+            kept_claims: false,
             contended: None,
             untaken: None,
             refused: Vec::new(),

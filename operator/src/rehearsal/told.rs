@@ -13,7 +13,7 @@ use crate::plan::LEARNER_DEADLINE_SECONDS;
 use crate::plan::simulation::GRACE_SECONDS;
 
 /// Passes for so many seconds.
-async fn pass_for(operator: &Operator, stage: &Shared, seconds: i64) {
+pub(super) async fn pass_for(operator: &Operator, stage: &Shared, seconds: i64) {
     let end = lock(stage).world.now + seconds;
     while lock(stage).world.now < end {
         operator.pass().await.expect("a pass");
@@ -55,7 +55,7 @@ fn a_learner_is_stuck_by_its_last_progress_not_by_its_age() {
 }
 
 /// How often a warning of this reason was published.
-fn warnings(stage: &Shared, reason: &str) -> usize {
+pub(super) fn warnings(stage: &Shared, reason: &str) -> usize {
     lock(stage).events.iter().filter(|event| event[0] == "Warning" && event[1] == reason).count()
 }
 

@@ -127,6 +127,7 @@ fn progressing(seen: Seen<'_>) -> Verdict {
         (StepName::Wait, Some((reason, message))) => {
             Verdict::new(kind, !at_rest.contains(&reason), reason.as_str(), message)
         }
+        (_, Some((reason @ WaitReason::StepFails, message))) => Verdict::new(kind, true, reason.as_str(), message),
         (step, _) => Verdict::new(kind, true, step.as_str(), format!("next step: {step}")),
     }
 }

@@ -16,7 +16,7 @@ fn told_by(reason: WaitReason) -> &'static [&'static str] {
     use WaitReason as R;
     match reason {
         R::KubernetesLagging | R::ChangeInFlight | R::PodNotRunning | R::PodNotRejoined | R::PodTerminating => &[],
-        R::LearnerBehind | R::Paused | R::InvalidSpec | R::RestartFails => &[],
+        R::LearnerBehind | R::Paused | R::InvalidSpec | R::RestartFails | R::StepFails => &[],
         // `Updated` tells these by what is observed, whatever the plan waits for.
         R::OperatorTemplateChanged | R::ConfigRefused | R::ConfigNotTaken => &[],
         R::NoQuorum | R::MembersUnknown => &["Available"],
