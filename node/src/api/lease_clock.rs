@@ -17,11 +17,9 @@ use crate::engine::Handle;
 use crate::service::Member;
 use crate::service::failure::Error;
 use crate::service::forward::Answer;
+use crate::service::keep_alive::MAX_IDS;
 use crate::service::lease::{Clock, time_to_live_here};
 use crate::transport::tonic::Dialer;
-
-/// Largest number of ids in one request; [`keep_alive`](crate::service::keep_alive) sends at most as many as it keeps.
-const MAX_IDS: usize = 4096;
 
 /// Presents this member's clock to the others.
 pub struct LeaseClockApi {

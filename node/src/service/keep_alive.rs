@@ -23,8 +23,9 @@ use crate::engine::{Failure, Handle};
 
 /// Requests renewed together. The rest waits in the connection, which is bounded by flow control.
 const MAX_BATCH: usize = 1024;
-/// Answers that wait for a revocation. When there are so many, no further request of this stream is read.
-const MAX_EXPIRING: usize = 4096;
+/// Most renewals that are asked for at once. So many answers may wait for a revocation, because they are asked for again
+/// together: no further request of this stream is read while a batch could bring more.
+pub const MAX_IDS: usize = 4096;
 /// How often leases that are over are asked for again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -113,7 +114,8 @@ where
 
     /// Takes requests, or the leases that are over once more, and renews them.
     async fn step(&mut self) -> Result<(), Error> {
-        let readable = !self.closed && self.refused.is_none() && self.expiring.len() < MAX_EXPIRING;
+        let room = self.expiring.len() + MAX_BATCH <= MAX_IDS;
+        let readable = !self.closed && self.refused.is_none() && room;
         let asked = tokio::select! {
             failure = &mut self.cut => return Err(failure.into()),
             first = self.requests.next(), if readable => self.batch(first),

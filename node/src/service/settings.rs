@@ -89,7 +89,15 @@ impl SettingsFile {
     pub async fn follow(mut self) {
         loop {
             tokio::time::sleep(LOOK_AGAIN).await;
-            self.look();
+            // What is taken over is written to the disk, which may stand still: no thread of the runtime waits for it.
+            let looked = tokio::task::spawn_blocking(move || {
+                self.look();
+                self
+            });
+            match looked.await {
+                Ok(file) => self = file,
+                Err(error) => return tracing::error!(%error, "the file of the configuration is not followed any more"),
+            }
         }
     }
 

@@ -10,7 +10,9 @@ use balsa_proto::etcdserverpb as pb;
 use balsa_proto::etcdserverpb::kv_client::KvClient;
 use balsa_proto::etcdserverpb::lease_client::LeaseClient;
 use futures::{StreamExt, stream};
+use pb::alarm_request::AlarmAction;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
@@ -276,6 +278,38 @@ async fn many_leases_on_one_stream_are_renewed_and_then_over_while_puts_go_on() 
         assert!(Instant::now() < deadline, "{} leases are left\n{}", count().await, cluster.logs());
     }
     cluster.assert_hashes_agree().await;
+}
+
+/// More of them than are asked for at once, in batches that do not fill that up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_full_of_leases_that_are_over_waits_for_their_end_on_a_follower_too() {
+    let cluster = Cluster::start(3).await;
+    let follower = &cluster.members[(cluster.leader().await + 1) % 3];
+    let alarm = |action: AlarmAction| {
+        let request = pb::AlarmRequest { action: action.into(), member_id: 7, alarm: pb::AlarmType::Corrupt.into() };
+        async move { follower.maintenance().alarm(request).await.expect("an answer") }
+    };
+    let lease = hold(follower, 77, 2, "held").await;
+    // Nothing changes data under this alarm, so no lease is revoked.
+    alarm(AlarmAction::Activate).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let mut renewals = Renewals::open(follower).await.expect("a stream");
+    renewals.requests.send(pb::LeaseKeepAliveRequest { id: lease }).await.expect("the stream is open");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let asked = renewals.requests.clone();
+    let asking = tokio::spawn(async move {
+        for _ in 0..4096 {
+            asked.send(pb::LeaseKeepAliveRequest { id: lease }).await.expect("the stream is open");
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    alarm(AlarmAction::Deactivate).await;
+    for number in 0..=4096 {
+        let answer = timeout(PATIENCE, renewals.answers.message()).await.expect("in time");
+        let answer = answer.unwrap_or_else(|error| panic!("{number}: {error}")).expect("an answer");
+        assert_eq!((answer.id, answer.ttl), (lease, 0), "{number}");
+    }
+    asking.await.expect("all are sent");
 }
 
 /// Deletes of keys that begin with `key`, as a member tells them.
