@@ -37,7 +37,8 @@ use crate::transport::{Peers, messages};
 const ENTRY_BYTES: usize = 256 << 10;
 /// Bytes of client commands proposed per batch, so that one batch stays a few fsyncs long; the rest waits in order.
 const BATCH_BYTES: usize = 4 << 20;
-/// Bytes that are committed and not applied; above it proposals wait.
+/// Bytes that are committed and not applied, so that a state machine slower than the log does not fill the memory; above it
+/// proposals wait, and what a leader appends is dropped.
 const MAX_UNAPPLIED_BYTES: usize = 64 << 20;
 /// Bytes of the entries that are kept for members that were away; the nearer of two bounds counts.
 const KEEP_BYTES: u64 = 64 << 20;
@@ -395,6 +396,10 @@ impl Driver {
         match message.get_msg_type() {
             MessageType::MsgHeartbeatResponse | MessageType::MsgAppendResponse => {
                 self.heard.answered(from, Instant::now());
+            }
+            MessageType::MsgAppend if !message.entries.is_empty() && self.unapplied_bytes > MAX_UNAPPLIED_BYTES => {
+                // The leader sends them again. Heartbeats are taken, so it goes on leading.
+                return metrics::QUEUE_FULL.with_label_values(&["apply"]).inc();
             }
             _ => {}
         }

@@ -371,6 +371,31 @@ async fn proposals_wait_while_too_much_is_committed_and_not_applied() {
     assert_eq!(alone.driver.unapplied_bytes, MAX_UNAPPLIED_BYTES + 1 - 200_000);
 }
 
+/// Nor may it on a follower, which proposes nothing.
+#[tokio::test]
+async fn a_follower_drops_what_its_leader_appends_while_too_much_is_committed_and_not_applied() {
+    let mut alone = Alone::new(&[]);
+    let appended = |index: u64| Message {
+        msg_type: MessageType::MsgAppend,
+        term: 2,
+        log_term: if index == 2 { 1 } else { 2 },
+        index: index - 1,
+        entries: vec![Entry { index, term: 2, data: vec![index as u8].into(), ..Entry::default() }].into(),
+        ..Message::default()
+    };
+    alone.frame(1, of_the_leader(appended(2)));
+    assert_eq!(alone.log_after(1).len(), 1);
+    alone.driver.unapplied_bytes = MAX_UNAPPLIED_BYTES + 1;
+    alone.frame(1, of_the_leader(appended(3)));
+    assert_eq!(alone.log_after(1).len(), 1, "dropped");
+    let heartbeat = Message { msg_type: MessageType::MsgHeartbeat, term: 2, commit: 2, ..Message::default() };
+    alone.frame(1, of_the_leader(heartbeat));
+    assert_eq!(raft_sent(&alone.sent, MessageType::MsgHeartbeatResponse).len(), 1, "it follows all the same");
+    alone.driver.unapplied_bytes = MAX_UNAPPLIED_BYTES;
+    alone.frame(1, of_the_leader(appended(3)));
+    assert_eq!(alone.log_after(1).len(), 2, "and takes what is sent again");
+}
+
 /// Applying runs beside the log: what is committed is handed over, and nobody waits until it is applied.
 #[tokio::test]
 async fn the_log_goes_on_while_the_state_machine_is_busy() {

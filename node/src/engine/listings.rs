@@ -44,6 +44,23 @@ pub(super) fn check_not_started(own_urls: &[String], answers: &[MembersResponse]
     Ok(())
 }
 
+/// A disk with a marker and no data is that of a joiner. Who has told the cluster that it runs had data.
+pub(super) fn check_never_started(marker: &Marker, answers: &[MembersResponse]) -> Result<(), StartError> {
+    let listings = answers.iter().filter_map(|answer| answer.membership.as_ref());
+    let mut ours = listings.filter(|membership| membership.cluster_id == marker.cluster_id);
+    let started = |membership: &Membership| {
+        membership.members.iter().any(|member| member.id == marker.member_id && member.started)
+    };
+    match ours.any(started) {
+        true => Err(StartError::DiskLost(format!(
+            "the disk has the marker of member {:x} and no data, but cluster {:x} says that it has started before: it must be \
+             removed, and this node added as a new member on an empty disk",
+            marker.member_id, marker.cluster_id
+        ))),
+        false => Ok(()),
+    }
+}
+
 pub(super) fn check_not_removed(marker: &Marker, answers: &[MembersResponse]) -> Result<(), StartError> {
     for membership in answers.iter().filter_map(|answer| answer.membership.as_ref()) {
         if membership.cluster_id == marker.cluster_id && membership.removed.contains(&marker.member_id) {
@@ -169,6 +186,17 @@ mod tests {
         let error = check_not_started(&url("b"), &answers).expect_err("refused");
         assert_eq!(error.reason(), "DiskLost");
         assert!(check_not_started(&url("c"), &answers).is_ok());
+    }
+
+    #[test]
+    fn a_marker_without_data_is_a_joiner_or_a_lost_disk() {
+        let answers = [answer(&[(1, "a", true), (2, "b", true), (3, "c", false)], &[])];
+        let marker = |cluster_id, member_id| Marker { cluster_id, member_id, ..Marker::default() };
+        let error = check_never_started(&marker(7, 2), &answers).expect_err("refused");
+        assert_eq!(error.reason(), "DiskLost");
+        for joiner in [marker(7, 3), marker(7, 4), marker(8, 2)] {
+            assert!(check_never_started(&joiner, &answers).is_ok());
+        }
     }
 
     #[test]

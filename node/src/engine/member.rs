@@ -107,6 +107,7 @@ pub(crate) fn open<'a>(config: &'a NodeConfig, marker: &'a Marker) -> Result<Dis
     let name = match initial.key_space.clone() {
         Some(name) => name,
         None => {
+            first_start(&layout)?;
             log.write(LogWrite { key_space: Some(FIRST), sync: true, ..LogWrite::default() })?;
             FIRST.to_owned()
         }
@@ -126,6 +127,23 @@ pub(crate) fn open<'a>(config: &'a NodeConfig, marker: &'a Marker) -> Result<Dis
     let (last, last_term) = end_of(&*log, &initial)?;
     info!(applied = applied.index, last, last_term, took = ?started.elapsed(), "disk opened");
     Ok(Disk { config, marker, layout, log, store, machine })
+}
+
+/// A log that names no key space is that of a joiner which starts for the first time: there is none yet. Beside one the log was
+/// lost, and the member would have forgotten its vote and what it acknowledged.
+fn first_start(layout: &Layout) -> Result<(), StartError> {
+    let directory = layout.key_spaces();
+    let mut kept =
+        std::fs::read_dir(&directory).map_err(|error| StorageError::from_io("listing of", &directory, &error))?;
+    match kept.next() {
+        None => Ok(()),
+        Some(_) => Err(StartError::Corrupt(format!(
+            "log {} is empty, but {} has what was applied of it: the log is lost, and with it what this member has voted and \
+             acknowledged. Remove the member, and add it anew with an empty disk",
+            layout.log().display(),
+            directory.display()
+        ))),
+    }
 }
 
 /// An opened disk.

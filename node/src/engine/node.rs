@@ -16,8 +16,8 @@ use tracing::{info, warn};
 use super::fatal::{ExitCode, Fatal};
 use super::leases::LeaseOptions;
 use super::listings::{
-    ASK_TIMEOUT, ask, ask_for, check_leaderless, check_not_removed, check_not_started, check_place, check_unlisted,
-    find_own, overlap,
+    ASK_TIMEOUT, ask, ask_for, check_leaderless, check_never_started, check_not_removed, check_not_started,
+    check_place, check_unlisted, find_own, overlap,
 };
 use super::member;
 use super::start_error::StartError;
@@ -251,6 +251,9 @@ impl Node {
         let (peers, others) = (disk.peer_urls(), self.listed_others());
         let (known, listed) = tokio::join!(ask(&self.config.dialer, &peers), ask(&self.config.dialer, &others));
         check_not_removed(&marker, &known)?;
+        if disk.membership().members.is_empty() {
+            check_never_started(&marker, &known)?;
+        }
         // Who goes on alone may do so in the place of any other, which is gone.
         let alone = Membership::default();
         check_place(&marker, if force { &alone } else { disk.membership() }, &listed, &self.config)?;

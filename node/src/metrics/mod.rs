@@ -503,7 +503,7 @@ pub fn register_all() {
     }
     LazyLock::force(&COMPACTED_AT);
     LazyLock::force(&SNAPSHOT_SECONDS);
-    for queue in ["requests", "frames", "peer_frames", "handshakes"] {
+    for queue in ["requests", "frames", "peer_frames", "handshakes", "apply"] {
         QUEUE_FULL.with_label_values(&[queue]);
     }
     QUEUE_LENGTH.with_label_values(&["inbox"]);

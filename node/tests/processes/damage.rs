@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use balsa_proto::etcdserverpb as pb;
 
 use crate::cluster::{Cluster, PATIENCE};
+use crate::membership::add_learner;
 use crate::writer::Writers;
 
 const CORRUPT: Option<i32> = Some(73);
@@ -66,6 +67,39 @@ async fn a_leader_tells_a_member_that_its_log_lost_its_tail() {
     std::fs::remove_file(cluster.members[victim].data.join("log/SYNCED")).expect("removed");
     cluster.restart(victim);
     ends_as_corrupt(&mut cluster, victim, "was acknowledged to the leader here").await;
+}
+
+/// It would have forgotten its vote, and a disk without a log looks like that of a member which never started.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_log_is_gone_does_not_begin_anew_and_keeps_its_key_space() {
+    let (mut cluster, founder, leader) = with_a_dead_follower().await;
+    let data = cluster.members[founder].data.clone();
+    std::fs::remove_dir_all(data.join("log")).expect("removed");
+    cluster.restart(founder);
+    ends_as_corrupt(&mut cluster, founder, "the log is lost").await;
+    assert!(std::fs::read_dir(data.join("kv")).expect("key spaces").next().is_some(), "what was applied is kept");
+
+    // This one has got its key space by a snapshot.
+    let joiner = cluster.add_unstarted("joiner");
+    add_learner(&cluster, cluster.members[joiner].peer_url()).await;
+    let all = cluster.initial_cluster();
+    cluster.run(joiner, &all, "existing");
+    let has_started = || async {
+        let list = cluster.members[leader].cluster().member_list(pb::MemberListRequest::default()).await;
+        list.is_ok_and(|list| list.into_inner().members.iter().any(|member| member.name == "joiner"))
+    };
+    cluster.eventually("the joiner has started", has_started).await;
+    cluster.members[joiner].kill();
+    let data = cluster.members[joiner].data.clone();
+    std::fs::remove_dir_all(data.join("log")).expect("removed");
+    cluster.restart(joiner);
+    ends_as_corrupt(&mut cluster, joiner, "the log is lost").await;
+    assert!(std::fs::read_dir(data.join("kv")).expect("key spaces").next().is_some(), "what was applied is kept");
+
+    std::fs::remove_dir_all(data.join("log")).expect("removed");
+    std::fs::remove_dir_all(data.join("kv")).expect("removed");
+    cluster.restart(joiner);
+    assert_eq!(cluster.members[joiner].wait_for_exit().code(), Some(70), "DiskLost\n{}", cluster.logs());
 }
 
 #[tokio::test(flavor = "multi_thread")]

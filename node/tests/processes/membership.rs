@@ -18,7 +18,7 @@ use crate::unread::metric;
 /// Starts of a removed member, of which in one at least the others must be left in peace.
 const STARTS: usize = 5;
 
-async fn add_learner(cluster: &Cluster, url: String) -> u64 {
+pub(crate) async fn add_learner(cluster: &Cluster, url: String) -> u64 {
     let leader = &cluster.members[cluster.leader().await];
     let request = pb::MemberAddRequest { peer_ur_ls: vec![url], is_learner: true };
     leader.cluster().member_add(request).await.expect("added").into_inner().member.expect("a member").id
