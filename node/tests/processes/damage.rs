@@ -72,14 +72,10 @@ async fn a_leader_tells_a_member_that_its_log_lost_its_tail() {
 /// It would have forgotten its vote, and a disk without a log looks like that of a member which never started.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_whose_log_is_gone_does_not_begin_anew_and_keeps_its_key_space() {
-    let (mut cluster, founder, leader) = with_a_dead_follower().await;
-    let data = cluster.members[founder].data.clone();
-    std::fs::remove_dir_all(data.join("log")).expect("removed");
-    cluster.restart(founder);
-    ends_as_corrupt(&mut cluster, founder, "the log is lost").await;
-    assert!(std::fs::read_dir(data.join("kv")).expect("key spaces").next().is_some(), "what was applied is kept");
-
-    // This one has got its key space by a snapshot.
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    cluster.members[leader].put("k", "v").await.expect("a write");
+    // This one gets its key space by a snapshot.
     let joiner = cluster.add_unstarted("joiner");
     add_learner(&cluster, cluster.members[joiner].peer_url()).await;
     let all = cluster.initial_cluster();
@@ -89,15 +85,19 @@ async fn a_member_whose_log_is_gone_does_not_begin_anew_and_keeps_its_key_space(
         list.is_ok_and(|list| list.into_inner().members.iter().any(|member| member.name == "joiner"))
     };
     cluster.eventually("the joiner has started", has_started).await;
-    cluster.members[joiner].kill();
+    for member in [joiner, (leader + 1) % 3] {
+        cluster.members[member].kill();
+        let data = cluster.members[member].data.clone();
+        std::fs::remove_dir_all(data.join("log")).expect("removed");
+        cluster.restart(member);
+        ends_as_corrupt(&mut cluster, member, "the log is lost").await;
+        let mut kept = std::fs::read_dir(data.join("kv")).expect("key spaces");
+        assert!(kept.next().is_some(), "what was applied is kept");
+    }
     let data = cluster.members[joiner].data.clone();
-    std::fs::remove_dir_all(data.join("log")).expect("removed");
-    cluster.restart(joiner);
-    ends_as_corrupt(&mut cluster, joiner, "the log is lost").await;
-    assert!(std::fs::read_dir(data.join("kv")).expect("key spaces").next().is_some(), "what was applied is kept");
-
-    std::fs::remove_dir_all(data.join("log")).expect("removed");
-    std::fs::remove_dir_all(data.join("kv")).expect("removed");
+    for directory in ["log", "kv"] {
+        std::fs::remove_dir_all(data.join(directory)).expect("removed");
+    }
     cluster.restart(joiner);
     assert_eq!(cluster.members[joiner].wait_for_exit().code(), Some(70), "DiskLost\n{}", cluster.logs());
 }
