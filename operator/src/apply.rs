@@ -94,6 +94,9 @@ impl ApplyError {
     /// What is told of it when it does not pass: nobody refuses the object, and nobody takes it.
     pub fn lasting(&self) -> String {
         match self {
+            Self::Write { kind, name, source } if is_busy(source) => {
+                format!("the API server does not take {kind} {name}: {}", words(source))
+            }
             Self::Write { kind, name, source } => format!(
                 "the API server does not take {kind} {name}: {}; look for what fails behind it, most often a webhook that \
                  does not answer",

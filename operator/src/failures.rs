@@ -22,6 +22,8 @@ use crate::step::{Step, VolumeLabel, WaitReason};
 const FORGOTTEN_SECONDS: i64 = 300;
 /// Most characters of an error that are kept.
 const MESSAGE_MAX: usize = 200;
+/// Failures so far apart are not one that lasts: passes in between ended before they came to it.
+const APART_SECONDS: i64 = 60;
 /// For so long what fails is told with the same words.
 const WORDS_SECONDS: i64 = 60;
 /// Of a member that answers that it has taken its settings over. It is read only where it then tells others.
@@ -60,6 +62,8 @@ pub enum Topic {
     Fails(Failing),
     /// With which words that is told.
     Words(Failing),
+    /// When it failed last.
+    Last(Failing),
 }
 
 /// What may fail for ever, and is told by nothing else.
@@ -115,6 +119,11 @@ impl Memory {
         now: UnixSeconds,
         seconds: i64,
     ) -> Option<String> {
+        if self.said_for(cluster, Topic::Last(failing), now) > APART_SECONDS {
+            self.works(cluster, failing);
+        }
+        self.is_over(cluster, Topic::Last(failing));
+        self.is_news(cluster, Topic::Last(failing), "", now, i64::MAX);
         if self.is_news(cluster, Topic::Fails(failing), which, now, i64::MAX) {
             self.is_over(cluster, Topic::Words(failing));
         }
@@ -134,6 +143,7 @@ impl Memory {
     pub fn works(&self, cluster: (&str, &str), failing: Failing) {
         self.is_over(cluster, Topic::Fails(failing));
         self.is_over(cluster, Topic::Words(failing));
+        self.is_over(cluster, Topic::Last(failing));
     }
 
     /// It is over: the same text is news again.
@@ -308,6 +318,9 @@ mod tests {
         assert_eq!(fails("b", "no", 110).as_deref(), Some("no"), "in its own words");
         memory.works(cluster, Failing::Step);
         assert_eq!(fails("b", "never", 111), None, "it has worked meanwhile");
+        assert_eq!([fails("c", "no", 112), fails("c", "no", 113 + APART_SECONDS)], [None, None], "nothing in between");
+        memory.works(cluster, Failing::Step);
+        assert_eq!(fails("b", "no", 111), None);
         assert_eq!(fails("b", &"ü".repeat(2_000), 121).map(|words| words.len() <= TEXT_BYTES), Some(true));
         memory.forget("ns", "db");
         assert!(memory.said().is_empty());

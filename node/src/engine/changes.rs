@@ -95,7 +95,8 @@ impl Changes {
         relay(answer, reply);
     }
 
-    /// Starts a transfer, joins the one to the same target that runs, or answers why not. One to another target ends it, as in etcd.
+    /// Starts a transfer, joins the one to the same target that runs, or answers why not. One to another target ends it, as in
+    /// etcd, and so does one to the leader itself.
     pub(crate) fn transfer<L: LogStore>(
         &mut self,
         replica: &mut Replica<L>,
@@ -105,6 +106,10 @@ impl Changes {
     ) {
         let role = replica.role();
         if role.leader == target && target != 0 {
+            if role.leads {
+                self.end_transfer(&Err(Failure::TransferTimedOut));
+                replica.transfer(target);
+            }
             let _ = reply.send(Ok(()));
             return;
         }
@@ -116,7 +121,9 @@ impl Changes {
             let _ = reply.send(Err(Failure::BadTransferee));
             return;
         }
-        if let Some(running) = self.transfer.as_mut().filter(|running| running.target == target) {
+        // Raft may have given it up already, which is told at the deadline.
+        let runs = replica.transferee() == Some(target);
+        if let Some(running) = self.transfer.as_mut().filter(|running| runs && running.target == target) {
             match running.waiting.len() < MOST_WAITING {
                 true => running.waiting.push(reply),
                 false => drop(reply.send(Err(Failure::ChangeInFlight))),

@@ -226,6 +226,7 @@ async fn leadership_goes_to_a_voter_that_is_there() {
 /// While one target does not answer, its transfer runs for an election time-out.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_runs_is_joined_or_gives_way_to_another_one() {
+    const ELECTION: Duration = Duration::from_secs(3);
     let cluster = Cluster::start_with(3, &["--election-timeout=3000", "--heartbeat-interval=300"]).await;
     let leader = cluster.leader().await;
     let mut ids = Vec::new();
@@ -239,16 +240,18 @@ async fn a_transfer_that_runs_is_joined_or_gives_way_to_another_one() {
     let refused = |code, text: &str| Err((code, text.to_owned()));
     let (away, there) = ((leader + 1) % 3, (leader + 2) % 3);
     cluster.members[away].signal("STOP");
-    let later = async {
+    let later = async |target: u64| {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let unknown = ask(777).await;
-        (unknown, ask(ids[there]).await)
+        ask(target).await
     };
-    let (first, second, (unknown, moved)) = tokio::join!(ask(ids[away]), ask(ids[away]), later);
-    let text = "etcdserver: request timed out, leader transfer took too long";
-    assert_eq!((first, second), (refused(Code::Unknown, text), refused(Code::Unknown, text)));
+    let ended = || refused(Code::Unknown, "etcdserver: request timed out, leader transfer took too long");
+    let (first, second, unknown) = tokio::join!(ask(ids[away]), ask(ids[away]), later(777));
+    assert_eq!((first, second), (ended(), ended()), "both wait for it");
     assert_eq!(unknown, refused(Code::FailedPrecondition, "etcdserver: bad leader transferee"));
-    assert_eq!(moved, Ok(()));
+    let asked = Instant::now();
+    assert_eq!(tokio::join!(ask(ids[away]), later(ids[leader])), (ended(), Ok(())), "it goes on leading");
+    assert_eq!(tokio::join!(ask(ids[away]), later(ids[there])), (ended(), Ok(())), "another one leads");
+    assert!(asked.elapsed() < 2 * ELECTION, "neither was waited for");
     assert_eq!(cluster.members[there].status().await.expect("a status").leader, ids[there]);
     cluster.members[away].signal("CONT");
 }

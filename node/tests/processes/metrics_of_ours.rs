@@ -30,7 +30,7 @@ const FAMILIES: [(&str, Check); 29] = [
     }),
     ("balsa_membership_index", |all| same(all) && every(all, 1, |value| value >= 0.0)),
     ("balsa_peer_foreign_frames_total", |all| every(all, 1, |value| value == 0.0)),
-    ("balsa_queue_full_total", |all| every(all, 4, |value| value == 0.0)),
+    ("balsa_queue_full_total", |all| every(all, 5, |value| value == 0.0)),
     ("balsa_queue_length", |all| every(all, 1, |value| (0.0..1_000.0).contains(&value))),
     ("balsa_raft_commands_per_entry", |all| commands(all) >= PUTS as f64),
     ("balsa_raft_first_index", |all| every(all, 1, |value| (1.0..=2.0).contains(&value))),

@@ -345,7 +345,12 @@ impl<L: LogStore> Replica<L> {
 
     /// A leader transfer is running.
     pub fn transferring(&self) -> bool {
-        self.raw.raft.lead_transferee.is_some()
+        self.transferee().is_some()
+    }
+
+    /// To whom leadership is on its way.
+    pub fn transferee(&self) -> Option<u64> {
+        self.raw.raft.lead_transferee
     }
 
     /// A membership change is proposed and not applied, or one of an earlier leader may be.
