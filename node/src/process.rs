@@ -176,11 +176,15 @@ fn ask_for_files() {
 /// Those of `node`; the system gives no threads.
 pub fn block_on(node: impl Future<Output = Result<i32, Termination>>) -> Result<i32, Termination> {
     // Before there is any other thread: each inherits it.
-    if let Err(error) = slice::shorten() {
+    let shortened = slice::shorten().unwrap_or_else(|error| {
         tracing::info!(%error, "the scheduler takes no shorter slices from this process");
-    }
+        false
+    });
     ask_for_files();
     let runtime = Runtime::new().map_err(failed)?;
+    if shortened {
+        runtime.spawn(slice::follow());
+    }
     let ended = runtime.block_on(node);
     // What still works for a client may hang on the disk that is the reason for the end.
     runtime.shutdown_timeout(LAST_CALLS);

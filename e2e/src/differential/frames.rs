@@ -34,7 +34,7 @@ pub struct Frames {
     pub path: String,
     /// Headers besides those that every call has; a content type takes the place of the usual one.
     pub headers: Vec<(&'static str, Vec<u8>)>,
-    /// A frame of data each.
+    /// A frame of data each, or several where the server's window is smaller.
     pub pieces: Vec<Bytes>,
     /// What follows.
     pub end: End,
@@ -133,11 +133,7 @@ impl Frames {
     async fn send_pieces(&self, body: &mut SendStream<Bytes>, ended: bool) {
         for (index, piece) in self.pieces.iter().enumerate() {
             let last = self.end == End::Half && index + 1 == self.pieces.len();
-            body.reserve_capacity(piece.len());
-            while body.capacity() < piece.len() {
-                let Some(Ok(_)) = poll_fn(|cx| body.poll_capacity(cx)).await else { return };
-            }
-            if body.send_data(piece.clone(), last).is_err() {
+            if send_piece(body, piece.clone(), last).await.is_none() {
                 return;
             }
         }
@@ -145,6 +141,21 @@ impl Frames {
             End::Half if self.pieces.is_empty() && !ended => drop(body.send_data(Bytes::new(), true)),
             End::Reset => body.send_reset(h2::Reason::CANCEL),
             _ => {}
+        }
+    }
+}
+
+/// Sends as much at a time as the server's window takes; it may be smaller than the piece. `None` when nothing is taken any more.
+async fn send_piece(body: &mut SendStream<Bytes>, mut piece: Bytes, last: bool) -> Option<()> {
+    loop {
+        body.reserve_capacity(piece.len());
+        while body.capacity() == 0 && !piece.is_empty() {
+            poll_fn(|cx| body.poll_capacity(cx)).await?.ok()?;
+        }
+        let part = piece.split_to(body.capacity().min(piece.len()));
+        body.send_data(part, last && piece.is_empty()).ok()?;
+        if piece.is_empty() {
+            return Some(());
         }
     }
 }

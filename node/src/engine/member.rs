@@ -139,7 +139,8 @@ fn first_start(layout: &Layout) -> Result<(), StartError> {
         None => Ok(()),
         Some(_) => Err(StartError::Corrupt(format!(
             "log {} is empty, but {} has what was applied of it: the log is lost, and with it what this member has voted and \
-             acknowledged. Remove the member, and add it anew with an empty disk",
+             acknowledged. If it was moved, put it back. Else remove the member and add it anew with an empty disk; where it is \
+             the only one, restore a snapshot",
             layout.log().display(),
             directory.display()
         ))),

@@ -5,42 +5,116 @@
 //! ms each time. Linux (from 6.12 on) takes from a thread how short its slice may be. One with a shorter slice comes
 //! first when it wakes, and is put aside the sooner when it goes on for long; in sum it gets no more than its share.
 //! So nobody is harmed, and no privilege is needed.
+//!
+//! A process that is busy itself has nothing of that: its threads put each other aside, and what would have become one batch is
+//! many. So its slices are the kernel's own as long as it uses much, and short again once it does not (decision 0086).
 
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
+use rustix::time::{ClockId, clock_gettime};
 use thread_priority::{
     DeadlineFlags, RealtimeThreadSchedulePolicy, ThreadId, ThreadPriority, ThreadSchedulePolicy,
     set_thread_priority_and_policy,
 };
 
 /// The least that Linux takes; longer ones helped less (docs/benchmarks.md).
-const SLICE: Duration = Duration::from_micros(100);
+const SHORT: Duration = Duration::from_micros(100);
+/// How often it is looked at what the process has used. It wakes a worker, so not more often than needed.
+const WINDOW: Duration = Duration::from_millis(500);
+/// Of one processor: who uses so much waits for himself more than for others.
+const BUSY: f64 = 0.25;
+/// Below this it is no more so; apart from [`BUSY`], or the slices would change in every window.
+const CALM: f64 = 0.2;
 /// The calling thread, to the system call behind deadlines.
 const THIS_THREAD: ThreadId = 0;
 /// `SCHED_FLAG_KEEP_POLICY`, which Linux has had since 5.3: an older one refuses the call. The library names the flags of
 /// deadlines only.
 const KEEP_POLICY: DeadlineFlags = DeadlineFlags::from_bits_retain(0x08);
 
-/// Asks for short slices, for this thread and all that it will make. A thread whose policy or niceness is not the usual one is left
-/// as it is: that was somebody's choice. On a kernel that knows no slices of threads nothing changes.
+/// What a thread asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Slice {
+    Short,
+    /// The kernel's own.
+    Usual,
+}
+
+impl Slice {
+    /// What fits a process that has this one and used so much of one processor.
+    fn after(self, share: f64) -> Self {
+        match self {
+            Self::Short if share >= BUSY => Self::Usual,
+            Self::Usual if share < CALM => Self::Short,
+            kept => kept,
+        }
+    }
+
+    /// Asks for it on behalf of a thread of this process, of the usual policy and niceness.
+    fn ask(self, thread: ThreadId) -> io::Result<()> {
+        // The library makes this system call for deadlines only. As the policy is kept, the thread gets none: the kernel takes the
+        // run time for its slice (0 for its own again), and the niceness that comes with it is the usual one.
+        let runtime = match self {
+            Self::Short => SHORT,
+            Self::Usual => Duration::ZERO,
+        };
+        let (deadline, period) = (Duration::ZERO, Duration::ZERO);
+        let asked = ThreadPriority::Deadline { runtime, deadline, period, flags: KEEP_POLICY };
+        let policy = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Deadline);
+        set_thread_priority_and_policy(thread, asked, policy).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// For all threads that there are. One that ends meanwhile needs none, and one that begins has its maker's.
+    fn ask_for_all(self) -> io::Result<()> {
+        for thread in fs::read_dir("/proc/self/task")? {
+            let thread = thread?;
+            let id = thread.file_name().to_str().and_then(|id| id.parse().ok());
+            if let (Some(id), Ok(USUAL)) = (id, standing(&thread.path())) {
+                // It was taken from the process before; this thread may be gone.
+                let _ = self.ask(id);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Asks for short slices, for this thread and all that it will make. False when its policy or niceness is not the usual one: that was
+/// somebody's choice, and nothing is changed. On a kernel that knows no slices of threads nothing changes either.
 ///
 /// # Errors
 /// The system call is not allowed, or unknown; there is no `/proc`.
-pub(super) fn shorten() -> io::Result<()> {
-    if standing()? != USUAL {
-        return Ok(());
+pub(super) fn shorten() -> io::Result<bool> {
+    if standing(Path::new("/proc/thread-self"))? != USUAL {
+        return Ok(false);
     }
-    // The library makes this system call for deadlines only. As the policy is kept, the thread gets none: the kernel takes the
-    // run time for its slice, and the niceness that comes with it is the usual one.
-    let slice = ThreadPriority::Deadline {
-        runtime: SLICE,
-        deadline: Duration::ZERO,
-        period: Duration::ZERO,
-        flags: KEEP_POLICY,
-    };
-    let deadline = ThreadSchedulePolicy::Realtime(RealtimeThreadSchedulePolicy::Deadline);
-    set_thread_priority_and_policy(THIS_THREAD, slice, deadline).map_err(|_| io::Error::last_os_error())
+    Slice::Short.ask(THIS_THREAD).map(|()| true)
+}
+
+/// Keeps the slices of all threads as they fit what the process uses, from short ones on.
+pub(super) async fn follow() {
+    let mut slice = Slice::Short;
+    let mut before = (Instant::now(), used());
+    loop {
+        tokio::time::sleep(WINDOW).await;
+        let now = (Instant::now(), used());
+        let share = now.1.saturating_sub(before.1).as_secs_f64() / (now.0 - before.0).as_secs_f64();
+        before = now;
+        let next = slice.after(share);
+        if next == slice {
+            continue;
+        }
+        slice = next;
+        tracing::debug!(?slice, share, "the slices of all threads change");
+        if let Err(error) = slice.ask_for_all() {
+            tracing::debug!(%error, "not all threads were found");
+        }
+    }
+}
+
+/// The time that all threads of the process have run, those that ended too.
+fn used() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }
 
 /// How the scheduler ranks a thread.
@@ -53,10 +127,10 @@ struct Standing {
 /// That of everybody to whom nobody gave another: `SCHED_OTHER`, as nice as any.
 const USUAL: Standing = Standing { policy: 0, niceness: 0 };
 
-/// That of the calling thread.
-fn standing() -> io::Result<Standing> {
-    let stat = fs::read_to_string("/proc/thread-self/stat")?;
-    standing_in(&stat).ok_or_else(|| io::Error::other("/proc/thread-self/stat has other fields"))
+/// That of a thread, by its directory in `/proc`.
+fn standing(thread: &Path) -> io::Result<Standing> {
+    let stat = fs::read_to_string(thread.join("stat"))?;
+    standing_in(&stat).ok_or_else(|| io::Error::other("the stat of a thread has other fields"))
 }
 
 /// Fields are counted from the parenthesis behind the name, in which there may be anything: the state is the third of all.
@@ -72,7 +146,10 @@ mod tests {
     use thread_priority::{NormalThreadSchedulePolicy, ThreadPriorityValue, thread_native_id};
 
     use super::*;
-    use crate::process::block_on;
+
+    fn own_standing() -> Standing {
+        standing(Path::new("/proc/thread-self")).unwrap()
+    }
 
     /// In ns. A kernel that knows no slices of threads shows none.
     fn slice() -> Option<u64> {
@@ -92,20 +169,40 @@ mod tests {
     }
 
     #[test]
-    fn all_threads_of_a_node_have_short_slices_and_the_priority_that_they_had() {
-        // Who runs the tests may have made them wait for others; not everybody may take that back.
-        let _ = rank(NormalThreadSchedulePolicy::Other, usual_niceness());
-        let (before, had) = (standing().unwrap(), slice());
-        let wanted = if before == USUAL { had.map(|_| SLICE.as_nanos() as u64) } else { had };
-        let node = async {
-            assert_eq!(tokio::spawn(async { slice() }).await.unwrap(), wanted, "of a worker");
-            assert_eq!(tokio::task::spawn_blocking(slice).await.unwrap(), wanted, "of a thread that may block");
-            let own = tokio::spawn(async { std::thread::spawn(slice).join().unwrap() });
-            assert_eq!(own.await.unwrap(), wanted, "of a thread that a worker made, as the driver's");
-            Ok(0)
-        };
-        assert!(block_on(node).is_ok());
-        assert_eq!(standing().unwrap(), before);
+    fn a_thread_has_the_slice_that_was_asked_for_and_what_it_had_besides() {
+        let ranked = std::thread::spawn(|| {
+            // Who runs the tests may have made them wait for others; not everybody may take that back.
+            let _ = rank(NormalThreadSchedulePolicy::Other, usual_niceness());
+            let (before, usual) = (own_standing(), slice());
+            if before != USUAL {
+                return;
+            }
+            let own: ThreadId = fs::read_link("/proc/thread-self").unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+            for (asked, wanted) in [(Slice::Short, usual.map(|_| 100_000)), (Slice::Usual, usual)] {
+                asked.ask(own).unwrap();
+                assert_eq!((own_standing(), slice()), (before, wanted), "{asked:?}");
+                let made = std::thread::spawn(|| (own_standing(), slice()));
+                assert_eq!(made.join().unwrap(), (before, wanted), "of a thread that it made");
+            }
+        });
+        ranked.join().unwrap();
+    }
+
+    #[test]
+    fn slices_are_usual_once_the_process_is_busy_and_short_once_it_is_clearly_less_so() {
+        let after = |shares: &[f64]| shares.iter().fold(Slice::Short, |slice, share| slice.after(*share));
+        assert_eq!(after(&[0.0, 0.24]), Slice::Short);
+        assert_eq!(after(&[0.25]), Slice::Usual);
+        assert_eq!(after(&[3.0, 0.2]), Slice::Usual, "one change for a load that is about the bound");
+        assert_eq!(after(&[3.0, 0.2, 0.19]), Slice::Short);
+    }
+
+    #[test]
+    fn what_the_process_has_used_grows_by_what_it_runs() {
+        let (started, before) = (Instant::now(), used());
+        while used() - before < Duration::from_millis(20) {
+            assert!(started.elapsed() < Duration::from_secs(60));
+        }
     }
 
     #[test]
@@ -116,10 +213,10 @@ mod tests {
         ] {
             let ranked = std::thread::spawn(move || {
                 rank(policy, niceness).unwrap();
-                let before = (standing().unwrap(), slice());
+                let before = (own_standing(), slice());
                 assert_ne!(before.0, USUAL);
-                shorten().unwrap();
-                assert_eq!((standing().unwrap(), slice()), before, "{policy:?}");
+                assert!(!shorten().unwrap());
+                assert_eq!((own_standing(), slice()), before, "{policy:?}");
             });
             ranked.join().unwrap();
         }

@@ -56,6 +56,7 @@ mod request_stats;
 mod restart;
 mod settings;
 mod shifting;
+mod slices;
 mod snapshot;
 mod sockets;
 mod tcp_gateway;

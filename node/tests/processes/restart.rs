@@ -90,7 +90,7 @@ async fn each_stops_and_nobody_is_left_in_doubt(mut cluster: Cluster, writers: W
     }
     let history = writers.finish().await;
     history.check(&cluster).await;
-    assert_eq!(history.unknown_errors, Vec::<String>::new(), "{}", cluster.logs());
+    assert!(history.unknown_errors.is_empty(), "{:#?}\n{}", history.unknown_errors, cluster.logs());
 }
 
 /// Drivers and systemd go on once they are told that a member is ready, and then their calls succeed. As etcd's.

@@ -169,6 +169,8 @@ pub(crate) fn fate_of(status: &tonic::Status) -> Fate {
         "Connection refused",
         r#""tcp connect error""#,
         r#"Canceled, "connection closed""#,
+        // hyper's for a request that found its connection over in the moment in which it was given to it.
+        r#"Canceled, "connection was not ready""#,
         r#"GoAway(b"", NO_ERROR, Remote)"#,
     ];
     let refused = ["etcdserver: too many requests", "etcdserver: not leader"];

@@ -58,6 +58,11 @@ pub(super) fn contains(found: &Value, wanted: &Value, key: &str) -> bool {
             let key = if matches!(key, "requests" | "limits") { key } else { name };
             contains(found.get(name).unwrap_or(&Value::Null), wanted, key)
         }),
+        // Beside ours others may have theirs, as containers and variables: server-side apply leaves them alone.
+        (Value::Array(found), Value::Array(wanted)) if are_named(found) && are_named(wanted) => {
+            let same = |found: &Value, wanted: &Value| found["name"] == wanted["name"] && contains(found, wanted, key);
+            wanted.iter().all(|wanted| found.iter().any(|found| same(found, wanted)))
+        }
         (Value::Array(found), Value::Array(wanted)) => {
             found.len() == wanted.len() && found.iter().zip(wanted).all(|(found, wanted)| contains(found, wanted, key))
         }
@@ -68,6 +73,10 @@ pub(super) fn contains(found: &Value, wanted: &Value, key: &str) -> bool {
         }
         (found, wanted) => found == wanted,
     }
+}
+
+fn are_named(list: &[Value]) -> bool {
+    list.iter().all(|entry| entry["name"].is_string())
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -168,6 +177,18 @@ mod tests {
             wanted[field] = value;
             assert!(!contains(&found, &wanted, ""), "{field}");
         }
+    }
+
+    #[test]
+    fn what_others_have_beside_ours_in_a_list_of_named_entries_is_no_difference() {
+        let wanted = json!([{"name": "balsa", "image": "a"}, {"name": "other"}]);
+        let found = json!([{"name": "mesh"}, {"name": "other"}, {"name": "balsa", "image": "a", "default": 1}]);
+        assert!(contains(&found, &wanted, "containers"));
+        let gone = json!([{"name": "mesh"}, {"name": "balsa", "image": "a"}]);
+        let changed = json!([{"name": "balsa", "image": "b"}, {"name": "other"}]);
+        assert!(!contains(&gone, &wanted, "containers") && !contains(&changed, &wanted, "containers"));
+        let (others_too, ours) = (json!([{"key": "theirs"}, {"key": "ours"}]), json!([{"key": "ours"}]));
+        assert!(!contains(&others_too, &ours, "tolerations"), "such a list is one value");
     }
 
     #[test]
