@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, Stream, StreamExt as _, future, stream};
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_stream::wrappers::WatchStream;
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, UnaryService};
@@ -36,17 +36,42 @@ pub(super) const LIST: &str = "/grpc.health.v1.Health/List";
 
 /// The service. What it says stays true for as long as the process runs.
 pub fn service(member: Arc<Member>) -> Listing<HealthServer<HealthApi>> {
-    let (say, said) = watch::channel(of(&member));
-    let watched = Arc::clone(&member);
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            let now = of(&watched);
-            say.send_if_modified(|said| std::mem::replace(said, now) != now);
-        }
-    });
+    let told = Arc::new(Told { status: watch::Sender::new(of(&member)), wanted: Notify::new() });
+    tokio::spawn(Arc::clone(&told).keep_true(Arc::clone(&member)));
     let list = List { member: Arc::clone(&member) };
-    Listing { service: HealthServer::new(HealthApi { member, said }), list }
+    Listing { service: HealthServer::new(HealthApi { member, told }), list }
+}
+
+/// What those who watch are told.
+struct Told {
+    status: watch::Sender<ServingStatus>,
+    /// Somebody watches: without anybody it is not looked at.
+    wanted: Notify,
+}
+
+impl Told {
+    async fn keep_true(self: Arc<Self>, member: Arc<Member>) {
+        loop {
+            if self.status.receiver_count() == 0 {
+                self.wanted.notified().await;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+            self.look(&member);
+        }
+    }
+
+    fn look(&self, member: &Member) {
+        let now = of(member);
+        self.status.send_if_modified(|said| std::mem::replace(said, now) != now);
+    }
+
+    /// What is so now, and every change of it.
+    fn watch(&self, member: &Member) -> WatchStream<ServingStatus> {
+        let receiver = self.status.subscribe();
+        self.wanted.notify_one();
+        self.look(member);
+        WatchStream::new(receiver)
+    }
 }
 
 fn of(member: &Member) -> ServingStatus {
@@ -56,7 +81,7 @@ fn of(member: &Member) -> ServingStatus {
 /// Answers for one member.
 pub struct HealthApi {
     member: Arc<Member>,
-    said: watch::Receiver<ServingStatus>,
+    told: Arc<Told>,
 }
 
 impl HealthApi {
@@ -82,7 +107,7 @@ impl Health for HealthApi {
         admit(&self.member, request.metadata())?;
         let answer = |status: ServingStatus| Ok(HealthCheckResponse { status: status.into() });
         let told = if Self::is_known(&request) {
-            WatchStream::new(self.said.clone()).map(answer).boxed()
+            self.told.watch(&self.member).map(answer).boxed()
         } else {
             // It may be registered some day, so the stream stays open.
             stream::iter([answer(ServingStatus::ServiceUnknown)]).chain(stream::pending()).boxed()

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::applier::{Report, Work};
+use super::calm::{Calm, Quiet};
 use super::changes::{Changes, is_in_sync};
 use super::failpoint;
 use super::fatal::{ExitCode, Fatal};
@@ -100,6 +101,7 @@ pub(crate) struct Driver {
     elected: Option<Instant>,
     heard: Heard,
     standstill: Standstill,
+    quiet: Quiet,
     stopped: Option<tokio::sync::oneshot::Sender<()>>,
     /// The disk failed, or is not what it was: nothing more is written, sent or voted.
     broken: bool,
@@ -125,6 +127,7 @@ impl Driver {
             elected: None,
             heard: Heard::default(),
             standstill: Standstill::default(),
+            quiet: Quiet::default(),
             stopped: None,
             broken: false,
             ports,
@@ -150,7 +153,8 @@ impl Driver {
         }
         let mut inputs = Vec::new();
         while self.stopped.is_none() {
-            self.ports.inbox.drain(self.next_tick, &mut inputs);
+            let calm = self.calm();
+            self.ports.inbox.drain(self.next_tick, calm, &mut inputs);
             for input in inputs.drain(..) {
                 self.take(input);
             }
@@ -167,6 +171,15 @@ impl Driver {
         if let Some(stopped) = self.stopped.take() {
             let _ = stopped.send(());
         }
+    }
+
+    /// What others may say without waking this thread. A leader waits for the answer of whoever is behind.
+    fn calm(&mut self) -> Option<Calm> {
+        let (role, commit, last) = (self.replica.role(), self.replica.commit(), self.replica.last_index());
+        let bound = self.ports.tick * self.ports.election_ticks;
+        let calm = self.quiet.calm(role, commit, last, bound, Instant::now())?;
+        let all_have_it = self.replica.progress().iter().all(|(_, matched, ..)| *matched == last);
+        (all_have_it && !self.replica.transferring()).then_some(calm)
     }
 
     fn take(&mut self, input: Input) {

@@ -9,6 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::Failure;
+use super::calm::Calm;
 use super::changes::Terms;
 use super::handle::Change;
 use super::snapshot::Checkpoint;
@@ -58,6 +59,10 @@ struct Queue {
     inputs: Vec<Input>,
     requests: usize,
     frame_bytes: usize,
+    /// Something is among them that the driver is woken for.
+    urgent: bool,
+    /// What it is not woken for.
+    calm: Option<Calm>,
 }
 
 /// See the module.
@@ -77,7 +82,7 @@ impl Inbox {
         }
         queue.requests += 1;
         queue.inputs.push(input);
-        self.wake(queue.inputs.len());
+        self.wake(&mut queue);
         Ok(())
     }
 
@@ -89,8 +94,11 @@ impl Inbox {
             return false;
         }
         queue.frame_bytes += bytes;
+        let can_wait = queue.calm.is_some_and(|calm| calm.can_wait(&frame));
         queue.inputs.push(Input::Frame(frame));
-        self.wake(queue.inputs.len());
+        if !can_wait {
+            self.wake(&mut queue);
+        }
         true
     }
 
@@ -98,15 +106,17 @@ impl Inbox {
     pub(crate) fn report(&self, input: Input) {
         let mut queue = self.queue.lock();
         queue.inputs.push(input);
-        self.wake(queue.inputs.len());
+        self.wake(&mut queue);
     }
 
-    /// Takes all there is, waiting for something until `deadline`.
-    pub(crate) fn drain(&self, deadline: Instant, into: &mut Vec<Input>) {
+    /// Takes all there is, waiting until `deadline` for something that cannot wait till then; `calm` says what can.
+    pub(crate) fn drain(&self, deadline: Instant, calm: Option<Calm>, into: &mut Vec<Input>) {
         let mut queue = self.queue.lock();
-        if queue.inputs.is_empty() {
+        queue.calm = calm;
+        if !queue.urgent {
             self.filled.wait_until(&mut queue, deadline);
         }
+        queue.urgent = false;
         queue.requests = 0;
         queue.frame_bytes = 0;
         std::mem::swap(&mut queue.inputs, into);
@@ -117,8 +127,8 @@ impl Inbox {
         self.queue.lock().inputs.len()
     }
 
-    fn wake(&self, len: usize) {
-        if len == 1 {
+    fn wake(&self, queue: &mut Queue) {
+        if !std::mem::replace(&mut queue.urgent, true) {
             self.filled.notify_one();
         }
     }
@@ -126,7 +136,16 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use balsa_proto::peer::RaftMessage;
+    use balsa_proto::peer::frame::Body;
+    use raft::eraftpb::MessageType;
+
     use super::*;
+    use crate::domain::raft::Role;
+    use crate::engine::calm::Quiet;
 
     fn refused(queue: &str) -> u64 {
         metrics::QUEUE_FULL.with_label_values(&[queue]).get()
@@ -149,9 +168,47 @@ mod tests {
         inbox.report(Input::Flushed(7));
 
         let mut taken = Vec::new();
-        inbox.drain(Instant::now(), &mut taken);
+        inbox.drain(Instant::now(), None, &mut taken);
         assert_eq!((taken.len(), inbox.len()), (16_384 + 1 + 1, 0));
         assert!(matches!(taken.last(), Some(Input::Flushed(7))), "what the engine reports is never refused");
         assert!(ask().is_ok() && hear(128 << 20), "what was drained has left room");
+    }
+
+    #[test]
+    fn what_can_wait_wakes_nobody_and_comes_with_what_cannot() {
+        let inbox = Arc::new(Inbox::default());
+        let role = Role { leader: 2, term: 1, leads: true };
+        let mut quiet = Quiet::default();
+        let mut calm = || quiet.calm(role, 1, 1, Duration::ZERO, Instant::now());
+        let calm = calm().or_else(calm);
+        let answer = || {
+            let message = RaftMessage {
+                msg_type: MessageType::MsgHeartbeatResponse as u32,
+                term: 1,
+                ..RaftMessage::default()
+            };
+            let body = Some(Body::Raft(peer::RaftMessages { messages: vec![message] }));
+            inbox.frame(peer::Frame { from: 1, body, ..peer::Frame::default() }, 1)
+        };
+
+        // Before the driver said that it is calm, and once it waits.
+        assert!(answer());
+        let (late, mut taken) = (Instant::now() + Duration::from_secs(60), Vec::new());
+        inbox.drain(late, calm, &mut taken);
+        assert_eq!((taken.len(), Instant::now() < late), (1, true));
+        taken.clear();
+        let other = inbox.clone();
+        let waits = std::thread::spawn(move || {
+            let mut taken = Vec::new();
+            other.drain(late, calm, &mut taken);
+            taken.len()
+        });
+        assert!(answer() && answer());
+        inbox.report(Input::Flushed(7));
+        assert_eq!(waits.join().expect("a driver that was woken"), 3);
+
+        assert!(answer());
+        inbox.drain(Instant::now() + Duration::from_millis(50), calm, &mut taken);
+        assert_eq!(taken.len(), 1, "at its deadline");
     }
 }

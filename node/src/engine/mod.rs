@@ -5,6 +5,7 @@
 //! events, answers), `keeper` (flushes, compacts, makes checkpoints). Everything else runs on the async runtime.
 
 mod applier;
+mod calm;
 mod changes;
 pub mod credentials;
 mod driver;

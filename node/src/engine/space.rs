@@ -14,13 +14,15 @@ use crate::storage::KeySpace;
 
 /// How often the key space is measured while there is a quota. etcd's own number follows its commits, each 100 ms.
 const MEASURE_EVERY: Duration = Duration::from_millis(100);
+/// How often it is looked whether there is one: it may be set at any time.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What is known of the space of one member.
 #[derive(Debug)]
 pub(crate) struct Space {
     /// Bytes that the key space may hold; 0 and below for no limit.
     quota: Limit<i64>,
-    /// Bytes that it held when it was last measured.
+    /// Bytes that it held when it was last measured; 0 while it is not.
     held: AtomicU64,
     /// Something that takes space was applied since the alarm was last thought of.
     grown: AtomicBool,
@@ -41,6 +43,11 @@ impl Space {
         u64::try_from(self.quota.get()).ok().filter(|quota| *quota > 0)
     }
 
+    /// There is a quota, and it was set in this moment.
+    fn is_to_be_measured(&self) -> bool {
+        self.quota().is_some() && self.held.load(Ordering::Relaxed) == 0
+    }
+
     fn fits(&self, cost: u64) -> bool {
         self.quota().is_none_or(|quota| self.held.load(Ordering::Relaxed).saturating_add(cost) < quota)
     }
@@ -58,11 +65,18 @@ impl Handle {
     /// `NoSpace`; those of proposing the alarm.
     pub(super) async fn admit(&self, command: &Command) -> Result<(), Failure> {
         let cost = maintenance::cost(command);
+        if cost != 0 && self.0.space.is_to_be_measured() {
+            self.measure();
+        }
         if cost == 0 || self.0.space.fits(cost) {
             return Ok(());
         }
         self.raise_no_space().await?;
         Err(Refusal::NoSpace.into())
+    }
+
+    fn measure(&self) {
+        self.0.space.held.store(self.store().size_bytes().0, Ordering::Relaxed);
     }
 
     async fn raise_no_space(&self) -> Result<(), Failure> {
@@ -82,12 +96,14 @@ impl Handle {
 /// up with what it applies. An alarm that somebody cleared comes back with the next put.
 pub(crate) async fn watch(handle: Handle) {
     loop {
-        tokio::time::sleep(MEASURE_EVERY).await;
         let space = &handle.0.space;
         if space.quota().is_none() {
+            space.held.store(0, Ordering::Relaxed);
+            tokio::time::sleep(LOOK_EVERY).await;
             continue;
         }
-        space.held.store(handle.store().size_bytes().0, Ordering::Relaxed);
+        tokio::time::sleep(MEASURE_EVERY).await;
+        handle.measure();
         if space.fits(0) || !space.grown.swap(false, Ordering::Relaxed) {
             continue;
         }
@@ -110,6 +126,18 @@ mod tests {
             space.held.store(u64::MAX - 1, Ordering::Relaxed);
             assert!(space.fits(u64::MAX));
         }
+    }
+
+    #[test]
+    fn a_quota_that_was_just_set_is_measured_at_the_next_write() {
+        let quota = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(0));
+        let present = quota.clone();
+        let space = Space::new(Limit::new(move || present.load(Ordering::Relaxed)));
+        assert!(!space.is_to_be_measured());
+        quota.store(1_000, Ordering::Relaxed);
+        assert!(space.is_to_be_measured());
+        space.held.store(700, Ordering::Relaxed);
+        assert!(!space.is_to_be_measured());
     }
 
     #[test]
