@@ -122,7 +122,7 @@ impl Memory {
         if self.said_for(cluster, Topic::Last(failing), now) > APART_SECONDS {
             self.works(cluster, failing);
         }
-        self.note(cluster, Topic::Last(failing), now);
+        self.said_now(cluster, Topic::Last(failing), now);
         if self.is_news(cluster, Topic::Fails(failing), which, now, i64::MAX) {
             self.is_over(cluster, Topic::Words(failing));
         }
@@ -139,7 +139,7 @@ impl Memory {
     }
 
     /// Something is said of the topic now, whatever it is.
-    fn note(&self, cluster: (&str, &str), topic: Topic, now: UnixSeconds) {
+    fn said_now(&self, cluster: (&str, &str), topic: Topic, now: UnixSeconds) {
         let mut said = self.said();
         let topics = said.entry((cluster.0.to_owned(), cluster.1.to_owned())).or_default();
         topics.insert(topic, (String::new(), now));

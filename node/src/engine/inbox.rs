@@ -112,6 +112,8 @@ impl Inbox {
     /// Takes all there is, waiting until `deadline` for something that cannot wait till then; `calm` says what can.
     pub(crate) fn drain(&self, deadline: Instant, calm: Option<Calm>, into: &mut Vec<Input>) {
         let mut queue = self.queue.lock();
+        // What came meanwhile was judged by what was so before.
+        queue.urgent |= queue.calm != calm && !queue.inputs.is_empty();
         queue.calm = calm;
         if !queue.urgent {
             self.filled.wait_until(&mut queue, deadline);
@@ -182,11 +184,8 @@ mod tests {
         let mut calm = || quiet.calm(role, 1, 1, Duration::ZERO, Instant::now());
         let calm = calm().or_else(calm);
         let answer = || {
-            let message = RaftMessage {
-                msg_type: MessageType::MsgHeartbeatResponse as u32,
-                term: 1,
-                ..RaftMessage::default()
-            };
+            let message =
+                RaftMessage { msg_type: MessageType::MsgHeartbeatResponse as u32, term: 1, ..RaftMessage::default() };
             let body = Some(Body::Raft(peer::RaftMessages { messages: vec![message] }));
             inbox.frame(peer::Frame { from: 1, body, ..peer::Frame::default() }, 1)
         };
@@ -210,5 +209,8 @@ mod tests {
         assert!(answer());
         inbox.drain(Instant::now() + Duration::from_millis(50), calm, &mut taken);
         assert_eq!(taken.len(), 1, "at its deadline");
+        assert!(answer());
+        inbox.drain(late, None, &mut taken);
+        assert_eq!((taken.len(), Instant::now() < late), (2, true), "it is not calm any more");
     }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use balsa_proto::etcdserverpb::{AlarmMember, AlarmRequest, AlarmType, alarm_request::AlarmAction};
 
+use tokio::sync::Notify;
+
 use super::{Failure, Handle, Limit};
 use crate::domain::command::Command;
 use crate::domain::maintenance;
@@ -26,12 +28,14 @@ pub(crate) struct Space {
     held: AtomicU64,
     /// Something that takes space was applied since the alarm was last thought of.
     grown: AtomicBool,
+    /// There is a quota.
+    set: Notify,
 }
 
 impl Space {
     /// Nothing measured yet.
     pub(crate) fn new(quota: Limit<i64>) -> Self {
-        Self { quota, held: AtomicU64::new(0), grown: AtomicBool::new(false) }
+        Self { quota, held: AtomicU64::new(0), grown: AtomicBool::new(false), set: Notify::new() }
     }
 
     /// A put was applied.
@@ -67,6 +71,7 @@ impl Handle {
         let cost = maintenance::cost(command);
         if cost != 0 && self.0.space.is_to_be_measured() {
             self.measure();
+            self.0.space.set.notify_one();
         }
         if cost == 0 || self.0.space.fits(cost) {
             return Ok(());
@@ -99,7 +104,7 @@ pub(crate) async fn watch(handle: Handle) {
         let space = &handle.0.space;
         if space.quota().is_none() {
             space.held.store(0, Ordering::Relaxed);
-            tokio::time::sleep(LOOK_EVERY).await;
+            let _ = tokio::time::timeout(LOOK_EVERY, space.set.notified()).await;
             continue;
         }
         tokio::time::sleep(MEASURE_EVERY).await;

@@ -9,9 +9,10 @@
 //! A process that is busy itself has nothing of that: its threads put each other aside, and what would have become one batch is
 //! many. So its slices are the kernel's own as long as it uses much, and short again once it does not (decision 0086).
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use std::{fs, io};
+use std::{fs, io, thread};
 
 use rustix::time::{ClockId, clock_gettime};
 use thread_priority::{
@@ -23,10 +24,12 @@ use thread_priority::{
 const SHORT: Duration = Duration::from_micros(100);
 /// How often it is looked at what the process has used. It wakes a worker, so not more often than needed.
 const WINDOW: Duration = Duration::from_millis(500);
-/// Of one processor: who uses so much waits for himself more than for others.
-const BUSY: f64 = 0.25;
-/// Below this it is no more so; apart from [`BUSY`], or the slices would change in every window.
-const CALM: f64 = 0.2;
+/// Of all processors: who uses so much waits for himself more than for others. Of few processors it is a quarter of one.
+const BUSY: f64 = 0.125;
+/// See [`BUSY`].
+const LEAST_BUSY: f64 = 0.25;
+/// Of that. Below it is no more so: without a distance the slices would change in every window.
+const CALM: f64 = 0.8;
 /// The calling thread, to the system call behind deadlines.
 const THIS_THREAD: ThreadId = 0;
 /// `SCHED_FLAG_KEEP_POLICY`, which Linux has had since 5.3: an older one refuses the call. The library names the flags of
@@ -42,11 +45,12 @@ enum Slice {
 }
 
 impl Slice {
-    /// What fits a process that has this one and used so much of one processor.
-    fn after(self, share: f64) -> Self {
+    /// What fits a process that has this one, and may run on so many processors and used so many.
+    fn after(self, used: f64, processors: f64) -> Self {
+        let busy = (BUSY * processors).max(LEAST_BUSY);
         match self {
-            Self::Short if share >= BUSY => Self::Usual,
-            Self::Usual if share < CALM => Self::Short,
+            Self::Short if used >= busy => Self::Usual,
+            Self::Usual if used < CALM * busy => Self::Short,
             kept => kept,
         }
     }
@@ -65,17 +69,24 @@ impl Slice {
         set_thread_priority_and_policy(thread, asked, policy).map_err(|_| io::Error::last_os_error())
     }
 
-    /// For all threads that there are. One that ends meanwhile needs none, and one that begins has its maker's.
+    /// For all threads. One that begins has the slice of its maker, which may not have been asked for yet: so it is looked again
+    /// until there is no new one.
     fn ask_for_all(self) -> io::Result<()> {
-        for thread in fs::read_dir("/proc/self/task")? {
-            let thread = thread?;
-            let id = thread.file_name().to_str().and_then(|id| id.parse().ok());
-            if let (Some(id), Ok(USUAL)) = (id, standing(&thread.path())) {
-                // It was taken from the process before; this thread may be gone.
-                let _ = self.ask(id);
+        let mut asked = HashSet::new();
+        loop {
+            let before = asked.len();
+            for thread in fs::read_dir("/proc/self/task")? {
+                let thread = thread?;
+                let Some(id) = thread.file_name().to_str().and_then(|id| id.parse().ok()) else { continue };
+                if asked.insert(id) && standing(&thread.path()).is_ok_and(|standing| standing == USUAL) {
+                    // It was taken from the process before; this thread may be gone.
+                    let _ = self.ask(id);
+                }
+            }
+            if asked.len() == before {
+                return Ok(());
             }
         }
-        Ok(())
     }
 }
 
@@ -93,19 +104,20 @@ pub(super) fn shorten() -> io::Result<bool> {
 
 /// Keeps the slices of all threads as they fit what the process uses, from short ones on.
 pub(super) async fn follow() {
+    let processors = thread::available_parallelism().map_or(1.0, |count| count.get() as f64);
     let mut slice = Slice::Short;
     let mut before = (Instant::now(), used());
     loop {
         tokio::time::sleep(WINDOW).await;
         let now = (Instant::now(), used());
-        let share = now.1.saturating_sub(before.1).as_secs_f64() / (now.0 - before.0).as_secs_f64();
+        let used = now.1.saturating_sub(before.1).as_secs_f64() / (now.0 - before.0).as_secs_f64();
         before = now;
-        let next = slice.after(share);
+        let next = slice.after(used, processors);
         if next == slice {
             continue;
         }
         slice = next;
-        tracing::debug!(?slice, share, "the slices of all threads change");
+        tracing::debug!(?slice, used, "the slices of all threads change");
         if let Err(error) = slice.ask_for_all() {
             tracing::debug!(%error, "not all threads were found");
         }
@@ -177,7 +189,8 @@ mod tests {
             if before != USUAL {
                 return;
             }
-            let own: ThreadId = fs::read_link("/proc/thread-self").unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+            let own: ThreadId =
+                fs::read_link("/proc/thread-self").unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
             for (asked, wanted) in [(Slice::Short, usual.map(|_| 100_000)), (Slice::Usual, usual)] {
                 asked.ask(own).unwrap();
                 assert_eq!((own_standing(), slice()), (before, wanted), "{asked:?}");
@@ -190,11 +203,13 @@ mod tests {
 
     #[test]
     fn slices_are_usual_once_the_process_is_busy_and_short_once_it_is_clearly_less_so() {
-        let after = |shares: &[f64]| shares.iter().fold(Slice::Short, |slice, share| slice.after(*share));
+        let after = |shares: &[f64]| shares.iter().fold(Slice::Short, |slice, share| slice.after(*share, 2.0));
         assert_eq!(after(&[0.0, 0.24]), Slice::Short);
         assert_eq!(after(&[0.25]), Slice::Usual);
         assert_eq!(after(&[3.0, 0.2]), Slice::Usual, "one change for a load that is about the bound");
         assert_eq!(after(&[3.0, 0.2, 0.19]), Slice::Short);
+        assert_eq!(Slice::Short.after(0.9, 8.0), Slice::Short, "others have more than it");
+        assert_eq!(Slice::Short.after(0.2, 1.0), Slice::Short);
     }
 
     #[test]

@@ -25,11 +25,11 @@ fn are_taken() -> bool {
     (numbers.next(), numbers.next()) >= (Some(6), Some(12)) && !slices(std::process::id()).is_empty()
 }
 
-/// Who runs the tests may have made them wait for others, and then a member keeps what it was given.
-fn is_niced() -> bool {
+/// Who runs the tests may have given them another niceness or policy, and then a member keeps it.
+fn is_ranked() -> bool {
     let stat = fs::read_to_string("/proc/self/stat").expect("the stat of a process");
-    let rest = stat.rsplit_once(')').expect("a name in parentheses").1;
-    rest.split_whitespace().nth(19 - 3) != Some("0")
+    let fields: Vec<&str> = stat.rsplit_once(')').expect("a name in parentheses").1.split_whitespace().collect();
+    (fields[19 - 3], fields[41 - 3]) != ("0", "0")
 }
 
 /// Counts many keys again and again until it is dropped.
@@ -41,10 +41,11 @@ async fn busy(member: &Member) -> JoinSet<()> {
         member.kv().txn(pb::TxnRequest { success, ..Default::default() }).await.expect("a write");
     }
     let mut tasks = JoinSet::new();
-    for _ in 0..8 {
+    for _ in 0..32 {
         let mut kv = member.kv();
         tasks.spawn(async move {
-            let all = pb::RangeRequest { key: "k".into(), range_end: "l".into(), count_only: true, ..Default::default() };
+            let all =
+                pb::RangeRequest { key: "k".into(), range_end: "l".into(), count_only: true, ..Default::default() };
             while kv.range(all.clone()).await.is_ok_and(|answer| answer.get_ref().count == 5_000) {}
         });
     }
@@ -59,7 +60,7 @@ async fn they_are_short_until_the_member_is_busy_itself_and_short_again_when_it_
     let cluster = Cluster::start(1).await;
     let (pid, usual) = (cluster.members[0].pid(), slices(std::process::id())[0]);
     let all = |wanted: u64| move || async move { slices(pid).iter().all(|slice| *slice == wanted) };
-    let short = if is_niced() { usual } else { 100_000 };
+    let short = if is_ranked() { usual } else { 100_000 };
     cluster.eventually("a member that rests has short slices", all(short)).await;
     let mut load = busy(&cluster.members[0]).await;
     cluster.eventually("one that is busy has the kernel's own", all(usual)).await;

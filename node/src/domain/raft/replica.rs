@@ -147,9 +147,6 @@ impl<L: LogStore> Replica<L> {
 
     /// One tick of the caller's clock.
     pub fn tick(&mut self) {
-        if self.would_lead_too_early() {
-            return;
-        }
         if self.raw.tick() && self.raw.raft.state != StateRole::Leader {
             self.attempts += 1;
         }
@@ -158,7 +155,7 @@ impl<L: LogStore> Replica<L> {
 
     /// Starts an election now.
     pub fn campaign(&mut self) {
-        if self.raw.raft.promotable() && !self.would_lead_too_early() {
+        if self.raw.raft.promotable() {
             let _ = self.raw.campaign();
             self.set_election_timeout();
         }
@@ -170,10 +167,8 @@ impl<L: LogStore> Replica<L> {
     /// What [`validate`] refuses; the message changed nothing.
     pub fn step(&mut self, message: Message) -> Result<(), Invalid> {
         validate::validate(&message, &self.facts())?;
-        if !(elects(message.get_msg_type()) && self.has_unpersisted()) {
-            // A response of a peer that is no longer a member is of no use and no harm.
-            let _ = self.raw.step(message);
-        }
+        // A response of a peer that is no longer a member is of no use and no harm.
+        let _ = self.raw.step(message);
         self.set_election_timeout();
         Ok(())
     }
@@ -401,18 +396,6 @@ impl<L: LogStore> Replica<L> {
         }
     }
 
-    /// Who asked for votes asks once its log is on its disk, so raft-rs takes for granted that the log of a leader is (it panics
-    /// otherwise). What elects a member whose log is not answers an earlier question, or is a lie.
-    fn has_unpersisted(&self) -> bool {
-        self.raw.raft.raft_log.last_index() > self.raw.raft.raft_log.persisted
-    }
-
-    /// The only voter asks nobody: it would lead at once. It waits for its disk instead.
-    fn would_lead_too_early(&self) -> bool {
-        let voters = self.raw.raft.prs().conf().voters();
-        !self.role().leads && self.has_unpersisted() && voters.ids().iter().eq([self.config.id])
-    }
-
     fn may_propose(&self) -> Result<(), NotProposed> {
         // One that was removed leads until the others notice, and takes nothing any more.
         if !self.role().leads || self.raw.raft.prs().get(self.config.id).is_none() {
@@ -433,12 +416,6 @@ impl<L: LogStore> Replica<L> {
         let drawn = Random::new(state).below(ticks);
         self.raw.raft.set_randomized_election_timeout(ticks + drawn);
     }
-}
-
-/// Whether a message may make its receiver lead, or campaign.
-fn elects(kind: MessageType) -> bool {
-    use MessageType::{MsgRequestPreVoteResponse, MsgRequestVoteResponse, MsgTimeoutNow};
-    matches!(kind, MsgTimeoutNow | MsgRequestVoteResponse | MsgRequestPreVoteResponse)
 }
 
 /// The index before the entries of an append, if it says another one.

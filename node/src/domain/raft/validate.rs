@@ -260,10 +260,13 @@ fn pre_vote(message: &Message, facts: &Facts) -> Result<(), Invalid> {
 }
 
 /// A replica that wins asserts that its whole log is on the disk. It asks for votes only then, and a leader hands over
-/// only to a member that acknowledged its last entry. One that leads has won, and late votes are of no harm.
+/// only to a member that acknowledged its last entry. One that leads has won, and late votes are of no harm; but told to
+/// campaign in a later term it would lead no more, and ask at once.
 fn asked_for(message: &Message, facts: &Facts) -> Result<(), Invalid> {
-    if !facts.leads && facts.last_index > facts.persisted {
-        return Err(Invalid::Unasked(message.get_msg_type()));
+    let kind = message.get_msg_type();
+    let late = facts.leads && kind != MessageType::MsgTimeoutNow;
+    if !late && facts.last_index > facts.persisted {
+        return Err(Invalid::Unasked(kind));
     }
     Ok(())
 }

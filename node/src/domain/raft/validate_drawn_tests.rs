@@ -21,7 +21,7 @@ use crate::storage::{LogStore as _, LogWrite, SnapshotPoint};
 const SEEDS: u64 = 200;
 /// Beyond them, what ended a process once.
 ///
-/// 1255: the only voter was told to campaign while entries that came in the same turn were not on its disk.
+/// 1255: a leader, the only voter, was told to campaign in a later term while its own entries were not on its disk.
 const FOUND: [u64; 1] = [1255];
 /// Turns of one seed.
 const TURNS: usize = 200;
