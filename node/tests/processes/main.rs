@@ -34,6 +34,7 @@ mod gone;
 mod grpc_proxy;
 mod hot_settings;
 mod http1;
+mod idle;
 mod jwt;
 mod kv;
 mod large;
