@@ -407,7 +407,10 @@ impl Driver {
             Err(error) => return warn!(from, %error, "a malformed message"),
         };
         match message.get_msg_type() {
-            MessageType::MsgHeartbeatResponse | MessageType::MsgAppendResponse => {
+            // One of an earlier term says nothing of this leader.
+            MessageType::MsgHeartbeatResponse | MessageType::MsgAppendResponse
+                if message.term == self.replica.role().term =>
+            {
                 self.heard.answered(from, Instant::now());
             }
             MessageType::MsgAppend if !message.entries.is_empty() && self.unapplied_bytes > MAX_UNAPPLIED_BYTES => {
@@ -698,10 +701,21 @@ impl Driver {
         known.collect()
     }
 
+    /// When a majority answered last, if a read index of that moment would be answered now: it is a leader's that has
+    /// committed in its term, and all that is committed is applied.
+    fn confirmed(&self, members: &[Progress], commit: u64) -> Option<Instant> {
+        if !self.replica.role().leads || !self.replica.committed_in_term() || self.applied < commit {
+            return None;
+        }
+        let voters: Vec<u64> = members.iter().map(|member| member.id).filter(|id| self.replica.is_voter(*id)).collect();
+        self.heard.majority(&voters, self.ports.member_id, Instant::now())
+    }
+
     fn publish_status(&mut self) {
         let role = self.replica.role();
         let commit = self.replica.commit();
         let progress = self.progress(role.term, commit);
+        let confirmed = self.confirmed(&progress, commit);
         let first_index = self.replica.tail().point().index + 1;
         let mut slot = self.ports.status.write();
         let status = Arc::make_mut(&mut slot);
@@ -715,6 +729,7 @@ impl Driver {
         status.change_in_flight = self.replica.change_in_flight();
         status.leader_changes = self.leader_changes;
         status.elected = self.elected;
+        status.confirmed = status.confirmed.max(confirmed);
         status.turned = Some(Instant::now());
     }
 }

@@ -268,9 +268,10 @@ impl Handle {
         membership.members.iter().map(|m| Progress { id: m.id, active: active(m.id), ..Progress::default() }).collect()
     }
 
-    /// When a background read index last succeeded; readiness is "within the last 2 s".
-    pub fn last_read_index(&self) -> Option<Instant> {
-        *self.0.last_read_index.lock()
+    /// When a linearizable read could be served last: a read index succeeded, or, on a leader, a majority answered its
+    /// heartbeats. Readiness is "within the last 2 s".
+    pub fn last_confirmed(&self) -> Option<Instant> {
+        self.status().confirmed.max(*self.0.last_read_index.lock())
     }
 
     /// Inputs that wait for the driver, for metrics.
