@@ -20,24 +20,36 @@ use crate::domain::raft::Role;
 pub(crate) struct Calm {
     role: Role,
     commit: u64,
+    /// Nobody but the member itself waits for a read of an index.
+    pub(crate) reads_wait: bool,
 }
 
 impl Calm {
-    /// Whether a frame says nothing else.
-    pub(crate) fn can_wait(&self, frame: &Frame) -> bool {
+    /// The same, and whether reads wait.
+    pub(crate) fn with_reads(self, reads_wait: bool) -> Self {
+        Self { reads_wait, ..self }
+    }
+
+    /// Whether a frame says nothing else. A leader whose ticks are shorter than those here must be answered more often than once a
+    /// tick: of its heartbeats the second one in a tick wakes (`heard` notes the first).
+    pub(crate) fn can_wait(&self, frame: &Frame, heard: &mut bool) -> bool {
         let Some(Body::Raft(raft)) = &frame.body else { return false };
-        raft.messages.iter().all(|message| self.is_known(frame.from, message))
+        let known = raft.messages.iter().all(|message| self.is_known(frame.from, message));
+        known && (self.role.leads || !std::mem::replace(heard, true))
     }
 
     fn is_known(&self, from: u64, message: &RaftMessage) -> bool {
         const HEARTBEAT: u32 = MessageType::MsgHeartbeat as u32;
         const ANSWER: u32 = MessageType::MsgHeartbeatResponse as u32;
-        // With a context it is of a read, for which somebody waits.
-        let is_of_the_term = message.term == self.role.term && message.context.is_empty();
-        is_of_the_term
+        // With a context it is of a read, whose asker it begins with.
+        let (asked, own) = (&message.context, self.role.leader.to_be_bytes());
+        let of_no_read = asked.is_empty();
+        message.term == self.role.term
             && match message.msg_type {
-                HEARTBEAT => from == self.role.leader && !self.role.leads && message.commit <= self.commit,
-                ANSWER => self.role.leads,
+                HEARTBEAT => {
+                    of_no_read && from == self.role.leader && !self.role.leads && message.commit <= self.commit
+                }
+                ANSWER => self.role.leads && (of_no_read || (self.reads_wait && asked.starts_with(&own))),
                 _ => false,
             }
     }
@@ -50,7 +62,7 @@ pub(crate) struct Quiet(Option<(Calm, u64, Instant)>);
 impl Quiet {
     /// What others may say without waking this member, if nothing has moved for `bound`: neither what is so nor the `last` index.
     pub(crate) fn calm(&mut self, role: Role, commit: u64, last: u64, bound: Duration, now: Instant) -> Option<Calm> {
-        let calm = Calm { role, commit };
+        let calm = Calm { role, commit, reads_wait: false };
         match self.0 {
             Some((before, index, since)) if (before, index) == (calm, last) => {
                 (role.leader != 0 && now.saturating_duration_since(since) >= bound).then_some(calm)
@@ -69,8 +81,8 @@ mod tests {
 
     use super::*;
 
-    const FOLLOWER: Calm = Calm { role: Role { leader: 1, term: 5, leads: false }, commit: 9 };
-    const LEADER: Calm = Calm { role: Role { leader: 1, term: 5, leads: true }, commit: 9 };
+    const FOLLOWER: Calm = Calm { role: Role { leader: 1, term: 5, leads: false }, commit: 9, reads_wait: false };
+    const LEADER: Calm = Calm { role: Role { leader: 1, term: 5, leads: true }, commit: 9, reads_wait: false };
 
     fn said(kind: MessageType) -> RaftMessage {
         RaftMessage { msg_type: kind as u32, term: 5, commit: 9, ..RaftMessage::default() }
@@ -80,31 +92,43 @@ mod tests {
         Frame { from, body: Some(Body::Raft(RaftMessages { messages })), ..Frame::default() }
     }
 
+    fn waits(calm: Calm, frame: &Frame) -> bool {
+        calm.can_wait(frame, &mut false)
+    }
+
     #[test]
     fn a_follower_is_not_woken_by_a_heartbeat_of_its_leader_that_brings_nothing() {
         let heartbeat = said(MessageType::MsgHeartbeat);
-        assert!(FOLLOWER.can_wait(&frame(1, vec![heartbeat.clone()])));
+        assert!(waits(FOLLOWER, &frame(1, vec![heartbeat.clone()])));
         let of_another_term = RaftMessage { term: 6, ..heartbeat.clone() };
         let of_a_read = RaftMessage { context: "read".into(), ..heartbeat.clone() };
         let of_a_commit = RaftMessage { commit: 10, ..heartbeat.clone() };
         for wakes in [of_another_term, of_a_read, of_a_commit, said(MessageType::MsgAppend)] {
-            assert!(!FOLLOWER.can_wait(&frame(1, vec![wakes.clone()])), "{wakes:?}");
-            assert!(!FOLLOWER.can_wait(&frame(1, vec![heartbeat.clone(), wakes])), "beside one that may wait");
+            assert!(!waits(FOLLOWER, &frame(1, vec![wakes.clone()])), "{wakes:?}");
+            assert!(!waits(FOLLOWER, &frame(1, vec![heartbeat.clone(), wakes])), "beside one that may wait");
         }
-        assert!(!FOLLOWER.can_wait(&frame(2, vec![heartbeat.clone()])), "of somebody else");
-        assert!(!LEADER.can_wait(&frame(1, vec![heartbeat])), "that of itself is a lie");
+        assert!(!waits(FOLLOWER, &frame(2, vec![heartbeat.clone()])), "of somebody else");
+        assert!(!waits(LEADER, &frame(1, vec![heartbeat.clone()])), "that of itself is a lie");
+        let (mut heard, heartbeat) = (false, frame(1, vec![heartbeat]));
+        assert!(FOLLOWER.can_wait(&heartbeat, &mut heard) && !FOLLOWER.can_wait(&heartbeat, &mut heard));
     }
 
     #[test]
     fn a_leader_is_not_woken_by_answers_to_its_heartbeats() {
         let answer = said(MessageType::MsgHeartbeatResponse);
-        assert!(LEADER.can_wait(&frame(2, vec![answer.clone()])));
-        assert!(!FOLLOWER.can_wait(&frame(2, vec![answer.clone()])));
-        let to_a_read = RaftMessage { context: "read".into(), ..answer };
+        assert!(waits(LEADER, &frame(2, vec![answer.clone()])));
+        assert!(!waits(FOLLOWER, &frame(2, vec![answer.clone()])));
+        let of = |id: u64| RaftMessage { context: [id, 1, 1].map(u64::to_be_bytes).concat().into(), ..answer.clone() };
+        let background = LEADER.with_reads(true);
+        assert!(waits(background, &frame(2, vec![of(1), answer.clone()])), "it asked for itself");
+        assert!(!waits(background, &frame(2, vec![of(2)])) && !waits(LEADER, &frame(2, vec![of(1)])));
+        let (mut heard, many) = (false, frame(2, vec![answer.clone()]));
+        assert!(LEADER.can_wait(&many, &mut heard) && LEADER.can_wait(&many, &mut heard));
+        let to_a_read = RaftMessage { context: "read".into(), ..answer.clone() };
         for wakes in [to_a_read, said(MessageType::MsgAppendResponse), said(MessageType::MsgRequestVote)] {
-            assert!(!LEADER.can_wait(&frame(2, vec![wakes.clone()])), "{wakes:?}");
+            assert!(!waits(LEADER, &frame(2, vec![wakes.clone()])), "{wakes:?}");
         }
-        assert!(!LEADER.can_wait(&Frame { from: 2, body: None, ..Frame::default() }));
+        assert!(!waits(LEADER, &Frame { from: 2, body: None, ..Frame::default() }));
     }
 
     #[test]

@@ -102,6 +102,7 @@ pub(crate) struct Driver {
     heard: Heard,
     standstill: Standstill,
     quiet: Quiet,
+    calm: Option<Calm>,
     stopped: Option<tokio::sync::oneshot::Sender<()>>,
     /// The disk failed, or is not what it was: nothing more is written, sent or voted.
     broken: bool,
@@ -128,6 +129,7 @@ impl Driver {
             heard: Heard::default(),
             standstill: Standstill::default(),
             quiet: Quiet::default(),
+            calm: None,
             stopped: None,
             broken: false,
             ports,
@@ -153,8 +155,8 @@ impl Driver {
         }
         let mut inputs = Vec::new();
         while self.stopped.is_none() {
-            let calm = self.calm();
-            self.ports.inbox.drain(self.next_tick, calm, &mut inputs);
+            self.calm = self.present_calm();
+            self.ports.inbox.drain(self.next_tick, self.calm, &mut inputs);
             for input in inputs.drain(..) {
                 self.take(input);
             }
@@ -174,11 +176,12 @@ impl Driver {
     }
 
     /// What others may say without waking this thread. A leader waits for the answer of whoever is behind.
-    fn calm(&mut self) -> Option<Calm> {
+    fn present_calm(&mut self) -> Option<Calm> {
         let (role, commit, last) = (self.replica.role(), self.replica.commit(), self.replica.last_index());
         let bound = self.ports.tick * self.ports.election_ticks;
         let calm = self.quiet.calm(role, commit, last, bound, Instant::now())?;
         let all_have_it = self.replica.progress().iter().all(|(_, matched, ..)| *matched == last);
+        let calm = calm.with_reads(self.reads.can_wait(self.ports.tick));
         (all_have_it && !self.replica.transferring()).then_some(calm)
     }
 
@@ -187,7 +190,10 @@ impl Driver {
             Input::Propose { sequence, data } => {
                 self.queue.push_back(Queued { origin: Origin::Local, term: 0, sequence, data });
             }
-            Input::Read(reply) => self.reads.wait(reply),
+            Input::BackgroundRead(reply) if self.calm.is_some_and(|calm| calm.reads_wait) => {
+                self.reads.wait_for_tick(reply);
+            }
+            Input::Read(reply) | Input::BackgroundRead(reply) => self.reads.wait(reply),
             Input::Frame(frame) => self.frame(frame),
             Input::Change { change, terms, reply } => {
                 let (status, waiters) = (self.ports.status.read().clone(), &self.ports.waiters);
@@ -231,6 +237,7 @@ impl Driver {
         }
         if late > 0 {
             self.forget_given_up();
+            self.reads.tick();
         }
         if late > 0 && self.ports.snapshots.expire(now) {
             self.replica.tail().offer(None);
@@ -407,10 +414,7 @@ impl Driver {
             Err(error) => return warn!(from, %error, "a malformed message"),
         };
         match message.get_msg_type() {
-            // One of an earlier term says nothing of this leader.
-            MessageType::MsgHeartbeatResponse | MessageType::MsgAppendResponse
-                if message.term == self.replica.role().term =>
-            {
+            MessageType::MsgHeartbeatResponse | MessageType::MsgAppendResponse => {
                 self.heard.answered(from, Instant::now());
             }
             MessageType::MsgAppend if !message.entries.is_empty() && self.unapplied_bytes > MAX_UNAPPLIED_BYTES => {
@@ -701,21 +705,10 @@ impl Driver {
         known.collect()
     }
 
-    /// When a majority answered last, if a read index of that moment would be answered now: it is a leader's that has
-    /// committed in its term, and all that is committed is applied.
-    fn confirmed(&self, members: &[Progress], commit: u64) -> Option<Instant> {
-        if !self.replica.role().leads || !self.replica.committed_in_term() || self.applied < commit {
-            return None;
-        }
-        let voters: Vec<u64> = members.iter().map(|member| member.id).filter(|id| self.replica.is_voter(*id)).collect();
-        self.heard.majority(&voters, self.ports.member_id, Instant::now())
-    }
-
     fn publish_status(&mut self) {
         let role = self.replica.role();
         let commit = self.replica.commit();
         let progress = self.progress(role.term, commit);
-        let confirmed = self.confirmed(&progress, commit);
         let first_index = self.replica.tail().point().index + 1;
         let mut slot = self.ports.status.write();
         let status = Arc::make_mut(&mut slot);
@@ -729,7 +722,6 @@ impl Driver {
         status.change_in_flight = self.replica.change_in_flight();
         status.leader_changes = self.leader_changes;
         status.elected = self.elected;
-        status.confirmed = status.confirmed.max(confirmed);
         status.turned = Some(Instant::now());
     }
 }

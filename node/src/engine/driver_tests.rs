@@ -466,3 +466,34 @@ async fn after_a_failed_write_nobody_says_that_a_snapshot_was_not_taken() {
     alone.driver.take(Input::Install { name: "9".to_owned(), point, from: 1, term: 1, reply });
     assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty));
 }
+
+/// What a leader hears of its own question can wait as the question did.
+#[tokio::test]
+async fn what_a_member_asks_for_itself_goes_with_the_heartbeats_of_the_next_tick() {
+    let mut alone = Alone::new(&[]);
+    alone.leads();
+    let (role, tick) = (alone.driver.replica.role(), Duration::from_millis(100));
+    let mut calm = || alone.driver.quiet.calm(role, 2, 2, Duration::ZERO, Instant::now());
+    alone.driver.calm = calm().or_else(calm).map(|calm| calm.with_reads(true));
+    let frames = |alone: &Alone| alone.sent.0.lock().iter().filter(|(to, _)| *to == 1).count();
+    let (before, (reply, mut answer)) = (frames(&alone), oneshot::channel());
+    alone.turn(vec![Input::BackgroundRead(reply)]);
+    assert_eq!(frames(&alone), before, "it waits");
+    alone.tick();
+    assert_eq!(frames(&alone), before + 1, "and goes with what is sent anyway");
+    assert!(
+        alone.driver.reads.can_wait(tick) && !alone.driver.reads.can_wait(tick * 2),
+        "or it would be asked again before"
+    );
+
+    let heartbeats = raft_sent(&alone.sent, MessageType::MsgHeartbeat);
+    let context = heartbeats.into_iter().map(|heartbeat| heartbeat.context).find(|context| !context.is_empty());
+    let (kind, term) = (MessageType::MsgHeartbeatResponse, role.term);
+    let confirmed = Message { msg_type: kind, term, context: context.expect("asked"), ..Message::default() };
+    alone.frame(1, of_the_leader(confirmed));
+    assert_eq!(answer.try_recv().expect("answered"), Ok(()));
+
+    let (reply, _waits) = oneshot::channel();
+    alone.turn(vec![Input::Read(reply)]);
+    assert!(!alone.driver.reads.can_wait(tick), "somebody waits");
+}

@@ -32,6 +32,8 @@ pub(crate) enum Input {
     Propose { sequence: u64, data: Bytes },
     /// A linearizable read.
     Read(Reply<()>),
+    /// The same for the member itself, which can wait.
+    BackgroundRead(Reply<()>),
     /// From a peer.
     Frame(peer::Frame),
     /// A membership change.
@@ -63,6 +65,8 @@ struct Queue {
     urgent: bool,
     /// What it is not woken for.
     calm: Option<Calm>,
+    /// A heartbeat waits.
+    heard_leader: bool,
 }
 
 /// See the module.
@@ -81,8 +85,11 @@ impl Inbox {
             return Err(Failure::TooManyRequests);
         }
         queue.requests += 1;
+        let can_wait = matches!(input, Input::BackgroundRead(_)) && queue.calm.is_some_and(|calm| calm.reads_wait);
         queue.inputs.push(input);
-        self.wake(&mut queue);
+        if !can_wait {
+            self.wake(&mut queue);
+        }
         Ok(())
     }
 
@@ -94,7 +101,7 @@ impl Inbox {
             return false;
         }
         queue.frame_bytes += bytes;
-        let can_wait = queue.calm.is_some_and(|calm| calm.can_wait(&frame));
+        let can_wait = queue.calm.is_some_and(|calm| calm.can_wait(&frame, &mut queue.heard_leader));
         queue.inputs.push(Input::Frame(frame));
         if !can_wait {
             self.wake(&mut queue);
@@ -118,7 +125,7 @@ impl Inbox {
         if !queue.urgent {
             self.filled.wait_until(&mut queue, deadline);
         }
-        queue.urgent = false;
+        (queue.urgent, queue.heard_leader) = (false, false);
         queue.requests = 0;
         queue.frame_bytes = 0;
         std::mem::swap(&mut queue.inputs, into);
@@ -182,7 +189,7 @@ mod tests {
         let role = Role { leader: 2, term: 1, leads: true };
         let mut quiet = Quiet::default();
         let mut calm = || quiet.calm(role, 1, 1, Duration::ZERO, Instant::now());
-        let calm = calm().or_else(calm);
+        let calm = calm().or_else(calm).map(|calm| calm.with_reads(true));
         let answer = || {
             let message =
                 RaftMessage { msg_type: MessageType::MsgHeartbeatResponse as u32, term: 1, ..RaftMessage::default() };
@@ -202,9 +209,10 @@ mod tests {
             other.drain(late, calm, &mut taken);
             taken.len()
         });
-        assert!(answer() && answer());
+        let (reply, _waits) = oneshot::channel();
+        assert!(answer() && answer() && inbox.request(Input::BackgroundRead(reply)).is_ok());
         inbox.report(Input::Flushed(7));
-        assert_eq!(waits.join().expect("a driver that was woken"), 3);
+        assert_eq!(waits.join().expect("a driver that was woken"), 4);
 
         assert!(answer());
         inbox.drain(Instant::now() + Duration::from_millis(50), calm, &mut taken);

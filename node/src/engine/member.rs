@@ -390,18 +390,17 @@ fn refusal_of(log: Weak<RocksLog>, handle: Handle) -> impl Fn() -> Option<Storag
     move || log.upgrade().and_then(|log| log.refuses_writes()).or_else(|| handle.store().refuses_writes())
 }
 
-/// Readiness is fed in the background, so that a probe only looks. Who knows without asking, asks nobody.
+/// Readiness is fed in the background, so that a probe only looks.
 async fn keep_read_index(handle: Handle) {
     loop {
-        let age = handle.last_confirmed().map_or(READ_INDEX_EVERY, |at| at.elapsed());
-        if age < READ_INDEX_EVERY {
-            tokio::time::sleep(READ_INDEX_EVERY - age).await;
-            continue;
-        }
-        match tokio::time::timeout(READ_INDEX_EVERY * 4, handle.read_index()).await {
+        let asked = Instant::now();
+        let rest = match tokio::time::timeout(READ_INDEX_EVERY * 4, handle.read_index_in_background()).await {
             Ok(Err(Failure::Stopped)) => return,
-            Ok(_) | Err(_) => tokio::time::sleep(READ_INDEX_EVERY).await,
-        }
+            // It waited for ticks.
+            Ok(Ok(())) => READ_INDEX_EVERY.saturating_sub(asked.elapsed()).max(READ_INDEX_EVERY / 2),
+            Ok(Err(_)) | Err(_) => READ_INDEX_EVERY,
+        };
+        tokio::time::sleep(rest).await;
     }
 }
 

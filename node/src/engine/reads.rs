@@ -19,6 +19,8 @@ const REPEAT_AFTER: Duration = Duration::from_millis(200);
 struct Attempt {
     since: Instant,
     replies: Vec<Reply<()>>,
+    /// Nobody waits for it but the member itself.
+    background: bool,
 }
 
 /// The reads of one member.
@@ -27,6 +29,10 @@ pub(crate) struct Reads {
     incarnation: u64,
     counter: u64,
     waiting: Vec<Reply<()>>,
+    /// Those that wait for a tick, so that what they ask goes with its heartbeats.
+    background: Vec<Reply<()>>,
+    /// They may go.
+    ticked: bool,
     attempts: HashMap<Vec<u8>, Attempt>,
     /// Confirmed, and waiting for this index to be applied.
     confirmed: BTreeMap<u64, Vec<Reply<()>>>,
@@ -40,6 +46,8 @@ impl Reads {
             incarnation,
             counter: 0,
             waiting: Vec::new(),
+            background: Vec::new(),
+            ticked: false,
             attempts: HashMap::new(),
             confirmed: BTreeMap::new(),
         }
@@ -50,9 +58,30 @@ impl Reads {
         self.waiting.push(reply);
     }
 
+    /// The member itself asks, and can wait for the next tick.
+    pub(crate) fn wait_for_tick(&mut self, reply: Reply<()>) {
+        self.background.push(reply);
+    }
+
+    /// A tick.
+    pub(crate) fn tick(&mut self) {
+        self.ticked = true;
+    }
+
+    /// Whether what is heard of the reads of this member can wait for the next tick too: nobody else waits for one, and none is given
+    /// up before.
+    pub(crate) fn can_wait(&self, tick: Duration) -> bool {
+        let others = self.attempts.values().any(|attempt| !attempt.background);
+        self.waiting.is_empty() && !others && tick * 2 <= REPEAT_AFTER
+    }
+
     /// Starts an attempt for those that wait, and repeats what got no answer.
     pub(crate) fn issue<L: LogStore>(&mut self, replica: &mut Replica<L>, now: Instant) {
         self.repeat(now, REPEAT_AFTER);
+        let background = self.waiting.is_empty();
+        if std::mem::take(&mut self.ticked) {
+            self.waiting.append(&mut self.background);
+        }
         if self.waiting.is_empty() || self.attempts.len() >= MAX_ATTEMPTS || replica.role().leader == 0 {
             return;
         }
@@ -65,7 +94,8 @@ impl Reads {
         }
         self.counter += 1;
         let context = self.context();
-        self.attempts.insert(context.clone(), Attempt { since: now, replies: std::mem::take(&mut self.waiting) });
+        self.attempts
+            .insert(context.clone(), Attempt { since: now, replies: std::mem::take(&mut self.waiting), background });
         replica.read_index(context);
     }
 
@@ -73,6 +103,7 @@ impl Reads {
     /// gone are dropped, or they would add up for as long as that lasts.
     pub(crate) fn forget_given_up(&mut self) {
         self.waiting.retain(|reply| !reply.is_closed());
+        self.background.retain(|reply| !reply.is_closed());
         self.confirmed.retain(|_, replies| {
             replies.retain(|reply| !reply.is_closed());
             !replies.is_empty()
@@ -111,7 +142,9 @@ impl Reads {
     #[cfg(test)]
     pub(crate) fn kept(&self) -> usize {
         let attempts = self.attempts.values().map(|attempt| attempt.replies.len());
-        self.waiting.len() + attempts.chain(self.confirmed.values().map(Vec::len)).sum::<usize>()
+        self.waiting.len()
+            + self.background.len()
+            + attempts.chain(self.confirmed.values().map(Vec::len)).sum::<usize>()
     }
 
     fn repeat(&mut self, now: Instant, after: Duration) {

@@ -53,8 +53,6 @@ pub struct Status {
     pub pending: u64,
     /// Proposals that failed since the process started.
     pub failed: u64,
-    /// When it was last confirmed, without a read, that this member leads and has applied all that is committed.
-    pub confirmed: Option<Instant>,
     /// When the driver went round last; it does so at least once a tick.
     pub turned: Option<Instant>,
 }

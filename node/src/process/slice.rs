@@ -116,10 +116,11 @@ pub(super) async fn follow() {
         if next == slice {
             continue;
         }
-        slice = next;
-        tracing::debug!(?slice, used, "the slices of all threads change");
-        if let Err(error) = slice.ask_for_all() {
-            tracing::debug!(%error, "not all threads were found");
+        tracing::debug!(?next, used, "the slices of all threads change");
+        match next.ask_for_all() {
+            Ok(()) => slice = next,
+            // In the next window again.
+            Err(error) => tracing::debug!(%error, "not all threads were found"),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Readiness and liveness. Readiness is a read index that the engine's background check brought through within the last
-//! 2 s, or what is as good on a leader (answers of a majority to its heartbeats), on a voter that is not on its way out and that its operator holds for the right cluster. Liveness depends on
+//! 2 s, on a voter that is not on its way out and that its operator holds for the right cluster. Liveness depends on
 //! nothing outside the process: never on quorum or peers.
 
 use std::future;
@@ -166,7 +166,7 @@ fn turns(last: Option<Instant>, now: Instant) -> Result<(), String> {
 
 fn linearizable_read(member: &Member) -> Result<(), String> {
     let handle = member.handle().map_err(|failure| failure.to_string())?;
-    fresh(handle.last_confirmed(), Instant::now())
+    fresh(handle.last_read_index(), Instant::now())
 }
 
 fn fresh(last: Option<Instant>, now: Instant) -> Result<(), String> {

@@ -1,7 +1,7 @@
 //! A member with nothing to do sleeps (decision 0109), as the kernel counts it.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cluster::Cluster;
 
@@ -20,13 +20,13 @@ fn sleeps(process: u32, name: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn where_nothing_happens_ticks_and_reads_alone_wake_the_thread_of_raft() {
     let cluster = Cluster::start(3).await;
-    let leader = cluster.leader().await;
-    let (window, of_leader, of_another) = (2, 33, 25);
+    let (window, of_leader, of_another) = (Duration::from_secs(2), 33, 25);
     let rests = || async {
         let count = || cluster.members.iter().map(|member| sleeps(member.pid(), "driver")).collect::<Vec<_>>();
-        let before = count();
-        tokio::time::sleep(Duration::from_secs(window)).await;
-        let counted: Vec<u64> = count().iter().zip(before).map(|(after, before)| (after - before) / window).collect();
+        let (leader, began, before) = (cluster.leader().await, Instant::now(), count());
+        tokio::time::sleep(window).await;
+        let per_second = |count: u64| (count as f64 / began.elapsed().as_secs_f64()) as u64;
+        let counted: Vec<u64> = count().iter().zip(before).map(|(after, before)| per_second(after - before)).collect();
         println!("{counted:?} a second, the leader is {leader}");
         let bound = |index| if index == leader { of_leader } else { of_another };
         counted.iter().enumerate().all(|(index, count)| *count > 0 && *count <= bound(index))

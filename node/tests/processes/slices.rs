@@ -18,11 +18,12 @@ fn slices(process: u32) -> Vec<u64> {
     shown.filter_map(slice).collect()
 }
 
-/// Linux takes slices of threads from 6.12 on.
+/// Linux takes slices of threads from 6.12 on. Of many processors a member is not busy by what this test asks.
 fn are_taken() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("the release of the kernel");
     let mut numbers = release.split(['.', '-']).map(|number| number.trim().parse().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(6), Some(12)) && !slices(std::process::id()).is_empty()
+    let few = std::thread::available_parallelism().is_ok_and(|count| count.get() <= 8);
+    few && (numbers.next(), numbers.next()) >= (Some(6), Some(12)) && !slices(std::process::id()).is_empty()
 }
 
 /// Who runs the tests may have given them another niceness or policy, and then a member keeps it.
@@ -59,7 +60,12 @@ async fn they_are_short_until_the_member_is_busy_itself_and_short_again_when_it_
     }
     let cluster = Cluster::start(1).await;
     let (pid, usual) = (cluster.members[0].pid(), slices(std::process::id())[0]);
-    let all = |wanted: u64| move || async move { slices(pid).iter().all(|slice| *slice == wanted) };
+    let all = |wanted: u64| {
+        move || async move {
+            let present = slices(pid);
+            !present.is_empty() && present.iter().all(|slice| *slice == wanted)
+        }
+    };
     let short = if is_ranked() { usual } else { 100_000 };
     cluster.eventually("a member that rests has short slices", all(short)).await;
     let mut load = busy(&cluster.members[0]).await;
