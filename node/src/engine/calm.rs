@@ -2,7 +2,7 @@
 //!
 //! Where nothing is written, all that members say is that the leader leads, and all that a tick counts is whether it did. What is
 //! heard of that between two ticks has the same effect at the next one: the tick comes after what arrived before it. So the
-//! driver's thread sleeps on until then. On a leader of three that is two of three wake-ups.
+//! driver's thread sleeps on until then. On a leader of three that is 20 wake-ups a second.
 //!
 //! A member whose log is behind waits for just such an answer to be sent more, so nothing may wait before nothing has moved for
 //! an election time-out.

@@ -157,21 +157,29 @@ impl Driver {
         while self.stopped.is_none() {
             self.calm = self.present_calm();
             self.ports.inbox.drain(self.next_tick, self.calm, &mut inputs);
-            for input in inputs.drain(..) {
-                self.take(input);
-            }
-            self.tick_when_due();
-            self.propose_queued();
-            self.reads.issue(&mut self.replica, Instant::now());
-            self.carry_out_batches();
-            self.check_reads();
+            self.turn(&mut inputs);
             if self.broken {
                 return;
             }
-            self.after_batches();
         }
         if let Some(stopped) = self.stopped.take() {
             let _ = stopped.send(());
+        }
+    }
+
+    fn turn(&mut self, inputs: &mut Vec<Input>) {
+        let began = Instant::now();
+        for input in inputs.drain(..) {
+            self.take(input);
+        }
+        self.tick_when_due();
+        self.propose_queued();
+        self.reads.issue(&mut self.replica, Instant::now());
+        self.carry_out_batches();
+        self.check_reads();
+        if !self.broken {
+            self.reads.repeat_unanswered(began);
+            self.after_batches();
         }
     }
 

@@ -75,9 +75,8 @@ impl Reads {
         self.waiting.is_empty() && !others && tick * 2 <= REPEAT_AFTER
     }
 
-    /// Starts an attempt for those that wait, and repeats what got no answer.
+    /// Starts an attempt for those that wait.
     pub(crate) fn issue<L: LogStore>(&mut self, replica: &mut Replica<L>, now: Instant) {
-        self.repeat(now, REPEAT_AFTER);
         let background = self.waiting.is_empty();
         if std::mem::take(&mut self.ticked) {
             self.waiting.append(&mut self.background);
@@ -97,6 +96,12 @@ impl Reads {
         self.attempts
             .insert(context.clone(), Attempt { since: now, replies: std::mem::take(&mut self.waiting), background });
         replica.read_index(context);
+    }
+
+    /// Has asked anew what had no answer when the turn `began`, of those that were taken in it. A turn may last longer than an answer is
+    /// waited for.
+    pub(crate) fn repeat_unanswered(&mut self, began: Instant) {
+        self.repeat(began, REPEAT_AFTER);
     }
 
     /// Callers give up while there is no leader, or while nothing is applied, and others come: once a tick those that are

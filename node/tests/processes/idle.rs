@@ -20,7 +20,7 @@ fn sleeps(process: u32, name: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn where_nothing_happens_ticks_and_reads_alone_wake_the_thread_of_raft() {
     let cluster = Cluster::start(3).await;
-    let (window, of_leader, of_another) = (Duration::from_secs(2), 33, 25);
+    let (window, of_leader, of_another) = (Duration::from_secs(2), 26, 25);
     let rests = || async {
         let count = || cluster.members.iter().map(|member| sleeps(member.pid(), "driver")).collect::<Vec<_>>();
         let (leader, began, before) = (cluster.leader().await, Instant::now(), count());
